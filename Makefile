@@ -1,0 +1,28 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DONE := $(VENV)/.installed
+
+.PHONY: demo test slow lint clean
+
+demo: $(DONE)
+	$(VENV)/bin/varflow demo --out demo
+
+test: $(DONE)
+	$(RUN) -m pytest
+
+slow: $(DONE)
+	$(RUN) -m pytest -m slow --timeout 1800
+
+lint: $(DONE)
+	$(VENV)/bin/ruff check src tests benchmarks
+	$(VENV)/bin/mypy
+
+$(DONE): pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo src/*.egg-info

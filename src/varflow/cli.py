@@ -1,0 +1,479 @@
+"""The command line: a thin face over the library.
+
+Commands are looked up here and their flags come from the dataclasses; torch is imported only by the
+command that needs it, so help is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from varflow.errors import SpecError, VarflowError, suggestion, unknown
+from varflow.specs import RunSpec, setting_types
+
+_HELP = """\
+varflow: deep latent-variable models and variational inference with normalizing flows
+
+usage: varflow COMMAND [options]        (varflow COMMAND --help for the options)
+
+  recipes       the named experiments
+  fit           train a recipe:   varflow fit dense --flow planar --amortized --out runs/planar
+                go on with a run: varflow fit --resume runs/planar
+  evaluate      ELBO, log-likelihood, bits/dim and health of a run, with their errors
+  sample        pictures or rows drawn from a run's model
+  reconstruct   test examples beside their reconstructions
+  report        every figure and a self-contained report.html of a run
+  data          the data sets: what is here, download, check
+  demo          several posteriors compared on the embedded digits, in about a minute
+"""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Train a recipe, or go on with a run."""
+
+    out: str | None = None
+    """Folder of the run; without it runs/ and a name made of recipe, data, flow and seed."""
+    resume: str | None = None
+    """Go on with the run in this folder, bit for bit; only --epochs or --steps can be given beside it."""
+    overwrite: bool = False
+    """Replace the run that the folder holds."""
+    quiet: bool = False
+    """Show no progress."""
+    report: bool = True
+    """Draw the figures and write report.html at the end."""
+
+
+@dataclass(frozen=True)
+class FitCommand:
+    """Train a recipe; every setting has the recipe's value unless given."""
+
+    run: Fit
+    spec: RunSpec
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Estimates on a split, with their errors; per-example results are kept in the run."""
+
+    run: str
+    """Folder of the run."""
+    split: Literal["test", "validation", "train"] = "test"
+    """The split."""
+    samples: int = 1000
+    """Importance samples for each example."""
+    limit: int | None = None
+    """The first examples of the split alone."""
+    memory: float = 1.0
+    """Bound on working memory, GiB."""
+    seed: int = 0
+    """Seed of the estimate."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:0, ..."""
+    threads: int | None = None
+    """CPU threads; without it torch's choice."""
+    data_dir: str | None = None
+    """Folder of the named data sets, where it moved since the fit."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw from p(x): pictures as a PNG sheet, and the numbers as .npy."""
+
+    run: str
+    """Folder of the run."""
+    count: int = 64
+    """How many."""
+    mean: bool = False
+    """The likelihood's mean for each z instead of a draw from it."""
+    seed: int = 0
+    """Seed of the draws."""
+    out: str | None = None
+    """File name without ending; without it RUN/figures/sample."""
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Examples beside their reconstructions through one draw of q(z|x)."""
+
+    run: str
+    """Folder of the run."""
+    count: int = 32
+    """How many."""
+    split: Literal["test", "validation", "train"] = "test"
+    """The split."""
+    seed: int = 0
+    """Seed of the draws."""
+    out: str | None = None
+    """File name without ending; without it RUN/figures/reconstruct."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every figure and a self-contained report.html."""
+
+    run: str
+    """Folder of the run."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data sets: what is here, download, check."""
+
+    action: Literal["list", "download", "check"] = "list"
+    """list: all data sets and whether they are here; download NAME; check NAME: read it and verify checksums."""
+    name: str | None = None
+    """The data set."""
+    data_dir: str | None = None
+    """Folder of the named data sets; without it VARFLOW_DATA, then ~/.cache/varflow."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Several posteriors compared on the embedded digits: table, figures, report."""
+
+    out: str = "demo"
+    """Folder for the runs and the pictures."""
+    epochs: float = 60.0
+    """Budget of each fit."""
+    seed: int = 0
+    """Seed of every fit."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; exits with 2 and one sentence for anything a user can mend."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(arguments)
+    except VarflowError as error:
+        print(f"varflow: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 141
+    sys.exit(code)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_HELP, end="")
+        return 0 if arguments else 2
+    command, rest = arguments[0], arguments[1:]
+    if command == "--version":
+        from varflow import __version__
+
+        print(__version__)
+        return 0
+    if command not in _COMMANDS:
+        raise SpecError(f"command: unknown '{command}'; {suggestion(command, _COMMANDS)}")
+    return _COMMANDS[command](rest)
+
+
+# -- commands ----------------------------------------------------------------------------------
+
+
+def _recipes(arguments: list[str]) -> int:
+    from varflow import recipes
+
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("usage: varflow recipes [NAME]\n\nThe named experiments; with NAME, one with its settings.")
+        return 0
+    if arguments:
+        recipe = recipes.find(arguments[0])
+        print(f"{recipe.name}: {recipe.summary}\nsource: {recipe.source}\ndiffers: {recipe.differs or 'nothing'}")
+        for group, values in recipe.spec.to_dict().items():
+            if isinstance(values, dict):
+                print(f"{group}: " + ", ".join(f"{k}={v}" for k, v in values.items()))
+        return 0
+    width = max(len(name) for name in recipes.TABLE)
+    for recipe in recipes.every():
+        print(f"{recipe.name:<{width}}  {recipe.summary}")
+    return 0
+
+
+def _fit(arguments: list[str]) -> int:
+    from varflow import recipes
+
+    name = None
+    if arguments and not arguments[0].startswith("-"):
+        name, arguments = arguments[0], arguments[1:]
+    asks_help = any(a in ("-h", "--help") for a in arguments)
+    default = recipes.find(name).spec if name else RunSpec()
+    types = {**setting_types(), **get_type_hints(Fit)}
+    given = _check_flags(arguments, types)
+    if "steps" in given and "epochs" not in given:
+        default = default.replace(steps=1)
+
+    import tyro
+
+    parsed = tyro.cli(
+        tyro.conf.OmitArgPrefixes[FitCommand],
+        prog=f"varflow fit {name or 'RECIPE'}",
+        description=None if name else "Recipes: " + ", ".join(recipes.TABLE),
+        args=arguments,
+        default=FitCommand(Fit(), default),
+    )
+    command, spec = parsed.run, parsed.spec
+    if not asks_help and name is None and command.resume is None:
+        raise SpecError(f"recipe: missing; {suggestion('', recipes.TABLE)}, or --resume RUN")
+    from varflow import fitting
+
+    if command.resume is not None:
+        if name is not None:
+            raise SpecError("resume: given beside a recipe; a run knows its own settings")
+        budget = {key: spec.get(key) for key in ("epochs", "steps") if key in given}
+        for key in sorted(given - set(budget) - {"resume", "quiet", "report"}):
+            raise SpecError(f"{key}: a resumed run keeps its settings; only --epochs or --steps can grow")
+        run = fitting.resume(command.resume, quiet=command.quiet, **budget)
+    else:
+        spec.validate()
+        out = command.out or f"runs/{name}-{Path(spec.data.data).stem}-{_flow_name(spec)}-seed{spec.training.seed}"
+        run = fitting.fit(spec, out=out, overwrite=command.overwrite, quiet=command.quiet, recipe=name)
+    return _finish(run, command)
+
+
+def _finish(run: Any, command: Fit) -> int:
+    outcome = run.outcome
+    if outcome["signal"] is not None:
+        print(f"{outcome['reason']}; saved. Go on with: varflow fit --resume {run.folder}")
+        return 128 + int(outcome["signal"])
+    print(
+        f"{run.folder}: {outcome['step']} steps in {outcome['seconds']:.0f} s, {outcome['reason']}; "
+        f"best validation ELBO {outcome['best_elbo']:.2f} nats at step {outcome['best_step']}"
+    )
+    if command.report:
+        print(f"report: {run.report()}")
+    print(f"next: varflow evaluate {run.folder}")
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    options = _parse(Evaluate, arguments, "run")
+    run = _open(options.run, options.device, options.threads, options.data_dir)
+    from varflow.evaluation import Progress
+
+    with Progress() as progress:
+        result = run.evaluate(
+            options.split,
+            options.samples,
+            memory=int(options.memory * 2**30),
+            seed=options.seed,
+            limit=options.limit,
+            progress=progress,
+        )
+    print(result.table())
+    if (run.folder / "report.html").exists():
+        from varflow.report import write_report
+
+        write_report(run.folder)
+    return 0
+
+
+def _sample(arguments: list[str]) -> int:
+    options = _parse(Sample, arguments, "run")
+    run = _open(options.run)
+    _at_least_one("count", options.count)
+    from varflow import random
+
+    with random.stream(options.seed):
+        x = run.model.sample(options.count, mean=options.mean)
+    target = Path(options.out) if options.out else run.folder / "figures" / "sample"
+    for path in _write_examples(run, target, x, None):
+        print(path)
+    return 0
+
+
+def _reconstruct(arguments: list[str]) -> int:
+    options = _parse(Reconstruct, arguments, "run")
+    run = _open(options.run)
+    _at_least_one("count", options.count)
+    import torch
+
+    from varflow import random
+
+    size = run.dataset.sizes[options.split]
+    if options.count > size:
+        raise SpecError(f"count: was {options.count}, the {options.split} split has {size}; use at most that")
+    with random.stream(options.seed):
+        x = run.dataset.batch(options.split, torch.arange(options.count)).x
+        again = run.model.reconstruct(x)
+    target = Path(options.out) if options.out else run.folder / "figures" / "reconstruct"
+    for path in _write_examples(run, target, again, x):
+        print(path)
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    options = _parse(Report, arguments, "run")
+    print(_open(options.run).report())
+    return 0
+
+
+def _data(arguments: list[str]) -> int:
+    options = _parse(Data, arguments, "action", "name")
+    from varflow import data
+
+    if options.action == "list":
+        print(data.overview(options.data_dir))
+        return 0
+    if options.name is None:
+        raise SpecError(f"name: missing; {suggestion('', data.SOURCES)}")
+    if options.name not in data.SOURCES:
+        raise unknown("name", options.name, data.SOURCES)
+    if options.action == "download":
+        print(data.download(options.name, options.data_dir))
+        return 0
+    for key, value in data.load(options.name, data_dir=options.data_dir).describe().items():
+        print(f"{key}: {value}")
+    return 0
+
+
+def _demo(arguments: list[str]) -> int:
+    options = _parse(Demo, arguments)
+    from varflow.demo import demo
+
+    demo(Path(options.out), options.epochs, options.seed)
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "recipes": _recipes,
+    "fit": _fit,
+    "evaluate": _evaluate,
+    "sample": _sample,
+    "reconstruct": _reconstruct,
+    "report": _report,
+    "data": _data,
+    "demo": _demo,
+}
+
+
+# -- shared --------------------------------------------------------------------------------------
+
+
+def _parse(kind: type, arguments: list[str], *positional: str) -> Any:
+    """An instance of ``kind`` from flags; leading words fill the ``positional`` fields."""
+    words = 0
+    while words < min(len(arguments), len(positional)) and not arguments[words].startswith("-"):
+        words += 1
+    leading = [part for name, word in zip(positional, arguments, strict=False) for part in (f"--{name}", word)]
+    flags = leading[: 2 * words] + arguments[words:]
+    given = _check_flags(flags, get_type_hints(kind))
+    if not any(a in ("-h", "--help") for a in flags):
+        for name in positional:
+            required = next(f for f in fields(kind) if f.name == name)
+            if name not in given and required.default is required.default_factory:
+                raise SpecError(f"{name}: missing; give the folder of a run, e.g. varflow {kind.__name__.lower()} runs/planar")
+    import tyro
+
+    return tyro.cli(kind, prog=f"varflow {kind.__name__.lower()}", args=flags)
+
+
+def _check_flags(arguments: list[str], types: dict[str, Any]) -> set[str]:
+    """The settings named on a command line, each with a value that fits its type.
+
+    tyro reports the same mistakes in a box of several lines; here they are one sentence.
+    """
+    if any(a in ("-h", "--help") for a in arguments):
+        return set()
+    given = set()
+    position = 0
+    while position < len(arguments):
+        word = arguments[position]
+        position += 1
+        if not word.startswith("--"):
+            raise SpecError(f"'{word}': not expected here; settings are given as --name value")
+        flag, has_value, value = word[2:].partition("=")
+        name = flag.replace("-", "_")
+        plain = name.removeprefix("no_") if name.startswith("no_") and name not in types else name
+        if plain not in types:
+            known = [n.replace("_", "-") for n in types]
+            raise SpecError(f"--{flag}: unknown setting; {suggestion(flag, known)}")
+        if plain in given:
+            raise SpecError(f"--{flag}: given twice; give it once")
+        given.add(plain)
+        if types[plain] is bool:
+            continue
+        if not has_value:
+            if position >= len(arguments) or arguments[position].startswith("--"):
+                raise SpecError(f"--{flag}: needs a value")
+            value = arguments[position]
+            position += 1
+        _check_value(flag, value, types[plain])
+    return given
+
+
+def _check_value(flag: str, value: str, kind: Any) -> None:
+    from types import UnionType
+
+    options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if type(None) in options and value == "None":
+        return
+    literals = [c for option in options if get_origin(option) is Literal for c in get_args(option)]
+    if literals:
+        if value not in literals:
+            raise unknown(f"--{flag}", value, literals)
+        return
+    if bool in options and value not in ("True", "False"):
+        raise unknown(f"--{flag}", value, ["True", "False"])
+    for number, words in ((int, "an integer"), (float, "a number")):
+        if number in options:
+            try:
+                number(value)
+            except ValueError:
+                raise SpecError(f"--{flag}: was '{value}'; use {words}") from None
+
+
+def _open(folder: str, device: str = "cpu", threads: int | None = None, data_dir: str | None = None) -> Any:
+    from varflow.run import load
+    from varflow.specs import TrainingSpec
+    from varflow.training.engine import Engine
+
+    engine = Engine.start(TrainingSpec(device=device, threads=threads))
+    run = load(folder, device=engine.device)
+    if data_dir is not None:
+        run.spec = run.spec.replace(data_dir=data_dir)
+    return run
+
+
+def _flow_name(spec: Any) -> str:
+    posterior = spec.posterior
+    if posterior.flow == "none":
+        return "none"
+    return f"{posterior.flow}{posterior.length}" + ("-amortized" if posterior.amortized else "")
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise SpecError(f"{name}: was {value}; use 1 or more")
+
+
+def _write_examples(run: Any, target: Path, x: Any, originals: Any) -> list[Path]:
+    """The numbers as .npy, and a sheet of pictures where they are pictures."""
+    import io
+
+    import numpy as np
+
+    from varflow import figures
+    from varflow.files import make_folder, write_atomically
+
+    make_folder(target.parent)
+    numbers = target.with_name(target.name + ".npy")
+    blob = io.BytesIO()
+    np.save(blob, x.cpu().numpy())
+    write_atomically(numbers, lambda file: file.write(blob.getvalue()))
+    pictures = run.dataset.pictures(x)
+    if pictures is None:
+        return [numbers]
+    sheet = target.with_name(target.name + ".png")
+    if originals is None:
+        figures.save_sheet(sheet, pictures)
+    else:
+        figures.save_pairs(sheet, run.dataset.pictures(originals), pictures)
+    return [numbers, sheet]

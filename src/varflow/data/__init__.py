@@ -1,0 +1,40 @@
+"""Data sets on the device as bytes, and the protocols that turn them into what a model sees.
+
+Nothing here imports torch: names can be listed and checked at once.
+"""
+
+from varflow._lazy import attach
+
+#: Data sets with a name → what they are.
+SOURCES = {
+    "digits": "1,797 grey digits of 8×8 with 17 levels, from scikit-learn (varflow[digits])",
+    "mnist": "70,000 grey digits of 28×28 (IDX files)",
+    "fashion-mnist": "70,000 grey pictures of clothes, 28×28 (IDX files)",
+    "cifar10": "60,000 colour pictures of 32×32 (binary version); a subset is named cifar10-subset",
+    "cifar10-subset": "20,000 + 5,000 pictures of CIFAR-10; results on it carry the word subset",
+    "svhn": "99,289 colour house numbers of 32×32 (.mat files, varflow[svhn])",
+}
+
+#: Protocols → what the model sees. Numbers of two protocols are never comparable.
+PROTOCOLS = {
+    "auto": "grey pictures: dynamic; colour: logit; values 0 and 1: threshold; tables: none",
+    "dynamic": "binary: Bernoulli(v/(levels − 1)), drawn anew in each training batch",
+    "static": "binary: Larochelle's published files of MNIST",
+    "threshold": "binary: v/(levels − 1) > 1/2",
+    "logit": "real: logit(0.05 + 0.9·(v + u)/levels) with u uniform",
+    "uniform": "in (0, 1): (v + u)/levels with u uniform",
+    "grey": "in [0, 1]: v/(levels − 1) as it is; no density, only masses over the levels",
+    "none": "real numbers as they are",
+    "standardize": "real numbers less their training mean, over their standard deviation",
+}
+
+_EXPORTS = {
+    "Batch": "varflow.data.dataset:Batch",
+    "Dataset": "varflow.data.dataset:Dataset",
+    "load": "varflow.data.loading:load",
+    "from_tensor": "varflow.data.loading:from_tensor",
+    "download": "varflow.data.download:download",
+    "DOWNLOADS": "varflow.data.sources:DOWNLOADS",
+}
+
+__getattr__, __dir__ = attach(__name__, _EXPORTS)

@@ -1,0 +1,230 @@
+"""A data set: its splits on the device as stored, and batches of what a model sees."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+from varflow import errors, random
+from varflow.data.protocols import Protocol, Support
+from varflow.errors import ShapeError, SpecError
+
+SPLITS = ("train", "validation", "test")
+
+#: Rows that share a generator in the fixed draws of evaluation.
+_ROWS = 1000
+
+
+class Batch(NamedTuple):
+    """What a model sees of ``index``.
+
+    ``x``: [B, *event]. ``ladj``: [B] nats, log|dx/d picture| of the protocol's transform, where a
+    picture lives on [0, 1]^D; zeros where the protocol has no transform.
+    """
+
+    x: Float[Tensor, "batch ..."]
+    ladj: Float[Tensor, " batch"]
+
+
+class Dataset:
+    """Splits train, validation and test under one protocol.
+
+    Stored values lie on the device (uint8 for pictures, [N, C, H, W]); a batch is gathered and
+    passed through the protocol there. Training noise (binarization, dequantization, flips) comes
+    from the active :mod:`varflow.random` stream and is fresh at each access. Validation and test
+    use one draw, seeded by ``seed_eval`` and made on the CPU: the same for every run, seed, device
+    and dtype.
+
+    Made by :func:`varflow.data.load` and :func:`varflow.data.from_tensor`.
+
+    >>> import torch, varflow.data
+    >>> data = varflow.data.from_tensor(torch.randn(100, 3))
+    >>> data.sizes, data.support
+    ({'train': 80, 'validation': 10, 'test': 10}, 'real')
+    >>> data.batch("test", torch.arange(4)).x.shape
+    torch.Size([4, 3])
+    """
+
+    def __init__(
+        self,
+        name: str,
+        protocol: Protocol,
+        raw: Mapping[str, Shaped[Tensor, "n ..."]],
+        labels: Mapping[str, Int64[Tensor, " n"]] | None = None,
+        *,
+        picture: bool = False,
+        flip: bool = False,
+        seed_eval: int = 0,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.seed_eval = seed_eval
+        self.flip = flip
+        self.picture = picture
+        self.device = raw["train"].device
+        self.dtype = torch.float32
+        self._protocol = protocol
+        self._raw = {split: raw[split].contiguous() for split in SPLITS}
+        self._labels = dict(labels) if labels else {}
+        self._facts = dict(facts or {})
+        self._drawn: dict[str, Tensor] = {}
+        self._mean: Tensor | None = None
+
+    @property
+    def protocol(self) -> str:
+        return self._protocol.name
+
+    @property
+    def support(self) -> Support:
+        """The values x takes, which decides the likelihoods that fit."""
+        return self._protocol.support
+
+    @property
+    def levels(self) -> int | None:
+        """Values a dimension can take: 2 once binarized, None for real numbers."""
+        return self._protocol.levels
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self._raw["train"].shape[1:])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {split: len(values) for split, values in self._raw.items()}
+
+    def __repr__(self) -> str:
+        sizes = "/".join(f"{size:,}" for size in self.sizes.values())
+        return f"Dataset({self.name}, {self.protocol}, {list(self.event_shape)}, {sizes})"
+
+    def _check(self, split: str) -> None:
+        if split not in self._raw:
+            raise errors.unknown("split", split, SPLITS)
+
+    def raw(self, split: str) -> Shaped[Tensor, "n ..."]:
+        """All stored values of ``split``; not a copy."""
+        self._check(split)
+        return self._raw[split]
+
+    def labels(self, split: str) -> Int64[Tensor, " n"] | None:
+        """Class numbers of ``split``, None where there are none."""
+        self._check(split)
+        return self._labels.get(split)
+
+    def batch(self, split: str, index: Int64[Tensor, " batch"]) -> Batch:
+        """Rows ``index`` of ``split`` as the model sees them.
+
+        Raises :class:`SpecError` for an unknown split, :class:`ShapeError` for an index that is
+        not one-dimensional int64.
+        """
+        self._check(split)
+        if index.dim() != 1 or index.dtype != torch.int64:
+            raise ShapeError(
+                f"index: shape {list(index.shape)} of {index.dtype}, should be [B] of torch.int64"
+            )
+        index = index.to(self.device)
+        values = self._raw[split].index_select(0, index)
+        drawn = None
+        if split == "train":
+            if self.flip:
+                values = self._flipped(values)
+            if (purpose := self._protocol.purpose) is not None:
+                u = random.uniform(
+                    values.shape, purpose, dtype=torch.float32, device=self.device, batch_dim=0
+                )
+                drawn = self._protocol.draw(values, u)
+        elif self._protocol.purpose is not None:
+            drawn = self._fixed(split).index_select(0, index)
+        return Batch(*self._protocol.encode(values, drawn, self.dtype))
+
+    def _flipped(self, values: Tensor) -> Tensor:
+        coin = random.uniform(
+            (len(values),), "flip", dtype=torch.float32, device=self.device, batch_dim=0
+        )
+        return torch.where(coin.view(-1, 1, 1, 1) < 0.5, values.flip(-1), values)
+
+    def _fixed(self, split: str) -> Tensor:
+        if split not in self._drawn:
+            values, purpose = self._raw[split], f"{self._protocol.purpose}/{split}"
+            drawn = torch.empty(values.shape, dtype=self._protocol.stored, device=self.device)
+            for step, rows in enumerate(range(0, len(values), _ROWS)):
+                part = values[rows : rows + _ROWS]
+                # All of a block is drawn, so that a row's noise does not depend on the split's end.
+                with random.stream(self.seed_eval, step):
+                    u = random.uniform((_ROWS, *part.shape[1:]), purpose, dtype=torch.float32)
+                u = u[: len(part)].to(self.device)
+                drawn[rows : rows + _ROWS] = self._protocol.draw(part, u)
+            self._drawn[split] = drawn
+        return self._drawn[split]
+
+    def pictures(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch c h w"] | None:
+        """x (or a likelihood's mean) as pictures [B, C, H, W] in [0, 1]; None where data are none.
+
+        The inverse of the protocol: dequantized values return to the level of their bin.
+        """
+        return self.original(x).reshape(-1, *self.event_shape) if self.picture else None
+
+    def original(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """The inverse of the protocol: levels over (levels − 1), or real numbers in their units."""
+        return self._protocol.invert(x)
+
+    def bits_per_dim(
+        self, log_prob: Float[Tensor, "*samples batch"], ladj: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "*samples batch"] | None:
+        """−(log p(x) + ladj)/(D log 2), plus log₂ L where log p is a density of dequantized values.
+
+        ``log_prob`` is of x, in nats. A uniform density, or a uniform mass over the levels, scores
+        log₂ L exactly. None for real numbers, which have no levels.
+        """
+        if self.levels is None:
+            return None
+        bits = -(log_prob + ladj) / (math.prod(self.event_shape) * math.log(2))
+        return bits if self._protocol.mass else bits + math.log2(self.levels)
+
+    def mean(self) -> Float[Tensor, " *event"]:
+        """The mean of x over the training split; the expected value where x is drawn."""
+        if self._mean is None:
+            train = self._raw["train"]
+            total = torch.zeros(self.event_shape, dtype=torch.float64, device=self.device)
+            for part in train.split(_ROWS):
+                total += self._protocol.expected(part).sum(0)
+            mean = total / len(train)
+            self._mean = (mean + mean.flip(-1)) / 2 if self.flip else mean
+        return self._mean.to(self.dtype)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Dataset:
+        """The same data on ``device``, with x in ``dtype`` (float32 or float64)."""
+        if dtype not in (None, torch.float32, torch.float64):
+            raise SpecError(
+                f"dtype: {dtype}, should be torch.float32 or torch.float64; lower precision is a "
+                "matter of the model's autocast, not of the data"
+            )
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        moved.dtype = dtype or self.dtype
+        moved._protocol = self._protocol.to(moved.device)
+        moved._raw = {split: x.to(device) for split, x in self._raw.items()}
+        moved._labels = {split: y.to(device) for split, y in self._labels.items()}
+        moved._drawn = {split: drawn.to(device) for split, drawn in self._drawn.items()}
+        moved._mean = None if self._mean is None else self._mean.to(device)
+        return moved
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values that say which data these are, for the run folder."""
+        return {
+            "name": self.name,
+            "protocol": self.protocol,
+            "event_shape": list(self.event_shape),
+            "support": self.support,
+            "levels": self.levels,
+            "source_levels": self._protocol.source_levels,
+            "sizes": self.sizes,
+            "seed_eval": self.seed_eval,
+            "flip": self.flip,
+            **self._facts,
+        }

@@ -1,0 +1,123 @@
+"""Fetch the official files. What is in place is whole and verified, or not there at all."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.client
+import os
+import tempfile
+import zlib
+from pathlib import Path
+from typing import IO
+from urllib.request import urlopen
+
+from varflow import errors
+from varflow.data.sources import DOWNLOADS, File, data_folder
+from varflow.errors import DataError, SpecError
+
+_TIMEOUT = 60
+_CHUNK = 1 << 20
+
+
+def download(
+    name: str, data_dir: str | os.PathLike[str] | None = None, *, verify: bool = True
+) -> Path:
+    """Fetch data set ``name`` into ``data_dir`` (else VARFLOW_DATA, else ~/.cache/varflow).
+
+    Each file goes to a temporary file, is verified, and is moved into place in one step; files
+    that are there and right are kept. A failed download leaves nothing behind.
+
+    Returns:
+        The folder of the files.
+
+    Raises:
+        DataError: no mirror gave the right content; the message lists what each one did.
+        SpecError: an unknown name.
+    """
+    if name == "digits":
+        raise SpecError(
+            "data 'digits' comes with scikit-learn; install it with: pip install 'varflow[digits]'"
+        )
+    if name not in DOWNLOADS:
+        raise errors.unknown("data", name, DOWNLOADS)
+    source = DOWNLOADS[name]
+    folder = data_folder(data_dir) / source.folder
+    created = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in source.files:
+            if not _is_right(folder / file.name, file, verify):
+                _fetch(source.mirrors, file, folder, verify)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written ({error}); free space or choose another data_dir"
+        ) from error
+    finally:
+        if created and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    return folder
+
+
+def _is_right(path: Path, file: File, verify: bool) -> bool:
+    return path.is_file() and (not verify or file.md5 is None or _md5(path, file) == file.md5)
+
+
+def _fetch(mirrors: tuple[str, ...], file: File, folder: Path, verify: bool) -> None:
+    failures = []
+    for mirror in mirrors:
+        url = mirror + file.name
+        descriptor, temporary = tempfile.mkstemp(".part", f".{file.name}.", folder)
+        try:
+            with os.fdopen(descriptor, "wb") as target:
+                problem = _receive(url, target)
+            if problem is None and verify and file.md5 is not None:
+                found = _md5(Path(temporary), file)
+                if found != file.md5:
+                    problem = f"MD5 sum {found}, should be {file.md5}"
+            if problem is None:
+                # mkstemp makes files private; data are for whoever may read the folder.
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, folder / file.name)
+                return
+            failures.append(f"{url}: {problem}")
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    raise DataError(
+        f"{file.name}: could not be fetched; {'; '.join(failures)}. "
+        f"Try again later, or put the file into {folder} yourself"
+    )
+
+
+def _receive(url: str, target: IO[bytes]) -> str | None:
+    """Copy ``url`` into ``target``; what went wrong, or None."""
+    try:
+        response = urlopen(url, timeout=_TIMEOUT)
+    except (OSError, http.client.HTTPException) as error:
+        return str(error)
+    with response:
+        expected = response.headers.get("Content-Length")
+        while True:
+            try:
+                chunk = response.read(_CHUNK)
+            except (OSError, http.client.HTTPException) as error:
+                return f"broke off ({error!r})"
+            if not chunk:
+                break
+            target.write(chunk)
+    size = target.tell()
+    if expected is not None and size != int(expected):
+        return f"broke off after {size} of {expected} bytes"
+    return None
+
+
+def _md5(path: Path, file: File) -> str:
+    """Of the content inside the .gz where that is what ``file.md5`` is of."""
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with gzip.open(path) if file.inside else open(path, "rb") as content:
+            while chunk := content.read(_CHUNK):
+                digest.update(chunk)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        return f"of a damaged gzip file ({error})"
+    return digest.hexdigest()

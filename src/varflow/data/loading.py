@@ -1,0 +1,206 @@
+"""From a name, a path or a tensor to a :class:`Dataset`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int64, Shaped
+from torch import Tensor
+
+from varflow import data, errors
+from varflow.data import named, own, sources
+from varflow.data.dataset import Dataset
+from varflow.data.prepare import (
+    COLOUR,
+    REAL,
+    channels_first,
+    plain,
+    plain_labels,
+    three_splits,
+    to_levels,
+)
+from varflow.data.protocols import LEVELS, Identity, Protocol, Standardize
+from varflow.errors import DataError, SpecError
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    protocol: str = "auto",
+    data_dir: str | os.PathLike[str] | None = None,
+    flip: bool | None = None,
+    seed_eval: int = 0,
+    *,
+    levels: int | None = None,
+    resize: int | tuple[int, int] | None = None,
+    verify: bool = True,
+) -> Dataset:
+    """A named data set (``varflow.data.SOURCES``), or your own file or folder.
+
+    Own data: ``.npy`` or ``.npz`` (uint8 pictures [N, H, W], [N, H, W, C] or [N, C, H, W], or a
+    table [N, D]; .npz keys x and labels, or train, validation, test and y_train …), ``.csv`` or
+    ``.tsv``, a folder of pictures. Without splits of their own they are permuted with a fixed
+    seed and cut 80/10/10; without validation, it is the last tenth of train.
+
+    Args:
+        protocol: a name in ``varflow.data.PROTOCOLS``.
+        data_dir: folder of the named data sets; else VARFLOW_DATA, else ~/.cache/varflow.
+        flip: mirror training pictures at random; without it, for CIFAR-10 alone.
+        seed_eval: seed of the one draw that validation and test use.
+        levels: of own data, see :func:`from_tensor`.
+        resize: (height, width) or both at once, for a folder of pictures of several sizes.
+        verify: refuse files whose checksum is not the official one.
+
+    Raises:
+        DataError: missing, damaged or mislabelled files; NaN or infinity in the data.
+        SpecError: an unknown name or protocol, or a protocol that does not fit the data.
+    """
+    _check_protocol(protocol)
+    key = os.fspath(name_or_path)
+    if protocol == "static" and key != "mnist":
+        raise SpecError(f"protocol 'static' is for 'mnist' alone, not '{key}'; use 'dynamic'")
+    try:
+        if key in named.READERS:
+            arrays = _named(key, protocol, data_dir, verify)
+        else:
+            arrays = _own(Path(key).expanduser(), resize)
+            arrays.facts["source"] = str(Path(key).expanduser().resolve())
+    except OSError as error:
+        raise DataError(f"data '{key}': cannot be read ({error}); check its permissions") from error
+    if key in named.READERS:
+        if levels is not None or resize is not None:
+            raise SpecError(f"levels and resize are for your own data; '{key}' has its own")
+        levels = arrays.levels
+        flip = arrays.name in sources.FLIPS if flip is None else flip
+        protocol = sources.AUTO[arrays.name] if protocol == "auto" else protocol
+    return _build(arrays, protocol, levels, flip, seed_eval)
+
+
+def _named(
+    name: str, protocol: str, data_dir: str | os.PathLike[str] | None, verify: bool
+) -> named.Arrays:
+    read = named.static_mnist if protocol == "static" else named.READERS[name]
+    return read(sources.data_folder(data_dir), sources.Checks(verify))
+
+
+def from_tensor(
+    x: Shaped[Tensor, "n ..."] | Mapping[str, Shaped[Tensor, "n ..."]],
+    labels: Int64[Tensor, " n"] | Mapping[str, Int64[Tensor, " n"]] | None = None,
+    protocol: str = "auto",
+    levels: int | None = None,
+    *,
+    name: str = "tensor",
+    flip: bool | None = None,
+    seed_eval: int = 0,
+) -> Dataset:
+    """Your own tensor, or a mapping of splits (train, test and, if you like, validation).
+
+    uint8 tensors hold levels 0 … ``levels`` − 1 (256 if not given) and, with three or four
+    dimensions, are pictures: [N, H, W], [N, C, H, W] or [N, H, W, C] with C = 1 or 3. Floating
+    tensors are real numbers, unless ``levels`` is given: then they hold the levels themselves, or
+    level/(levels − 1) in [0, 1]. Under dynamic, threshold and grey, floats in [0, 1] are taken as
+    they are. Values 0 and 1 alone are binary under "auto".
+
+    Raises:
+        DataError: NaN, infinity, values outside the levels, or too few rows.
+        SpecError: a protocol that does not fit; ShapeError: labels or shapes that do not.
+
+    >>> import torch, varflow.data
+    >>> pictures = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8)
+    >>> varflow.data.from_tensor(pictures).describe()["protocol"]
+    'logit'
+    """
+    _check_protocol(protocol)
+    if protocol == "static":
+        raise SpecError(
+            "protocol 'static' is for 'mnist' alone; use 'threshold' for values 0 and 1"
+        )
+    values = dict(x) if isinstance(x, Mapping) else {"all": x}
+    if labels is None:
+        marks: dict[str, Any] = {}
+    else:
+        marks = dict(labels) if isinstance(labels, Mapping) else {"all": labels}
+    return _build(named.Arrays(name, values, marks), protocol, levels, flip, seed_eval)
+
+
+def _own(path: Path, resize: int | tuple[int, int] | None) -> named.Arrays:
+    if path.is_dir():
+        size = (resize, resize) if isinstance(resize, int) else resize
+        return own.pictures(path, size)
+    if resize is not None:
+        raise SpecError(f"resize: only for a folder of pictures, and {path} is none")
+    if not path.exists():
+        if not path.suffix and len(path.parts) == 1:
+            raise errors.unknown("data", str(path), data.SOURCES)
+        raise DataError(
+            f"data: no file or folder {path}; name one, or one of {', '.join(data.SOURCES)}"
+        )
+    readers = {
+        ".npy": own.numpy_file,
+        ".npz": own.numpy_file,
+        ".csv": own.table,
+        ".tsv": own.table,
+    }
+    kind = path.suffix.lower()
+    if kind not in readers:
+        raise DataError(
+            f"{path}: suffix '{kind}' is none of {', '.join(readers)}; save it as one of them, or "
+            "name a folder of pictures"
+        )
+    return readers[kind](path)
+
+
+def _check_protocol(protocol: str) -> None:
+    if protocol not in data.PROTOCOLS:
+        raise errors.unknown("protocol", protocol, data.PROTOCOLS)
+
+
+def _build(
+    arrays: named.Arrays, protocol: str, levels: int | None, flip: bool | None, seed_eval: int
+) -> Dataset:
+    values = {part: plain(array, part) for part, array in arrays.values.items()}
+    labels = {
+        part: plain_labels(array, len(values[part]))
+        for part, array in arrays.labels.items()
+        if part in values
+    }
+    values, labels, facts = three_splits(values, labels)
+    values, levels = to_levels(values, levels, protocol)
+    # Real numbers may have any shape; only levels, or values that a protocol takes as grey, show.
+    shows = levels is not None or protocol not in ("auto", *REAL)
+    picture = shows and values["train"].dim() in (3, 4)
+    if picture:
+        values = {part: channels_first(x) for part, x in values.items()}
+    if protocol == "auto":
+        colour = picture and values["train"].shape[1] == COLOUR
+        protocol = _auto(levels, colour)
+    if flip and not picture:
+        raise SpecError("flip: only pictures can be mirrored, and these are none; leave it out")
+    return Dataset(
+        arrays.name,
+        _protocol(protocol, levels, values),
+        values,
+        labels,
+        picture=picture,
+        flip=bool(flip),
+        seed_eval=seed_eval,
+        facts={**facts, **arrays.facts},
+    )
+
+
+def _auto(levels: int | None, colour: bool) -> str:
+    if levels is None:
+        return "none"
+    if levels == 2:
+        return "threshold"
+    return "logit" if colour else "dynamic"
+
+
+def _protocol(name: str, levels: int | None, values: dict[str, Tensor]) -> Protocol:
+    if name in LEVELS:
+        return LEVELS[name](name, levels)
+    if name == "standardize":
+        return Standardize.fit(values["train"])
+    return Identity(name, None)

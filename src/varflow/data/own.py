@@ -1,0 +1,172 @@
+"""The user's own files: .npy, .npz, tables, folders of pictures. No torch here.
+
+Each reader gives :class:`Arrays` whose ``values`` hold either the splits of the file or one entry
+"all", still to be split.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from varflow.data.named import Arrays
+from varflow.data.readers import content, need
+from varflow.errors import DataError
+
+PICTURES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+)
+
+#: Keys of an .npz → what they hold. Labels of a split are y_train or labels_train and so on.
+_VALUES = {
+    "all": ("x", "X", "data", "images"),
+    "train": ("train", "x_train", "X_train"),
+    "validation": ("validation", "valid", "val", "x_validation", "x_val", "X_val"),
+    "test": ("test", "x_test", "X_test"),
+}
+_LABELS = {
+    "all": ("labels", "y", "Y"),
+    "train": ("labels_train", "y_train", "Y_train"),
+    "validation": ("labels_validation", "labels_val", "y_validation", "y_val", "Y_val"),
+    "test": ("labels_test", "y_test", "Y_test"),
+}
+#: Column heads of a table that are labels, not features.
+_LABEL_HEADS = frozenset({"label", "labels", "class", "target", "y"})
+
+
+def numpy_file(path: Path) -> Arrays:
+    """One array in an .npy; in an .npz ``x`` with optional ``labels``, or ``train`` and ``test``
+    (and ``validation``), each with its labels.
+    """
+    try:
+        # A pickled array could run code when it is loaded.
+        loaded = np.load(io.BytesIO(content(path)), allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return Arrays(path.name, {"all": loaded})
+        held: Mapping[str, NDArray[Any]] = {key: loaded[key] for key in loaded.files}
+    except DataError:
+        raise
+    except Exception as error:  # numpy raises what damaged bytes lead it to
+        raise DataError(
+            f"{path}: cannot be read as a numpy file ({error}); save plain numbers, not objects"
+        ) from error
+    values, labels = (
+        {part: held[key] for part, keys in table.items() for key in keys if key in held}
+        for table in (_VALUES, _LABELS)
+    )
+    if "all" not in values and "train" not in values:
+        raise DataError(
+            f"{path}: holds {', '.join(sorted(held)) or 'nothing'}; should hold 'x' "
+            "(and 'labels'), or 'train' and 'test' (and 'validation')"
+        )
+    return Arrays(path.name, values, {part: labels[part] for part in values if part in labels})
+
+
+def table(path: Path) -> Arrays:
+    """A row an example, numbers separated by tabs (.tsv), commas or semicolons (.csv).
+
+    A first row that holds no number is the head; a column headed label, labels, class, target or y
+    gives the labels if its values are whole.
+    """
+    try:
+        lines = [line for line in content(path).decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file ({error})") from error
+    if not lines:
+        raise DataError(f"{path}: is empty; should hold a row of numbers an example")
+    semicolons = lines[0].count(";") > lines[0].count(",")
+    delimiter = "\t" if path.name.lower().endswith(".tsv") else ";" if semicolons else ","
+    first = next(csv.reader(lines[:1], delimiter=delimiter))
+    head = [] if any(map(_is_number, first)) else [cell.strip().lower() for cell in first]
+    rows = lines[bool(head) :]
+    if not rows:
+        raise DataError(f"{path}: has a head but no rows")
+    try:
+        numbers = np.loadtxt(
+            rows, delimiter=delimiter, dtype=np.float64, ndmin=2, comments=None, quotechar='"'
+        )
+    except ValueError as error:
+        raise DataError(f"{path}: {error} (row 0 is the first after the head)") from error
+    if head and len(head) != numbers.shape[1]:
+        raise DataError(f"{path}: {len(head)} heads over {numbers.shape[1]} columns")
+    columns = [i for i, cell in enumerate(head) if cell in _LABEL_HEADS]
+    if len(columns) != 1 or not np.all(numbers[:, columns] % 1 == 0):
+        return Arrays(path.name, {"all": numbers})
+    labels = numbers[:, columns[0]].astype(np.int64)
+    return Arrays(path.name, {"all": np.delete(numbers, columns, 1)}, {"all": labels})
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def pictures(folder: Path, resize: tuple[int, int] | None) -> Arrays:
+    """All pictures under ``folder``, in the order of their paths.
+
+    If every picture lies in a subfolder, the subfolders (by name) are the labels. Pictures are
+    grey if all are, else RGB; transparency is dropped. Files that are no pictures by their
+    suffix are skipped and counted in ``describe()``.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise need("pictures", "Pillow", "reading a folder of pictures") from error
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+    paths = [path for path in files if path.suffix.lower() in PICTURES]
+    if not paths:
+        raise DataError(
+            f"{folder}: no pictures among {len(files)} files; should hold some of "
+            f"{', '.join(sorted(PICTURES))}"
+        )
+    images, modes = [], set()
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                picture.load()
+                images.append(picture.copy())
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path}: damaged picture ({error}); repair or remove it") from error
+        mode = images[-1].mode
+        if mode.startswith(("I", "F")):
+            raise DataError(
+                f"{path}: has more than 8 bits a channel ({mode}); convert it to 8 bits"
+            )
+        modes.add(mode)
+    mode = "L" if modes <= {"1", "L", "LA"} else "RGB"
+    images = [image.convert(mode) for image in images]
+    if resize is not None:
+        height, width = resize
+        images = [image.resize((width, height), Image.Resampling.LANCZOS) for image in images]
+    sizes = Counter(image.size for image in images)
+    if len(sizes) > 1:
+        other = next(i for i, image in enumerate(images) if image.size != images[0].size)
+        raise DataError(
+            f"{folder}: pictures of {len(sizes)} sizes, such as {paths[0].name} "
+            f"{_size(images[0].size)} and {paths[other].name} {_size(images[other].size)}; "
+            "bring them to one size, or pass resize=(height, width)"
+        )
+    values = np.stack([np.asarray(image) for image in images])
+    facts = {"skipped_files": len(files) - len(paths), "resize": list(resize) if resize else None}
+    parts = [path.relative_to(folder).parts for path in paths]
+    if any(len(part) == 1 for part in parts):
+        return Arrays(folder.name, {"all": values}, facts=facts)
+    classes = sorted({part[0] for part in parts})
+    labels = np.array([classes.index(part[0]) for part in parts], np.int64)
+    return Arrays(
+        folder.name, {"all": values}, {"all": labels}, facts={**facts, "classes": classes}
+    )
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[1]}×{size[0]}"

@@ -1,0 +1,252 @@
+"""Protocols: how stored values v become what a model sees, x, and back.
+
+Stored values are levels 0 … L − 1 (uint8), or real numbers. A protocol with a ``purpose`` needs
+uniform noise: ``draw(v, u)`` keeps what the noise decides, in a form small enough to be stored for
+a whole split, and ``encode(v, drawn)`` gives x and ladj = log|dx/d picture| (nats), where a picture
+lives on [0, 1]^D. So a fresh draw and a fixed one pass through the same lines.
+
+Levels at or below 256; noise is drawn in float32 whatever the dtype of x, so that runs in float32
+and float64 see the same data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from varflow.errors import DataError
+
+Support = Literal["binary", "unit", "real"]
+Encoded = tuple[Float[Tensor, "batch ..."], Float[Tensor, " batch"]]
+
+#: Dequantization noise is k + 1/2 over this: v + u is then exact in float32 for v < 256, and x lies
+#: strictly inside its bin; plain float32 noise rounds up to the next level once in 2¹⁷ draws.
+GRID = 2**15
+
+#: α of the logit transform.
+ALPHA = 0.1
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The contract; ``source_levels`` is the L of stored levels, None for real numbers."""
+
+    name: str
+    source_levels: int | None
+    support: ClassVar[Support]
+    #: Which random numbers it draws, None where it draws none.
+    purpose: ClassVar[str | None] = None
+    #: How a fixed draw is stored.
+    stored: ClassVar[torch.dtype] = torch.uint8
+    #: Whether log p(x) is a mass over ``levels`` values rather than a density.
+    mass: ClassVar[bool] = True
+
+    @property
+    def levels(self) -> int | None:
+        """Values a dimension can take, for bits per dimension; None for a continuum."""
+        return self.source_levels
+
+    @property
+    def top(self) -> int:
+        return 1 if self.source_levels is None else self.source_levels - 1
+
+    def draw(
+        self, values: Shaped[Tensor, "batch ..."], u: Float[Tensor, "batch ..."]
+    ) -> Float[Tensor, "batch ..."]:
+        """What the uniform noise ``u`` decides about ``values``."""
+        raise NotImplementedError(f"protocol '{self.name}' draws nothing")
+
+    def encode(
+        self, values: Shaped[Tensor, "batch ..."], drawn: Tensor | None, dtype: torch.dtype
+    ) -> Encoded:
+        """x and ladj of ``values``, given what was drawn for them."""
+        raise NotImplementedError
+
+    def invert(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """What x stands for: a picture in [0, 1], or stored real numbers."""
+        return x.clamp(0, 1)
+
+    def expected(self, values: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """E[x | values] in float64."""
+        return self.encode(values, None, torch.float64)[0]
+
+    def to(self, device: torch.device) -> Protocol:
+        return self
+
+
+def _no_ladj(x: Tensor) -> Tensor:
+    return x.new_zeros(x.shape[0])
+
+
+class Binary(Protocol):
+    support = "binary"
+
+    @property
+    def levels(self) -> int | None:
+        return 2
+
+
+class Dynamic(Binary):
+    """x ~ Bernoulli(v/(L − 1)) (Salakhutdinov & Murray 2008). P(x = 1) is right to 2⁻²⁴, and
+    exactly 0 and 1 at the ends.
+    """
+
+    purpose = "binarize"
+
+    def draw(self, values: Tensor, u: Tensor) -> Tensor:
+        return (u * self.top).lt_(values)
+
+    def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
+        assert drawn is not None
+        x = drawn.to(dtype)
+        return x, _no_ladj(x)
+
+    def expected(self, values: Tensor) -> Tensor:
+        return values.double() / self.top
+
+
+class Threshold(Binary):
+    """x = 1 where v/(L − 1) > 1/2. Values that are 0 and 1 already pass unchanged."""
+
+    def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
+        x = (values > self.top / 2).to(dtype)
+        return x, _no_ladj(x)
+
+
+class Grey(Protocol):
+    """x = v/(L − 1). A density of x means nothing (the levels are points); a mass over the levels
+    does, such as that of a discretized logistic mixture.
+    """
+
+    support = "unit"
+
+    def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
+        x = values.to(dtype) / self.top
+        return x, _no_ladj(x)
+
+
+class Uniform(Protocol):
+    """x = (v + u)/L with u ~ U(0, 1): a density of x bounds the mass of v from below
+    (Theis et al. 2016, eq. 2).
+    """
+
+    support: ClassVar[Support] = "unit"
+    purpose = "dequantize"
+    stored = torch.int16
+    mass = False
+
+    @property
+    def bins(self) -> int:
+        assert self.source_levels is not None
+        return self.source_levels
+
+    def draw(self, values: Tensor, u: Tensor) -> Tensor:
+        return (u * GRID).floor_()
+
+    def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
+        assert drawn is not None
+        x = values.to(dtype).mul_(GRID).add_(drawn).add_(0.5).div_(self.bins * GRID)
+        return x, _no_ladj(x)
+
+    def invert(self, x: Tensor) -> Tensor:
+        level = (x * self.bins).floor().clamp(0, self.bins - 1)
+        return level / self.top
+
+    def expected(self, values: Tensor) -> Tensor:
+        return (values.double() + 0.5) / self.bins
+
+
+class Logit(Uniform):
+    """y = logit(p), p = α/2 + (1 − α)(v + u)/L, α = 0.1 (Dinh et al. 2017, sec. 4.1, whose
+    α is half of this one).
+
+    log|dy/dx| = log(1 − α) + softplus(y) + softplus(−y) = log(1 − α) − log p − log(1 − p) a
+    dimension; p stays within [α/2, 1 − α/2], so both logarithms are safe.
+    """
+
+    support: ClassVar[Support] = "real"
+
+    def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
+        x, _ = super().encode(values, drawn, dtype)
+        p = x.mul_(1 - ALPHA).add_(ALPHA / 2)
+        log_p, log_q = p.log(), torch.log1p(-p)
+        dimensions = p[0].numel() if len(p) else 0
+        ladj = dimensions * math.log1p(-ALPHA) - (log_p + log_q).flatten(1).sum(1)
+        return log_p.sub_(log_q), ladj
+
+    def invert(self, x: Tensor) -> Tensor:
+        return super().invert((torch.sigmoid(x) - ALPHA / 2) / (1 - ALPHA))
+
+    def expected(self, values: Tensor) -> Tensor:
+        # ∫ logit(p) dp = p log p + (1 − p) log(1 − p) over each bin, divided by its width.
+        edges = torch.linspace(ALPHA / 2, 1 - ALPHA / 2, self.bins + 1, dtype=torch.float64)
+        integral = edges * edges.log() + (1 - edges) * (1 - edges).log()
+        table = (integral.diff() / edges.diff()).to(values.device)
+        return table.index_select(0, values.flatten().int()).view(values.shape)
+
+
+class Identity(Protocol):
+    """x = v, real numbers."""
+
+    support = "real"
+    mass = False
+
+    def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
+        x = values.to(dtype)
+        return x, _no_ladj(x)
+
+    def invert(self, x: Tensor) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class Standardize(Protocol):
+    """x = (v − m)/s with the mean and standard deviation of the training split;
+    ladj = −Σ log s is the same for all examples, and log p(v) = log p(x) + ladj.
+    """
+
+    support: ClassVar[Support] = "real"
+    mass: ClassVar[bool] = False
+    loc: Tensor
+    scale: Tensor
+
+    @classmethod
+    def fit(cls, train: Float[Tensor, "batch ..."]) -> Standardize:
+        """Raises :class:`DataError` where a column is constant."""
+        scale, loc = torch.std_mean(train.double(), 0, correction=0)
+        # A constant column leaves rounding errors of its mean, not an exact zero.
+        spread = train.amax(0) - train.amin(0)
+        if not bool((spread > 0).all()):
+            column = int((spread.flatten() == 0).nonzero()[0])
+            raise DataError(
+                f"protocol 'standardize': column {column} of the training split is constant "
+                f"({float(train.flatten(1)[0, column]):g}), its scale would be 0; "
+                "drop the column or choose protocol 'none'"
+            )
+        return cls("standardize", None, loc, scale)
+
+    def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
+        x = ((values.double() - self.loc) / self.scale).to(dtype)
+        return x, (-self.scale.log().sum()).to(dtype).repeat(len(values))
+
+    def invert(self, x: Tensor) -> Tensor:
+        return x * self.scale.to(x.dtype) + self.loc.to(x.dtype)
+
+    def to(self, device: torch.device) -> Protocol:
+        return replace(self, loc=self.loc.to(device), scale=self.scale.to(device))
+
+
+#: name → class, for stored levels (and real numbers within [0, 1] where L may be None).
+LEVELS: dict[str, type[Protocol]] = {
+    "dynamic": Dynamic,
+    "threshold": Threshold,
+    "static": Threshold,
+    "logit": Logit,
+    "uniform": Uniform,
+    "grey": Grey,
+}

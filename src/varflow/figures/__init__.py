@@ -1,0 +1,27 @@
+"""One function a figure: arrays and Axes in, the Axes out; :func:`gallery` draws what fits a run.
+
+Nothing here touches matplotlib's global state: no pyplot, no windows, and the style holds inside
+``with style():`` only.
+"""
+
+from varflow._lazy import attach
+
+_EXPORTS = {
+    "canvas": "varflow.figures.style:canvas",
+    "style": "varflow.figures.style:style",
+    "save": "varflow.figures.style:save",
+    "image_grid": "varflow.figures.pictures:image_grid",
+    "reconstructions": "varflow.figures.pictures:reconstructions",
+    "decoded_grid": "varflow.figures.pictures:decoded_grid",
+    "prior_quantiles": "varflow.figures.pictures:prior_quantiles",
+    "latents": "varflow.figures.latent:latents",
+    "latent_scatter": "varflow.figures.latent:latent_scatter",
+    "aggregate": "varflow.figures.latent:aggregate",
+    "flow_grid": "varflow.figures.warp:flow_grid",
+    "learning_curves": "varflow.figures.curves:learning_curves",
+    "weights": "varflow.figures.curves:weights",
+    "pairs": "varflow.figures.tables:pairs",
+    "gallery": "varflow.figures.gallery:gallery",
+}
+
+__getattr__, __dir__ = attach(__name__, _EXPORTS)

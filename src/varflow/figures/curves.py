@@ -1,0 +1,164 @@
+"""How training went, and how far an importance-sampled likelihood can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from varflow.errors import DataError, ShapeError
+from varflow.figures.style import AFTER, INK, TRAIN, VALIDATION, Array, as_numpy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_PANELS = (
+    ("elbo", "ELBO (nats)"),
+    ("log_likelihood", "E log p(x|z) (nats)"),
+    ("kl", "KL term (nats)"),
+)
+
+
+def learning_curves(metrics: Sequence[Mapping[str, Any]], axes: Sequence[Axes]) -> Sequence[Axes]:
+    """Training and validation against the step: the ELBO and the two terms it consists of.
+
+    ELBO = E log p(x|z) − KL term. The terms have axes of their own because they differ by orders
+    of magnitude. The frame fits the last 80 % of the steps; where that cuts off the beginning, an
+    inset shows the whole ELBO.
+
+    Args:
+        metrics: rows with ``step``, ``split`` (train or validation), ``elbo``, ``log_likelihood``,
+            ``kl``; rows whose ``beta``, the weight of the KL term, is below its largest value are
+            shaded as warm-up. Values that are missing or not finite leave a gap.
+        axes: one to three axes: ELBO, log-likelihood, KL.
+
+    Raises:
+        DataError: there is no row with a step and an ELBO.
+    """
+    if not any(_curve(metrics, split, "elbo")[0].size for split in ("train", "validation")):
+        raise DataError(
+            "metrics: no row with a split, a step and a finite elbo; pass the rows of metrics.jsonl"
+        )
+    end = _warmup_end(metrics)
+    for panel, (key, label) in zip(axes, _PANELS, strict=False):
+        drawn = []
+        for split, colour in (("train", TRAIN), ("validation", VALIDATION)):
+            steps, values = _curve(metrics, split, key)
+            if steps.size:
+                drawn.append((steps, values))
+                _draw(panel, steps, values, split, colour)
+        panel.set(xlabel="step", ylabel=label)
+        if end > 0:
+            panel.axvspan(0, end, color="#EFEFEF", zorder=0, label="KL warm-up")
+        _frame(panel, drawn, inset=key == "elbo")
+    axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+    return axes
+
+
+def weights(khat: Float[Array, " N"], axes: Axes) -> Axes:
+    """Histogram of the Pareto k̂ of each test point's importance weights, with 0.7 marked.
+
+    Below 0.7 an importance-sampled log p(x) can be trusted (Vehtari, Simpson, Gelman, Yao and Gabry
+    2024); points above are counted in the title, and so are points whose k̂ is undefined.
+
+    Args:
+        khat: ``[N]``; NaN where there were too few samples, −∞ for constant weights.
+        axes: where to draw.
+
+    Raises:
+        ShapeError: not ``[N]`` with N ≥ 1.
+    """
+    values = as_numpy("khat", khat, None)
+    if not values.size:
+        raise ShapeError("khat: is empty; give one value for each test point")
+    finite = values[np.isfinite(values)]
+    if finite.size:
+        low, high = min(finite.min(), 0.0), max(finite.max(), 0.8)
+        axes.hist(finite, bins=np.linspace(low, high, 41).tolist(), color=AFTER)
+    axes.axvline(0.7, color=VALIDATION, linewidth=1.5)
+    axes.annotate(
+        "0.7",
+        (0.7, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, -3),
+        textcoords="offset points",
+        va="top",
+        color=VALIDATION,
+    )
+    title = f"{(values > 0.7).sum():,} of {values.size:,} points above 0.7"
+    if undefined := int(np.isnan(values).sum()):
+        title += f"; {undefined:,} undefined"
+    if constant := int(np.isneginf(values).sum()):
+        title += f"; {constant:,} with constant weights"
+    axes.set(xlabel="Pareto $\\hat{k}$", ylabel="test points", title=title)
+    return axes
+
+
+def _curve(
+    metrics: Sequence[Mapping[str, Any]], split: str, key: str
+) -> tuple[np.ndarray, np.ndarray]:
+    rows = [row for row in metrics if row.get("split") == split and "step" in row]
+    steps = np.array([row["step"] for row in rows], float)
+    values = np.array([_number(row.get(key)) for row in rows], float)
+    kept = np.isfinite(values)
+    return steps[kept], values[kept]
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _draw(axes: Axes, steps: np.ndarray, values: np.ndarray, split: str, colour: str) -> None:
+    if split == "validation":
+        axes.plot(steps, values, color=colour, marker="o", markersize=3, label=split, zorder=3)
+    elif len(values) <= 100:
+        axes.plot(steps, values, color=colour, label=split)
+    else:
+        # Minibatch values scatter by more than the curve moves: show them, and their running mean.
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.6)
+        smooth = _running_mean(values, len(values) // 50)
+        axes.plot(steps, smooth, color=colour, label="train (running mean)")
+
+
+def _running_mean(values: np.ndarray, half: int) -> np.ndarray:
+    """Mean over the ``half`` neighbours to each side; fewer at the ends, on both sides alike."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))
+    mean: np.ndarray = (total[at + reach + 1] - total[at - reach]) / (2 * reach + 1)
+    return mean
+
+
+def _frame(axes: Axes, drawn: list[tuple[np.ndarray, np.ndarray]], inset: bool) -> None:
+    if not drawn:
+        return
+    everything = np.concatenate([values for _, values in drawn])
+    last = max(steps.max() for steps, _ in drawn)
+    late = np.concatenate([values[steps >= 0.2 * last] for steps, values in drawn])
+    low, high = np.quantile(late, [0.005, 0.995])
+    margin = 0.06 * (high - low) + 1e-9 * max(abs(low), abs(high)) + 1e-12
+    low, high = low - margin, high + margin
+    axes.set_xlim(0, last * 1.02 or 1)
+    if everything.min() >= low - 3 * margin and everything.max() <= high + 3 * margin:
+        return
+    axes.set_ylim(low, high)
+    if not inset:
+        return
+    small = axes.inset_axes((0.62, 0.1, 0.36, 0.32))
+    for (steps, values), line in zip(drawn, (TRAIN, VALIDATION), strict=False):
+        small.plot(steps, values, color=line, linewidth=1)
+    small.set_title("from the first step", fontsize=8, pad=3)
+    small.tick_params(labelsize=7, length=2, labelbottom=False)
+    small.set_facecolor("white")
+    for spine in small.spines.values():
+        spine.set(visible=True, color=INK, linewidth=0.5)
+
+
+def _warmup_end(metrics: Sequence[Mapping[str, Any]]) -> float:
+    """The last step at which the KL term had less than its largest weight; 0 without warm-up."""
+    known = [(row["step"], row["beta"]) for row in metrics if "beta" in row and "step" in row]
+    full = max((beta for _, beta in known), default=0.0)
+    partial = [step for step, beta in known if beta < full]
+    return float(max(partial, default=0.0))

@@ -1,0 +1,159 @@
+"""Where q puts the latents: before and after the flow, against the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from varflow.errors import ShapeError
+from varflow.figures.style import AFTER, INK, Array, as_numpy, categories
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def latents(
+    z0: Float[Array, "N D"],
+    z: Float[Array, "N D"],
+    labels: Int[Array, " N"] | None,
+    axes_pair: Sequence[Axes],
+    contours: bool = True,
+) -> tuple[Axes, Axes]:
+    """The same draws before (left) and after (right) the flow, on the same axes.
+
+    For D > 2 both panels show the two principal directions of z, not centred: N(0, I) seen along
+    orthonormal directions is N(0, I) again, so the contours keep their meaning.
+
+    Args:
+        z0: base draws ``[N, D]``.
+        z: the same draws after the flow ``[N, D]``.
+        labels: classes ``[N]``, or None.
+        axes_pair: the left and the right axes.
+        contours: draw N(0, I) at 1, 2, 3 standard deviations.
+
+    Raises:
+        ShapeError: z0 and z differ in shape, or are not ``[N, D]``.
+    """
+    after = as_numpy("z", z, None, None)
+    before = as_numpy("z0", z0, *after.shape)
+    left, right = axes_pair
+    directions, names = _view(after)
+    limits = _limits(np.concatenate([before @ directions, after @ directions]), contours)
+    for axes, points, title, symbol in (
+        (left, before, "before the flow: draws of $q_0(z_0|x)$", "z_0"),
+        (right, after, "after the flow: the same draws as $q(z|x)$", "z"),
+    ):
+        _scatter(points @ directions, labels, axes, contours)
+        axes.set(title=title, xlim=limits[0], ylim=limits[1])
+        axes.set_xlabel(names[0].format(symbol))
+        axes.set_ylabel(names[1].format(symbol))
+    return left, right
+
+
+def latent_scatter(
+    z: Float[Array, "N D"], labels: Int[Array, " N"] | None, axes: Axes, contours: bool = True
+) -> Axes:
+    """One draw of q(z|x) for each of N examples; arguments as in :func:`latents`."""
+    points = as_numpy("z", z, None, None)
+    directions, names = _view(points)
+    points = points @ directions
+    _scatter(points, labels, axes, contours)
+    limits = _limits(points, contours)
+    axes.set(xlim=limits[0], ylim=limits[1])
+    axes.set_xlabel(names[0].format("z"))
+    axes.set_ylabel(names[1].format("z"))
+    return axes
+
+
+def aggregate(z: Float[Array, "N D"], axes: Axes) -> Axes:
+    """Mean and standard deviation of each latent under the aggregated posterior.
+
+    q(z) = E_data q(z|x) against the prior, the band 0 ± 1. Where the bars leave the band or fall
+    short of it, draws of the prior are not what the decoder was trained on.
+
+    Args:
+        z: one draw for each example ``[N, D]``, N ≥ 2.
+        axes: where to draw.
+    """
+    values = as_numpy("z", z, None, None)
+    if len(values) < 2:
+        raise ShapeError(f"z: {len(values)} draws; a standard deviation needs two or more")
+    dimensions = np.arange(1, values.shape[1] + 1)
+    axes.axhspan(-1, 1, color="#E8E8E8", label="prior, 0 ± 1", zorder=0)
+    axes.axhline(0, color="#AAAAAA", linewidth=0.8, zorder=1)
+    axes.errorbar(
+        dimensions, values.mean(0), yerr=values.std(0, ddof=1), fmt="o", color=AFTER, markersize=4,
+        elinewidth=1.5, capsize=2, label="q(z), mean ± standard deviation",
+    )  # fmt: skip
+    axes.set(xlabel="latent dimension", ylabel="value", xlim=(0.3, len(dimensions) + 0.7))
+    axes.locator_params(axis="x", integer=True)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    return axes
+
+
+def _view(points: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
+    """Two orthonormal directions ``[D, 2]`` and the names of what they show."""
+    features = points.shape[1]
+    if features == 1:
+        # The second coordinate is empty: a 1-D latent lies on a line.
+        return np.array([[1.0, 0.0]]), ("${}$", "")
+    if features == 2:
+        return np.eye(2), ("${}$, dimension 1", "${}$, dimension 2")
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(points, rowvar=False)))
+    share = values[::-1][:2] / max(values.sum(), np.finfo(float).tiny)
+    first, second = (
+        f"${{}}$, principal direction {k + 1} ({share[k]:.0%} of var $z$)" for k in (0, 1)
+    )
+    return vectors[:, ::-1][:, :2], (first, second)
+
+
+def _limits(points: np.ndarray, contours: bool) -> tuple[tuple[float, float], ...]:
+    """A frame for all points, and for the third contour."""
+    low, high = points.min(0), points.max(0)
+    if contours:
+        low, high = np.minimum(low, -3.2), np.maximum(high, 3.2)
+    margin = 0.03 * (high - low) + 1e-3
+    return tuple((float(a), float(b)) for a, b in zip(low - margin, high + margin, strict=True))
+
+
+def _scatter(points: np.ndarray, labels: Array | None, axes: Axes, contours: bool) -> None:
+    size = float(np.clip(4000 / len(points), 3, 25))
+    if labels is None:
+        axes.scatter(points[:, 0], points[:, 1], s=size, color=AFTER, alpha=0.5, linewidths=0)
+    else:
+        classes = as_numpy("labels", labels, len(points)).astype(int)
+        names = np.unique(classes)
+        colours = dict(zip(names, categories(len(names)), strict=True))
+        axes.scatter(
+            points[:, 0],
+            points[:, 1],
+            s=size,
+            c=[colours[k] for k in classes],
+            alpha=0.65,
+            linewidths=0,
+        )
+        for name in names:
+            # The median sits inside the class also where a few of its points lie far away.
+            middle = np.median(points[classes == name], axis=0)
+            frame = {"boxstyle": "round,pad=0.18", "fc": "white", "ec": colours[name], "alpha": 0.9}
+            axes.text(
+                float(middle[0]),
+                float(middle[1]),
+                str(name),
+                ha="center",
+                va="center",
+                fontsize=9,
+                fontweight="bold",
+                bbox=frame,
+            )
+    if contours:
+        angle = np.linspace(0, 2 * np.pi, 200)
+        for radius in (1, 2, 3):
+            axes.plot(
+                radius * np.cos(angle), radius * np.sin(angle), color=INK, linewidth=0.8,
+                linestyle=(0, (4, 3)), zorder=3,
+            )  # fmt: skip
+    axes.set_aspect("equal", adjustable="box")

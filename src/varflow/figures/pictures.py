@@ -1,0 +1,164 @@
+"""Figures made of pictures. A sheet is one image, so a hundred pictures cost one artist."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from varflow.errors import ShapeError
+from varflow.figures.style import Array, as_numpy, bare
+from varflow.flows.flow import positive
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def image_grid(images: Float[Array, "N C H W"], axes: Axes, columns: int | None = None) -> Axes:
+    """Pictures in reading order.
+
+    Args:
+        images: ``[N, C, H, W]`` in [0, 1], with 1 or 3 channels.
+        axes: where to draw.
+        columns: pictures in a row; without it as many as make the sheet square.
+
+    Raises:
+        ShapeError: not a batch of pictures, or values outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from varflow import figures
+        >>> figure, axes = figures.canvas()
+        >>> figures.image_grid(torch.rand(12, 1, 8, 8), axes[0, 0], columns=4).images[0].get_array().shape
+        (28, 37, 3)
+    """
+    pictures = _pictures("images", images)
+    if columns is None:
+        columns = math.ceil(math.sqrt(len(pictures)))
+    positive(columns=columns)
+    _show(_sheet(pictures, min(columns, len(pictures))), axes)
+    return axes
+
+
+def reconstructions(
+    originals: Float[Array, "N C H W"],
+    reconstructions: Float[Array, "N C H W"],
+    axes: Axes,
+    columns: int = 5,
+) -> Axes:
+    """Originals, each with its reconstruction directly to the right; pairs are set apart by a gap.
+
+    Args:
+        originals, reconstructions: ``[N, C, H, W]`` in [0, 1], pair by pair.
+        axes: where to draw.
+        columns: pairs in a row.
+
+    Raises:
+        ShapeError: the two differ in shape, or are no pictures in [0, 1].
+    """
+    left, right = _pictures("originals", originals), _pictures("reconstructions", reconstructions)
+    if left.shape != right.shape:
+        raise ShapeError(
+            f"reconstructions: shape {tuple(np.shape(reconstructions))}, the originals have "
+            f"{tuple(np.shape(originals))}; give one reconstruction for each original"
+        )
+    positive(columns=columns)
+    columns = min(columns, len(left))
+    between = _gap(left.shape[2]) // 2 or 1
+    joint = np.ones((*left.shape[:2], between, 3))
+    paired = np.concatenate([left, joint, right], axis=2)
+    gap = 3 * _gap(left.shape[2])
+    _show(_sheet(paired, columns, gap), axes)
+    height, width = left.shape[1:3]
+    stride = paired.shape[2] + gap
+    for column in range(columns):
+        start = gap + column * stride
+        for text, middle in (("data", start + width / 2), ("model", start + width * 1.5 + between)):
+            axes.text(
+                middle - 0.5, gap - 0.12 * height - 0.5, text, ha="center", va="bottom", fontsize=8
+            )
+    axes.set_ylim(axes.get_ylim()[0], -0.25 * height)
+    return axes
+
+
+def prior_quantiles(count: int, low: float = 0.02) -> Float[Tensor, " count"]:
+    """Φ⁻¹ of ``count`` equally spaced probabilities in [low, 1 − low]: equal prior mass between neighbours."""
+    positive(count=count)
+    probabilities = torch.linspace(low, 1 - low, count, dtype=torch.float64)
+    return torch.special.ndtri(probabilities if count > 1 else torch.full_like(probabilities, 0.5))
+
+
+def decoded_grid(
+    images: Float[Array, "R*R C H W"], quantiles: Float[Array, " R"], axes: Axes
+) -> Axes:
+    """The pictures that a 2-D latent decodes to, over the square of prior quantiles.
+
+    Args:
+        images: ``[R·R, C, H, W]`` in [0, 1]; picture ``i·R + j`` belongs to
+            z = (quantiles[j], quantiles[i]): z₁ grows to the right, z₂ upwards.
+        quantiles: ``[R]``, ascending, e.g. :func:`prior_quantiles`.
+        axes: where to draw.
+
+    Raises:
+        ShapeError: the number of pictures is not the square of the number of quantiles.
+    """
+    pictures = _pictures("images", images)
+    values = as_numpy("quantiles", quantiles, None)
+    side = len(values)
+    if len(pictures) != side * side:
+        raise ShapeError(
+            f"images: {len(pictures)} pictures for {side} quantiles; give {side * side}, one for each pair"
+        )
+    rows = pictures.reshape(side, side, *pictures.shape[1:])[::-1]
+    _show(_sheet(rows.reshape(pictures.shape), side, gap=0), axes)
+    height, width = pictures.shape[1:3]
+    shown = np.unique(np.linspace(0, side - 1, min(side, 7)).round().astype(int))
+    labels = [f"{values[k]:.1f}".replace("-0.0", "0.0").replace("-", "−") for k in shown]
+    axes.set_xticks((shown + 0.5) * width - 0.5, labels)
+    axes.set_yticks((side - shown - 0.5) * height - 0.5, labels)
+    axes.tick_params(length=2)
+    axes.set_xlabel("$z_1$ (steps of equal prior mass)")
+    axes.set_ylabel("$z_2$")
+    return axes
+
+
+def _pictures(name: str, images: Array) -> np.ndarray:
+    """``[N, H, W, 3]``."""
+    values = as_numpy(name, images, None, None, None, None)
+    if len(values) == 0 or values.shape[1] not in (1, 3):
+        raise ShapeError(
+            f"{name}: shape {values.shape}; expected [N, C, H, W] with N ≥ 1 and 1 or 3 channels"
+        )
+    # Written so that NaN fails too.
+    if not (values.min() >= -1e-6 and values.max() <= 1 + 1e-6):
+        raise ShapeError(
+            f"{name}: values from {values.min():.3g} to {values.max():.3g}; expected [0, 1], "
+            "as dataset.pictures(x) gives them"
+        )
+    values = np.clip(values, 0, 1)
+    return np.broadcast_to(values.transpose(0, 2, 3, 1), (len(values), *values.shape[2:], 3))
+
+
+def _gap(size: int) -> int:
+    return max(1, size // 14)
+
+
+def _sheet(pictures: np.ndarray, columns: int, gap: int | None = None) -> np.ndarray:
+    """One picture of all, row by row, on white."""
+    count, height, width, _ = pictures.shape
+    gap = _gap(width) if gap is None else gap
+    rows = math.ceil(count / columns)
+    sheet = np.ones((rows * (height + gap) + gap, columns * (width + gap) + gap, 3))
+    for k, picture in enumerate(pictures):
+        top, left = gap + k // columns * (height + gap), gap + k % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = picture
+    return sheet
+
+
+def _show(sheet: np.ndarray, axes: Axes) -> None:
+    axes.imshow(sheet, interpolation="nearest")
+    bare(axes)

@@ -1,0 +1,259 @@
+"""``fit``: the one verb, for a recipe, a spec, or a model of your own; and ``resume``."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from varflow import recipes
+from varflow.build import PARTS, Form, build
+from varflow.data.dataset import Dataset
+from varflow.errors import RunError, SpecError
+from varflow.files import write_json
+from varflow.model import Model
+from varflow.run import (
+    RUN,
+    SPEC,
+    Memory,
+    Run,
+    RunFolder,
+    prepare,
+    read_form,
+    read_metrics,
+    read_state,
+    write_start,
+)
+from varflow.specs import RunSpec
+from varflow.training.engine import Engine
+from varflow.training.loop import Loop
+from varflow.training.progress import Progress
+
+
+def fit(
+    what: str | RunSpec | Model,
+    data: Any = None,
+    *,
+    out: str | Path | None = None,
+    parts: Mapping[str, nn.Module] | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    recipe: str | None = None,
+    **settings: Any,
+) -> Run:
+    """Maximise the objective, and give back the run.
+
+    Args:
+        what: the name of a recipe, a :class:`~varflow.RunSpec`, or a :class:`~varflow.Model` of your own.
+        data: without it the spec's data set; else a name or a path, a tensor or array ``[N, *event]``
+            (see :func:`varflow.data.from_tensor`), or a data set.
+        out: folder of the run; without it nothing is written.
+        parts: parts of your own (prior, likelihood, posterior) in place of the spec's.
+        overwrite: replace the run that ``out`` holds.
+        quiet: show no progress.
+        recipe: name of the recipe that ``what`` came from, for the record.
+        **settings: any setting of the spec by its name, e.g. ``flow="planar"``, ``epochs=20``.
+
+    Returns:
+        The run, its model in evaluation mode with the weights it stands for.
+
+    Raises:
+        SpecError: unknown or impossible settings, or parts that do not combine.
+        DataError: the data are missing or not what was declared.
+        RunError: the folder cannot be written or holds a run already.
+        NonFiniteError: training met a NaN or an infinity.
+
+    Example:
+        >>> import torch, varflow as vf
+        >>> x = (torch.rand(64, 6) < 0.5).float()
+        >>> run = vf.fit("digits", x, latent=2, hidden=8, epochs=1, quiet=True)
+        >>> run.outcome["finished"]
+        True
+    """
+    spec, own = _what(what, parts)
+    recipe = what if isinstance(what, str) else recipe
+    if isinstance(data, str | Path):
+        settings["data"] = str(data)
+        data = None
+    spec = spec.replace(**settings) if settings else spec
+    spec.validate()
+    engine = Engine.start(spec.training)
+    dataset = as_dataset(data, spec).to(engine.device, engine.dtype)
+    model = build(spec, dataset, own)
+    folder = None if out is None else Path(out)
+    about = {"recipe": recipe, "own_parts": sorted(own), "data_given": data is not None}
+    if folder is not None:
+        prepare(folder, overwrite)
+        write_start(folder, spec, dataset, about, environment(spec, engine))
+    return _train(spec, model, dataset, engine, folder, about, quiet, None)
+
+
+def resume(
+    folder: str | Path,
+    data: Any = None,
+    *,
+    parts: Mapping[str, nn.Module] | None = None,
+    quiet: bool = False,
+    **budget: Any,
+) -> Run:
+    """Go on with an interrupted fit, bit for bit as if it had not been interrupted.
+
+    Args:
+        folder: the run.
+        data: the data, where they were given in Python.
+        parts: the parts of your own that the run was fitted with.
+        quiet: show no progress.
+        **budget: ``epochs`` or ``steps``: a larger budget than before.
+
+    Raises:
+        RunError: nothing to resume, a damaged state, or a run that is finished.
+        SpecError: a setting that is no budget.
+    """
+    path = Path(folder)
+    if not (path / SPEC).exists():
+        raise RunError(f"folder: {path} holds no run (no {SPEC}); give the folder that `varflow fit` wrote")
+    from varflow.files import read_json
+
+    spec = RunSpec.from_dict(read_json(path / SPEC))
+    for name in budget:
+        if name not in ("epochs", "steps"):
+            raise SpecError(f"{name}: a resumed run keeps its settings; only epochs or steps can grow")
+    if budget:
+        spec = spec.replace(**budget)
+        spec.validate()
+    about = read_json(path / RUN)
+    for name in about.get("own_parts", []):
+        if name not in (parts or {}):
+            raise RunError(f"parts: the run was fitted with its own {name}; pass parts={{'{name}': ...}}")
+    state = read_state(path)
+    engine = Engine.start(spec.training, state.get("engine"))
+    if about.get("data_given") and data is None:
+        raise RunError("data: this run was fitted to data given in Python; pass them again with data=...")
+    dataset = as_dataset(data, spec).to(engine.device, engine.dtype)
+    form = read_form(path)
+    if Form(tuple(dataset.event_shape), dataset.support) != form:
+        raise RunError(f"data: are {dataset.event_shape} {dataset.support}, the run was fitted to {form}")
+    model = build(spec, dataset, parts)
+    if budget:
+        write_json(path / SPEC, spec.to_dict())
+    return _train(spec, model, dataset, engine, path, about, quiet, state)
+
+
+def as_dataset(data: Any, spec: RunSpec) -> Dataset:
+    """Whatever ``fit`` accepts as data, as a data set."""
+    from varflow import data as room
+
+    settings = spec.data
+    if data is None:
+        return room.load(
+            settings.data, protocol=settings.protocol, data_dir=settings.data_dir, flip=settings.flip
+        )
+    if isinstance(data, Dataset):
+        return data
+    return room.from_tensor(data, protocol=settings.protocol, flip=settings.flip)
+
+
+def environment(spec: RunSpec, engine: Engine) -> dict[str, Any]:
+    """Versions, machine, seed and commit."""
+    import varflow
+
+    return {
+        "varflow": varflow.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(terse=True),
+        "processor": _processor(engine),
+        "engine": engine.to_dict(),
+        "seed": spec.training.seed,
+        "commit": _commit(),
+    }
+
+
+def _what(
+    what: str | RunSpec | Model, parts: Mapping[str, nn.Module] | None
+) -> tuple[RunSpec, dict[str, nn.Module]]:
+    own = dict(parts or {})
+    if isinstance(what, str):
+        return recipes.find(what).spec, own
+    if isinstance(what, RunSpec):
+        return what, own
+    if isinstance(what, Model):
+        if own:
+            raise SpecError("parts: given beside a model, which has its own; give one of the two")
+        return RunSpec(), {name: getattr(what, name) for name in PARTS}
+    raise SpecError(f"what: was {type(what).__name__}; use the name of a recipe, a RunSpec or a Model")
+
+
+def _train(
+    spec: RunSpec,
+    model: Model,
+    dataset: Dataset,
+    engine: Engine,
+    folder: Path | None,
+    about: dict[str, Any],
+    quiet: bool,
+    state: dict[str, Any] | None,
+) -> Run:
+    model.to(device=engine.device, dtype=engine.dtype)
+    sink = Memory() if folder is None else RunFolder(folder)
+    progress = Progress(0, quiet=quiet)
+    loop = Loop(model, dataset, spec, engine, sink, progress)
+    progress.steps = loop.steps
+    if isinstance(sink, RunFolder):
+        sink.watch(loop.kept_weights)
+    if state is not None:
+        loop.load_state(state)
+        if loop.step >= loop.steps:
+            raise RunError(
+                f"folder: {folder} is finished ({loop.step} of {loop.steps} steps); "
+                "give a larger budget, e.g. epochs or steps, to go on"
+            )
+        assert isinstance(sink, RunFolder)
+        sink.rewind(state)
+    if not engine.denormals_flushed:
+        progress.say(
+            "note: denormal numbers are not flushed in all CPU threads (torch had started them before); "
+            "long fits will slow down. Call fit before other torch work, or torch.set_flush_denormal(True) first"
+        )
+    try:
+        with progress:
+            outcome = loop.run()
+    finally:
+        if isinstance(sink, RunFolder):
+            sink.close()
+    ended = dataclasses.asdict(outcome)
+    if folder is not None:
+        write_json(folder / RUN, {**about, "outcome": ended})
+    model.eval()
+    form = Form(tuple(dataset.event_shape), dataset.support)
+    records = sink.records if isinstance(sink, Memory) else read_metrics(sink.folder)
+    return Run(spec, model, form, folder, records, ended, dataset)
+
+
+def _processor(engine: Engine) -> str:
+    if engine.device.startswith("cuda"):
+        return torch.cuda.get_device_name(engine.device)
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _commit() -> str | None:
+    """The commit of the working folder, where it is a git checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

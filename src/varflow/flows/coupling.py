@@ -1,0 +1,225 @@
+"""Coupling flows: one half of the features moves, the other half says how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from varflow.errors import SpecError
+from varflow.flows.compose import Compose
+from varflow.flows.elementwise import Affine
+from varflow.flows.flow import Flow, Local, positive
+
+
+class _Coupling(Flow):
+    """What both couplings share: the halves and the networks.
+
+    The halves are the features of even and of odd index. Step 0 moves the odd ones, step 1 the even
+    ones, and so on. Of an odd number of features the even half has one more; weights are stacked
+    for the larger half, and the smaller one leaves a column or a row of them unused.
+
+    With a context each network adds a linear function of it to its first hidden layer. ``local`` is
+    the context itself: refinement then moves one vector of C numbers, and the linear functions of
+    all steps are one product.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        length: int,
+        context_features: int,
+        hidden: Sequence[int] | None,
+        outputs: int,
+    ) -> None:
+        super().__init__(features, context_features)
+        positive(length=length)
+        if features < 2:
+            raise SpecError(
+                "features: was 1; a coupling needs at least 2, one to move and one to say how far; "
+                "for one feature use an affine or an autoregressive flow"
+            )
+        widths = (5 * features, 5 * features) if hidden is None else tuple(hidden)
+        positive(**{f"hidden[{index}]": width for index, width in enumerate(widths)})
+        if not widths:
+            raise SpecError("hidden: was (); a coupling needs at least one hidden layer")
+        self.length, self.outputs = length, outputs
+        self.larger = (features + 1) // 2
+        inputs, targets = (self.larger, *widths), (*widths, outputs * self.larger)
+        self.weights = nn.ParameterList(
+            _uniform((length, out, size), size) for size, out in zip(inputs, targets, strict=True)
+        )
+        self.biases = nn.ParameterList(
+            _uniform((length, out), size) for size, out in zip(inputs, targets, strict=True)
+        )
+        self.context_weight = (
+            _uniform((length, targets[0], context_features), context_features)
+            if context_features
+            else None
+        )
+        nn.init.zeros_(self.weights[-1])
+        nn.init.zeros_(self.biases[-1])
+
+    def _steps(self, local: Local) -> list[_Step]:
+        weights = [weight.unbind(0) for weight in self.weights]
+        biases = [bias.unbind(0) for bias in self.biases]
+        if local and self.context_weight is not None:
+            shift = F.linear(local[0], self.context_weight.flatten(0, 1), self.biases[0].flatten())
+            biases[0] = shift.unflatten(-1, (self.length, -1)).unbind(-2)
+        return [
+            _Step([w[t] for w in weights], [b[t] for b in biases], self.outputs)
+            for t in range(self.length)
+        ]
+
+    def _merge(self, even: Tensor, odd: Tensor) -> Tensor:
+        even, odd = torch.broadcast_tensors(even, F.pad(odd, (0, self.larger - odd.shape[-1])))
+        return torch.stack((even, odd), -1).flatten(-2)[..., : self.features]
+
+
+class AdditiveCoupling(_Coupling):
+    """NICE's coupling: z′_moved = z_moved + g(z_kept, c), halves alternating. ladj = 0.
+
+    Reference: Dinh et al. 2014, *NICE* (arXiv:1410.8516), equations 6–9. Different from the paper:
+    g has two hidden layers of 5 D rectified units, its last layer starts at zero (so that the flow
+    starts as the identity), and a context may enter. Both directions cost one pass a step.
+
+    Args:
+        features: D ≥ 2, even or odd.
+        length: the number of steps; two move every feature once.
+        context_features: C, the size of the context; 0 for a static flow.
+        hidden: widths of the hidden layers of g; by default ``(5 D, 5 D)``.
+
+    Raises:
+        SpecError: D is 1, or a size is not positive.
+
+    Example:
+        >>> import torch
+        >>> z, ladj = AdditiveCoupling(3, length=2)(torch.ones(4, 3))
+        >>> z.shape, ladj.tolist()
+        (torch.Size([4, 3]), [0.0, 0.0, 0.0, 0.0])
+    """
+
+    volume_preserving = True
+
+    def __init__(
+        self,
+        features: int,
+        length: int = 1,
+        context_features: int = 0,
+        hidden: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(features, length, context_features, hidden, outputs=1)
+
+    def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
+        halves = [z[..., 0::2], z[..., 1::2]]
+        for t, step in enumerate(self._steps(local)):
+            kept, moved = t % 2, 1 - t % 2
+            (shift,) = step(halves[kept], halves[moved].shape[-1])
+            halves[moved] = halves[moved] + shift
+        out = self._merge(*halves)
+        return out, out.new_zeros(out.shape[:-1])
+
+    def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
+        halves = [z[..., 0::2], z[..., 1::2]]
+        for t, step in reversed(list(enumerate(self._steps(local)))):
+            kept, moved = t % 2, 1 - t % 2
+            (shift,) = step(halves[kept], halves[moved].shape[-1])
+            halves[moved] = halves[moved] - shift
+        out = self._merge(*halves)
+        return out, out.new_zeros(out.shape[:-1])
+
+
+class AffineCoupling(_Coupling):
+    """RealNVP's coupling: z′_moved = z_moved ⊙ exp(s) + t, with (s, t) = g(z_kept, c). ladj = Σ s.
+
+    Reference: Dinh et al. 2016, *Density estimation using Real NVP* (arXiv:1605.08803), equations
+    4–8. Different from the paper: halves are alternate features, s = b·tanh(raw / b) is bounded
+    smoothly by b = ``bound``, so that no step scales by more than e^b either way, and g has the
+    form of :class:`AdditiveCoupling`'s, its last layer starting at zero. Both directions cost one
+    pass a step.
+
+    Args:
+        features: D ≥ 2, even or odd.
+        length: the number of steps; two move every feature once.
+        context_features: C, the size of the context; 0 for a static flow.
+        hidden: widths of the hidden layers of g; by default ``(5 D, 5 D)``.
+        bound: b, the largest |s|.
+
+    Raises:
+        SpecError: D is 1, a size is not positive, or ``bound`` is not positive.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        length: int = 1,
+        context_features: int = 0,
+        hidden: Sequence[int] | None = None,
+        bound: float = 3.0,
+    ) -> None:
+        super().__init__(features, length, context_features, hidden, outputs=2)
+        if not bound > 0:
+            raise SpecError(f"bound: was {bound!r}; use a positive number, the largest |log-scale|")
+        self.bound = bound
+
+    def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
+        halves = [z[..., 0::2], z[..., 1::2]]
+        ladj = z.new_zeros(())
+        for t, step in enumerate(self._steps(local)):
+            kept, moved = t % 2, 1 - t % 2
+            raw, shift = step(halves[kept], halves[moved].shape[-1])
+            log_scale = self.bound * torch.tanh(raw / self.bound)
+            halves[moved] = halves[moved] * log_scale.exp() + shift
+            ladj = ladj + log_scale.sum(-1)
+        return self._merge(*halves), ladj
+
+    def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
+        halves = [z[..., 0::2], z[..., 1::2]]
+        ladj = z.new_zeros(())
+        for t, step in reversed(list(enumerate(self._steps(local)))):
+            kept, moved = t % 2, 1 - t % 2
+            raw, shift = step(halves[kept], halves[moved].shape[-1])
+            log_scale = self.bound * torch.tanh(raw / self.bound)
+            halves[moved] = (halves[moved] - shift) * (-log_scale).exp()
+            ladj = ladj - log_scale.sum(-1)
+        return self._merge(*halves), ladj
+
+
+def nice(features: int, length: int = 2, context_features: int = 0) -> Compose | Affine:
+    """NICE as published: ``length − 1`` additive couplings, then one :class:`Affine` step.
+
+    Dinh et al. 2014 (arXiv:1410.8516), section 3.3; their last step has no shift. With ``length=1``
+    the affine step alone is left, which any number of features allows.
+
+    Raises:
+        SpecError: ``length`` > 1 for a single feature, or a size is not positive.
+    """
+    positive(length=length)
+    affine = Affine(features, context_features=context_features)
+    if length == 1:
+        return affine
+    return Compose(AdditiveCoupling(features, length - 1, context_features), affine)
+
+
+class _Step(NamedTuple):
+    """The network of one step."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    outputs: int
+
+    def __call__(self, kept: Tensor, size: int) -> tuple[Tensor, ...]:
+        """``outputs`` tensors of ``size`` features, the size of the half that moves."""
+        h = F.relu(F.linear(kept, self.weights[0][:, : kept.shape[-1]]) + self.biases[0])
+        for weight, bias in zip(self.weights[1:-1], self.biases[1:-1], strict=True):
+            h = F.relu(F.linear(h, weight, bias))
+        out = F.linear(h, self.weights[-1], self.biases[-1])
+        return out.unflatten(-1, (self.outputs, -1))[..., :size].unbind(-2)
+
+
+def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5))

@@ -1,0 +1,129 @@
+"""The contract of a flow.
+
+A flow is an invertible map z → z′ = f(z; c) of D features, with log|det ∂z′/∂z| for each example.
+Forward is base → target: pushing noise through a posterior or a prior is the fast way, and where the
+other way costs more the class says so.
+
+Parameters are either the flow's own (*static*, ``context_features=0``) or computed from a context
+vector (*amortized*). Conditioning is a step of its own, because one context serves many samples:
+
+    local = flow.condition(context)      once per batch, before any sample is drawn
+    z′, ladj = flow.push(z, local)       as often as wanted
+    z, ladj = flow.pull(z′, local)       the exact inverse, with the ladj of the inverse map
+
+``local`` is a tuple of tensors ``[*context_batch, ...]``, one entry per example: everything in the flow that
+differs between examples. It is what per-example refinement optimizes, and it is empty for a static
+flow. ``flow(z, context)`` and ``flow.inverse(z′, context)`` put the two steps together.
+
+What every flow promises (``tests/flows/test_contract.py`` checks each of these for all):
+
+* z ``[..., D]`` → z′ ``[..., D]`` and ladj ``[...]``, for no, one or many leading dimensions, also when one of
+  them is 0. The batch shapes of z and context broadcast against each other.
+* float32 and float64; everything is created on the device and in the dtype of z or the parameters.
+* No example touches another. No epsilon inside a logarithm, no clamping: the formulas are finite by
+  construction.
+* A new flow is the identity (reflections excepted: an odd number of them cannot be).
+* Twice differentiable, and usable under ``torch.func.vmap`` and ``torch.func.functional_call``.
+* The ``length`` steps live in one module with stacked parameters ``[length, ...]``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from varflow.errors import ShapeError, SpecError
+
+Local = tuple[Tensor, ...]
+
+
+class Flow(nn.Module, ABC):
+    """Base class: the public calls and their checks. A family writes ``push``, ``pull`` and ``condition``.
+
+    Args:
+        features: D, the number of features of z.
+        context_features: C, the size of the context vector; 0 makes the flow static.
+
+    Attributes:
+        mixes: whether an output feature depends on more than its own input feature.
+        volume_preserving: whether ladj is 0 for all parameters.
+    """
+
+    mixes: bool = True
+    volume_preserving: bool = False
+
+    def __init__(self, features: int, context_features: int = 0) -> None:
+        super().__init__()
+        positive(features=features)
+        if context_features < 0:
+            raise SpecError(
+                f"context_features: was {context_features}; use 0 for static parameters or the size "
+                "of the context vector for amortized ones"
+            )
+        self.features = features
+        self.context_features = context_features
+
+    def condition(self, context: Float[Tensor, "*batch context"] | None) -> Local:
+        """The per-example tensors that ``push`` and ``pull`` need: ``()`` for a static flow."""
+        return () if context is None else (context,)
+
+    @abstractmethod
+    def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
+        """z → (z′, ladj), without checks. ``local`` comes from :meth:`condition`."""
+
+    @abstractmethod
+    def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
+        """z′ → (z, ladj of the inverse map), without checks."""
+
+    def forward(
+        self, z: Float[Tensor, "... features"], context: Float[Tensor, "... context"] | None = None
+    ) -> tuple[Float[Tensor, "... features"], Float[Tensor, "..."]]:
+        """z → (z′, ladj).
+
+        Raises:
+            ShapeError: z or context has the wrong last dimension or is not floating point.
+            SpecError: a static flow was given a context, or an amortized one was not.
+        """
+        self.check(z, context)
+        return self.push(z, self.condition(context))
+
+    def inverse(
+        self, z: Float[Tensor, "... features"], context: Float[Tensor, "... context"] | None = None
+    ) -> tuple[Float[Tensor, "... features"], Float[Tensor, "..."]]:
+        """z′ → (z, ladj of the inverse map). Raises as :meth:`forward`."""
+        self.check(z, context)
+        return self.pull(z, self.condition(context))
+
+    def check(self, z: Tensor, context: Tensor | None) -> None:
+        name = type(self).__name__
+        if not z.is_floating_point():
+            raise ShapeError(f"z: was {z.dtype}; {name} needs a floating-point tensor, e.g. z.float()")
+        if z.ndim == 0 or z.shape[-1] != self.features:
+            raise ShapeError(f"z: shape {tuple(z.shape)}; {name} needs [..., {self.features}]")
+        if context is None and self.context_features:
+            raise SpecError(
+                f"context: missing; this {name} is amortized and needs [..., {self.context_features}]"
+            )
+        if context is not None:
+            if not self.context_features:
+                raise SpecError(
+                    f"context: given, but this {name} is static; "
+                    f"build it with context_features={context.shape[-1]} or leave the context out"
+                )
+            if context.shape[-1] != self.context_features:
+                raise ShapeError(
+                    f"context: shape {tuple(context.shape)}; "
+                    f"this {name} needs [..., {self.context_features}]"
+                )
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, context_features={self.context_features}"
+
+
+def positive(**sizes: int) -> None:
+    """Raise :class:`SpecError` for the first size that is not a positive integer."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise SpecError(f"{name}: was {size!r}; use a positive integer")

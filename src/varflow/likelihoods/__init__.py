@@ -1,0 +1,17 @@
+"""Likelihoods p(x|z): ``log_prob(x, z)``, ``mean(z)``, ``sample(z)``, ``distribution(z)``."""
+
+from varflow._lazy import attach
+
+_EXPORTS = {
+    "Likelihood": "varflow.likelihoods.likelihood:Likelihood",
+    "Bernoulli": "varflow.likelihoods.bernoulli:Bernoulli",
+    "Gaussian": "varflow.likelihoods.gaussian:Gaussian",
+}
+
+#: name in a spec → a callable ``(decoder, event_shape, **options) -> Likelihood``.
+TABLE = {
+    "bernoulli": "varflow.likelihoods.bernoulli:Bernoulli",
+    "gaussian": "varflow.likelihoods.gaussian:Gaussian",
+}
+
+__getattr__, __dir__ = attach(__name__, _EXPORTS)

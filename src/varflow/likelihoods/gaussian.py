@@ -1,0 +1,121 @@
+"""The Gaussian likelihood of real events."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from varflow import random
+from varflow.errors import SpecError, unknown
+from varflow.likelihoods.likelihood import Likelihood, batch_dim
+
+_NAMED = ("learned", "per-dimension", "decoder")
+
+
+class Gaussian(Likelihood):
+    """log p(x|z) = Σᵢ −½ ((xᵢ − mᵢ) / σᵢ)² − log σᵢ − ½ log 2π, with the mean m from the decoder.
+
+    Args:
+        decoder: a network ``[*lead, D] -> [*lead, *out_shape]``; its output is the mean, and with
+            ``scale="decoder"`` mean and log σ, stacked along the first event dimension.
+        event_shape: shape of one x.
+        scale: σ. A positive number; ``"learned"``: one for all elements; ``"per-dimension"``: one
+            for each; ``"decoder"``: one for each element and each z. The learned ones start at 1,
+            and their parameter is log σ.
+
+    Raises:
+        SpecError: a scale that is none of these, or a decoder of another ``out_shape``.
+
+    A density of discrete values has no upper bound where σ is learned: binary data are refused, and
+    grey values should be dequantized first. Cost: one elementwise pass forward and
+    backward for one shared σ, two to four otherwise.
+
+    Example:
+        >>> import torch
+        >>> from varflow.networks import MLP
+        >>> shape = Gaussian.decoder_shape((2,), scale="decoder")
+        >>> likelihood = Gaussian(MLP(3, shape, hidden=(8,)), (2,), scale="decoder")
+        >>> likelihood.log_prob(torch.zeros(5, 2), torch.zeros(5, 3)).shape
+        torch.Size([5])
+    """
+
+    support = ("real", "unit")
+    _refusal = (
+        "use a Bernoulli: a density at values that are only 0 and 1 is no probability of them"
+    )
+
+    def __init__(
+        self, decoder: nn.Module, event_shape: int | Sequence[int], scale: float | str = "learned"
+    ) -> None:
+        super().__init__(decoder, event_shape, self._outputs_for(scale=scale))
+        self.scale = _parse(scale)
+        if self.scale == "learned":
+            self.log_scale = nn.Parameter(torch.zeros(()))
+        elif self.scale == "per-dimension":
+            self.log_scale = nn.Parameter(torch.zeros(self.event_shape))
+
+    @classmethod
+    def _outputs_for(cls, scale: float | str = "learned", **options: Any) -> int:
+        return 2 if _parse(scale) == "decoder" else 1
+
+    def parameters_at(self, z: Float[Tensor, "*lead features"]) -> tuple[Tensor, Tensor | float]:
+        """(m ``[*lead, *event]``, log σ, which broadcasts against it)."""
+        out = self.decode(z)
+        if self.scale == "decoder":
+            mean, log_scale = out.chunk(2, dim=-len(self.event_shape))
+            return mean, log_scale
+        return out, math.log(self.scale) if isinstance(self.scale, float) else self.log_scale
+
+    def log_prob(
+        self, x: Float[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead features"]
+    ) -> Float[Tensor, "*lead"]:
+        self.check_shape(x)
+        mean, log_scale = self.parameters_at(z)
+        count = math.prod(self.event_shape)
+        constant = 0.5 * count * math.log(2 * math.pi)
+        if isinstance(log_scale, float):
+            squares = (x - mean).square().sum(self._event_dims)
+            return -0.5 * math.exp(-2 * log_scale) * squares - (count * log_scale + constant)
+        if log_scale.ndim == 0:
+            squares = (x - mean).square().sum(self._event_dims)
+            return -0.5 * torch.exp(-2 * log_scale) * squares - count * log_scale - constant
+        squares = ((x - mean) * torch.exp(-log_scale)).square().sum(self._event_dims)
+        return -0.5 * squares - log_scale.sum(self._event_dims) - constant
+
+    def mean(self, z: Float[Tensor, "*lead features"]) -> Float[Tensor, "*lead_event"]:
+        return self.parameters_at(z)[0]
+
+    def sample(self, z: Float[Tensor, "*lead features"]) -> Float[Tensor, "*lead_event"]:
+        mean, log_scale = self.parameters_at(z)
+        scale = math.exp(log_scale) if isinstance(log_scale, float) else log_scale.exp()
+        noise = random.normal(
+            mean.shape, "likelihood", dtype=mean.dtype, device=mean.device, batch_dim=batch_dim(z)
+        )
+        return mean + scale * noise
+
+    def distribution(self, z: Float[Tensor, "*lead features"]) -> torch.distributions.Distribution:
+        mean, log_scale = self.parameters_at(z)
+        scale = math.exp(log_scale) if isinstance(log_scale, float) else log_scale.exp()
+        each = torch.distributions.Normal(mean, scale)
+        return torch.distributions.Independent(each, len(self.event_shape))
+
+    def extra_repr(self) -> str:
+        return f"event_shape={self.event_shape}, scale={self.scale}"
+
+
+def _parse(scale: float | str) -> float | str:
+    """One of the named scales, or a positive number (a number in a string counts, as in a spec)."""
+    if scale in _NAMED:
+        return scale
+    try:
+        number = float(scale)
+    except (TypeError, ValueError):
+        raise unknown("scale", str(scale), [*_NAMED, "a positive number"]) from None
+    if isinstance(scale, bool) or not (math.isfinite(number) and number > 0):
+        raise SpecError(f"scale: was {scale}; use a positive number, or one of {', '.join(_NAMED)}")
+    return number

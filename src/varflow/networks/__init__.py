@@ -1,0 +1,12 @@
+"""Networks: vectors or images in, vectors or images out. They know nothing of densities."""
+
+from varflow._lazy import attach
+
+_EXPORTS = {
+    "MLP": "varflow.networks.mlp:MLP",
+    "ConvEncoder": "varflow.networks.conv:ConvEncoder",
+    "ConvDecoder": "varflow.networks.conv:ConvDecoder",
+    "MADE": "varflow.networks.made:MADE",
+}
+
+__getattr__, __dir__ = attach(__name__, _EXPORTS)

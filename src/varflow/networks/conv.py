@@ -1,0 +1,241 @@
+"""The residual convolutional pair: pictures to features, latents to pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm as _weight_norm
+
+from varflow.errors import SpecError, unknown
+from varflow.networks.mlp import Shape, as_shape, check_input
+
+NORMALIZATIONS = ("none", "group", "layer", "batch")
+
+
+class _Options:
+    """How the convolutions of one network are built."""
+
+    def __init__(self, bottleneck: bool, weight_norm: bool, normalization: str) -> None:
+        if normalization not in NORMALIZATIONS:
+            raise unknown("normalization", normalization, NORMALIZATIONS)
+        self.bottleneck, self.weight_norm = bottleneck, weight_norm
+        self.normalization = normalization
+
+    def conv(self, before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+        conv = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2)
+        return _weight_norm(conv) if self.weight_norm else conv
+
+    def up(self, before: int, after: int, coarse: Shape, fine: Shape) -> nn.Module:
+        """Stride 2 from ``coarse`` to exactly ``fine``, odd or even."""
+        padding = (fine[0] - (2 * coarse[0] - 1), fine[1] - (2 * coarse[1] - 1))
+        conv = nn.ConvTranspose2d(before, after, 3, 2, padding=1, output_padding=padding)
+        # A transposed convolution keeps its output channels in dimension 1.
+        return _weight_norm(conv, dim=1) if self.weight_norm else conv
+
+    def norm(self, channels: int) -> nn.Module:
+        if self.normalization == "none":
+            return nn.Identity()
+        if self.normalization == "batch":
+            return nn.BatchNorm2d(channels)
+        # Groups of at least four channels, eight groups at most.
+        groups = 1 if self.normalization == "layer" else math.gcd(channels, 8)
+        while groups > 1 and channels // groups < 4:
+            groups //= 2
+        return nn.GroupNorm(groups, channels)
+
+
+class ResidualBlock(nn.Module):
+    """h + conv(a(conv(a(h)))) with a = ReLU∘norm: He et al. 2016b, figure 1b.
+
+    3-3 convolutions, or with ``bottleneck`` 1-3-1 at half the channels. The last convolution starts
+    at zero, so a new block is the identity and depth costs nothing at the start.
+    """
+
+    def __init__(self, channels: int, options: _Options) -> None:
+        super().__init__()
+        width = max(1, channels // 2) if options.bottleneck else channels
+        kernels = (1, 3, 1) if options.bottleneck else (3, 3)
+        widths = (channels, *[width] * (len(kernels) - 1), channels)
+        self.norms = nn.ModuleList(options.norm(before) for before in widths[:-1])
+        self.convs = nn.ModuleList(
+            options.conv(before, after, kernel)
+            for before, after, kernel in zip(widths[:-1], widths[1:], kernels, strict=True)
+        )
+        # Under weight normalization the gain is zeroed: a zero direction would divide 0 by 0.
+        last: nn.Module = self.convs[-1]
+        gain = last.parametrizations.weight.original0 if options.weight_norm else last.weight  # type: ignore[union-attr]
+        nn.init.zeros_(gain)  # type: ignore[arg-type]
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+
+    def forward(self, h: Float[Tensor, "batch channels height width"]) -> Tensor:
+        step = h
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            step = conv(F.relu(norm(step)))
+        return h + step
+
+
+class ConvEncoder(nn.Module):
+    """Pictures → features.
+
+        conv 3×3 C→base;  per scale [blocks × ResidualBlock(c), conv 3×3 stride 2 c→2c];
+        norm, ReLU, flatten
+
+    Each halving takes H to ⌈H/2⌉. Any leading dimensions are batch, also when one is 0. Twice
+    differentiable almost everywhere. The layout is that of the convolutional network of
+    fmu2/flow-VAE; there the first activation of a block is left out, batch statistics couple the
+    examples, and MNIST is halved twice, because its decoder cannot come back to odd sizes.
+
+    Args:
+        in_shape: (C, H, W), any H, W ≥ 1.
+        base: channels of the first convolution; they double at each scale.
+        scales: number of halvings; None takes three, or as many as leave both sides at 2 or more.
+        blocks: residual blocks at each scale.
+        bottleneck: residual blocks 1-3-1 instead of 3-3.
+        weight_norm: weight-normalized convolutions (Salimans and Kingma 2016).
+        normalization: ``"group"`` (up to eight groups), ``"layer"`` (one group), ``"none"``, or
+            ``"batch"``, which couples the examples of a batch in training.
+
+    Attributes:
+        features: size of what comes out, base·2^scales·h·w.
+        couples_examples: whether in training the output for one example depends on the others.
+
+    Raises:
+        SpecError: a size that is not positive, more scales than the picture allows, an unknown
+            normalization.
+        ShapeError: an input that does not end in ``in_shape``, or of another dtype than the
+            parameters.
+
+    Example:
+        >>> import torch
+        >>> encoder = ConvEncoder((1, 28, 28), base=8)
+        >>> encoder.features, encoder(torch.zeros(2, 3, 1, 28, 28)).shape
+        (1024, torch.Size([2, 3, 1024]))
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        base: int = 32,
+        scales: int | None = None,
+        blocks: int = 1,
+        bottleneck: bool = False,
+        weight_norm: bool = False,
+        normalization: str = "group",
+    ) -> None:
+        super().__init__()
+        self.in_shape = _picture("in_shape", in_shape)
+        as_shape("base", base), as_shape("blocks", blocks)
+        options = _Options(bottleneck, weight_norm, normalization)
+        sizes = pyramid(self.in_shape, scales)
+        channels = base
+        layers: list[nn.Module] = [options.conv(self.in_shape[0], base)]
+        for _ in sizes[1:]:
+            layers += [ResidualBlock(channels, options) for _ in range(blocks)]
+            layers.append(options.conv(channels, 2 * channels, stride=2))
+            channels *= 2
+        self.layers = nn.Sequential(*layers, options.norm(channels), nn.ReLU())
+        self.features = channels * math.prod(sizes[-1])
+        self.out_shape = (self.features,)
+        self.couples_examples = normalization == "batch"
+
+    def forward(
+        self, x: Float[Tensor, "*batch channels height width"]
+    ) -> Float[Tensor, "*batch features"]:
+        """``[*batch, C, H, W]`` → ``[*batch, features]``."""
+        check_input(self, x, self.in_shape)
+        batch = x.shape[:-3]
+        h = self.layers(x if len(batch) == 1 else x.reshape(math.prod(batch), *self.in_shape))
+        return h.reshape(*batch, self.features)
+
+
+class ConvDecoder(nn.Module):
+    """Latents → pictures of exactly (C, H, W): the mirror image of :class:`ConvEncoder`.
+
+        linear D→c·h·w;  per scale [blocks × ResidualBlock(c), transposed conv 3×3 stride 2 c→c/2];
+        norm, ReLU, conv 3×3 base→C
+
+    Odd sizes come back exactly: each doubling knows the size it must reach. What comes out has no
+    activation; a likelihood reads it as logits or means. Arguments, attributes and errors as
+    :class:`ConvEncoder`, with:
+
+    Args:
+        in_features: D.
+        out_shape: (C, H, W), any H, W ≥ 1.
+
+    Example:
+        >>> import torch
+        >>> ConvDecoder(2, (3, 7, 10), base=4)(torch.zeros(5, 6, 2)).shape
+        torch.Size([5, 6, 3, 7, 10])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_shape: Sequence[int],
+        base: int = 32,
+        scales: int | None = None,
+        blocks: int = 1,
+        bottleneck: bool = False,
+        weight_norm: bool = False,
+        normalization: str = "group",
+    ) -> None:
+        super().__init__()
+        self.in_shape = as_shape("in_features", in_features)
+        self.out_shape = _picture("out_shape", out_shape)
+        as_shape("base", base), as_shape("blocks", blocks)
+        options = _Options(bottleneck, weight_norm, normalization)
+        sizes = pyramid(self.out_shape, scales)
+        channels = base * 2 ** (len(sizes) - 1)
+        self.start = (channels, *sizes[-1])
+        self.first = nn.Linear(in_features, math.prod(self.start))
+        layers: list[nn.Module] = []
+        for coarse, fine in zip(sizes[:0:-1], sizes[-2::-1], strict=True):
+            layers += [ResidualBlock(channels, options) for _ in range(blocks)]
+            layers.append(options.up(channels, channels // 2, coarse, fine))
+            channels //= 2
+        layers += [options.norm(base), nn.ReLU(), options.conv(base, self.out_shape[0])]
+        self.layers = nn.Sequential(*layers)
+        self.features = math.prod(self.out_shape)
+        self.couples_examples = normalization == "batch"
+
+    def forward(
+        self, z: Float[Tensor, "*batch features"]
+    ) -> Float[Tensor, "*batch channels height width"]:
+        """``[*batch, D]`` → ``[*batch, C, H, W]``."""
+        check_input(self, z, self.in_shape)
+        batch = z.shape[:-1]
+        h = self.first(z).reshape(math.prod(batch), *self.start)
+        return self.layers(h).reshape(*batch, *self.out_shape)
+
+
+def pyramid(shape: Sequence[int], scales: int | None = None) -> list[tuple[int, int]]:
+    """(H, W), (⌈H/2⌉, ⌈W/2⌉), …: the sizes at each scale of a picture (C, H, W).
+
+    Raises:
+        SpecError: more ``scales`` than leave both sides at 2 or more.
+    """
+    sizes = [(shape[-2], shape[-1])]
+    while min(coarser := tuple((side + 1) // 2 for side in sizes[-1])) >= 2:
+        sizes.append((coarser[0], coarser[1]))
+    largest = len(sizes) - 1
+    if scales is None:
+        scales = min(3, largest)
+    if not isinstance(scales, int) or isinstance(scales, bool) or not 0 <= scales <= largest:
+        raise SpecError(
+            f"scales: was {scales!r}; pictures of {shape[-2]}×{shape[-1]} can be halved {largest} "
+            f"times at most before a side falls below 2: use 0 to {largest}, or leave it out"
+        )
+    return sizes[: scales + 1]
+
+
+def _picture(argument: str, shape: Sequence[int]) -> tuple[int, int, int]:
+    sizes = as_shape(argument, shape)
+    if len(sizes) != 3:
+        raise SpecError(
+            f"{argument}: was {sizes}; a convolutional network needs (C, height, width)"
+        )
+    return sizes[0], sizes[1], sizes[2]

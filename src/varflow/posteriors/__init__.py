@@ -1,0 +1,12 @@
+"""Posteriors q(z|x). ``q = posterior(x)`` encodes once; q draws, scores, and exposes what is per example."""
+
+from varflow._lazy import attach
+
+_EXPORTS = {
+    "Draw": "varflow.posteriors.posterior:Draw",
+    "Posterior": "varflow.posteriors.posterior:Posterior",
+    "Conditional": "varflow.posteriors.posterior:Conditional",
+    "Gaussian": "varflow.posteriors.gaussian:Gaussian",
+}
+
+__getattr__, __dir__ = attach(__name__, _EXPORTS)

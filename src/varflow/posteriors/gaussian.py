@@ -1,0 +1,241 @@
+"""A diagonal Gaussian followed by any flow, static or amortized.
+
+    q₀(z₀|x) = N(z₀; μ(x), diag σ(x)²),   z = f(z₀; c(x)),
+    log q(z|x) = log q₀(z₀|x) − log|det ∂z/∂z₀|.
+
+The prior is charged at z, never at z₀ (Rezende and Mohamed 2015, eq. 15): a log-determinant that
+the decoder can undo must not be free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from varflow import random
+from varflow.errors import ShapeError, SpecError, unknown
+from varflow.flows.flow import Flow, Local, positive
+from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
+
+FlowFactory = Callable[..., Flow]
+
+
+class GaussianConditional(Conditional):
+    """N(μ, diag σ²) pushed through a flow, for a batch of examples. Made by :class:`Gaussian`.
+
+    Attributes:
+        mean: μ ``[*B, D]``.
+        log_scale: log σ ``[*B, D]``.
+        local: (mean, log_scale, \\*per-example tensors of the flow).
+    """
+
+    def __init__(self, mean: Tensor, log_scale: Tensor, flow: Flow | None, flow_local: Local) -> None:
+        self.mean, self.log_scale = mean, log_scale
+        self.flow, self.flow_local = flow, flow_local
+        self.local = (mean, log_scale, *flow_local)
+
+    def draw(
+        self, samples: int = 1, log_joint: LogJoint | None = None, hold: bool = False
+    ) -> Draw:
+        """z₀ = μ + σ ε with ε ~ N(0, I), then z = f(z₀). Sizes and units in :class:`Draw`."""
+        positive(samples=samples)
+        noise = random.normal(
+            (samples, *self.mean.shape),
+            "posterior",
+            dtype=self.mean.dtype,
+            device=self.mean.device,
+            batch_dim=1 if self.mean.ndim > 1 else None,
+        )
+        z0 = self.mean + self.log_scale.exp() * noise
+        # log q₀ at its own sample is −½ε² − Σ log σ: no difference z₀ − μ, no division by σ.
+        constant = 0.5 * self.mean.shape[-1] * math.log(2 * math.pi)
+        log_q0 = -0.5 * noise.square().sum(-1) - constant - self.log_scale.sum(-1)
+        if self.flow is None:
+            z, ladj = z0, torch.zeros_like(log_q0)
+            log_q = log_q0
+        else:
+            with _full_precision(z0):
+                z, ladj = self.flow.push(z0, self.flow_local)
+            log_q = log_q0 - ladj
+        if hold:
+            log_q = self._held().log_prob(z)
+        return Draw(z, log_q, z0, ladj)
+
+    def log_prob(self, z: Float[Tensor, "... features"]) -> Float[Tensor, "..."]:
+        """log q(z|x) of any point, through the exact inverse of the flow; nats."""
+        features = self.mean.shape[-1]
+        if z.shape[-1] != features:
+            raise ShapeError(f"z: shape {tuple(z.shape)}; this posterior needs [..., {features}]")
+        ladj: Tensor | float = 0.0
+        if self.flow is not None:
+            with _full_precision(z):
+                z, ladj = self.flow.pull(z, self.flow_local)
+        scaled = (z - self.mean) * (-self.log_scale).exp()
+        constant = 0.5 * features * math.log(2 * math.pi)
+        return -0.5 * scaled.square().sum(-1) - constant - self.log_scale.sum(-1) + ladj
+
+    def _held(self) -> GaussianConditional:
+        """The same distribution with every parameter cut from the graph."""
+        flow = None if self.flow is None else _Frozen(self.flow)
+        local = tuple(t.detach() for t in self.flow_local)
+        return GaussianConditional(self.mean.detach(), self.log_scale.detach(), flow, local)
+
+
+class _Frozen(Flow):
+    """A flow whose own parameters are constants, for ``hold``."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__(flow.features, flow.context_features)
+        # A list, so that the flow's parameters are not registered a second time.
+        self._inner = [_Pull(flow)]
+
+    def push(self, z: Tensor, local: Local = ()) -> tuple[Tensor, Tensor]:
+        raise SpecError("hold: scores samples; draw them from the posterior itself")
+
+    def pull(self, z: Tensor, local: Local = ()) -> tuple[Tensor, Tensor]:
+        inner = self._inner[0]
+        constants = {name: p.detach() for name, p in inner.named_parameters()}
+        pulled: tuple[Tensor, Tensor] = torch.func.functional_call(inner, constants, (z, local))
+        return pulled
+
+
+class _Pull(nn.Module):
+    """``pull`` as a module call, which is what functional_call can redirect."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, z: Tensor, local: Local) -> tuple[Tensor, Tensor]:
+        return self.flow.pull(z, local)
+
+
+class Gaussian(Posterior):
+    """q(z|x): an encoder gives the moments of a diagonal Gaussian, a flow reshapes it.
+
+    Args:
+        features: D, the number of latent features.
+        encoder: a network ``[B, *event] -> [B, encoder.features]``; without one the posterior is
+            for a target and its moments are parameters of its own.
+        flow: none, a built :class:`~varflow.flows.Flow`, or a callable such as
+            ``functools.partial(Planar, length=16)`` that is called with ``features`` and
+            ``context_features``, so that no size has to be computed.
+        amortized: with a callable ``flow``: whether its parameters come from x.
+        context: what an amortized flow sees: ``"features"`` of the encoder, or ``"moments"``, a
+            linear map ``[2D] -> [D]`` of (μ, log σ²).
+        base: ``"learned"`` moments, or ``"fixed"`` at N(0, I).
+
+    Raises:
+        SpecError: parts that do not fit each other.
+
+    Source: Rezende and Mohamed 2015, section 4; the amortized parameters are theirs, the static
+    ones the usual simplification. A static flow reshapes all posteriors alike, which is the same
+    model as a learned prior; only an amortized flow enriches q(z|x).
+    """
+
+    def __init__(
+        self,
+        features: int,
+        encoder: nn.Module | None = None,
+        flow: Flow | FlowFactory | None = None,
+        amortized: bool = False,
+        context: Literal["features", "moments"] = "features",
+        base: Literal["learned", "fixed"] = "learned",
+    ) -> None:
+        super().__init__()
+        positive(features=features)
+        if context not in ("features", "moments"):
+            raise unknown("context", context, ["features", "moments"])
+        if base not in ("learned", "fixed"):
+            raise unknown("base", base, ["learned", "fixed"])
+        if encoder is None and amortized:
+            raise SpecError("amortized: there is no x to compute flow parameters from; give an encoder")
+        if base == "fixed" and context == "moments" and amortized:
+            raise SpecError("context: 'moments' of a fixed base hold nothing of x; use context='features'")
+        self.features, self.context, self.base = features, context, base
+        self.encoder = encoder
+        width = 0 if encoder is None else int(encoder.features)  # type: ignore[arg-type]
+        context_features = features if context == "moments" else width
+        if flow is not None and not isinstance(flow, Flow):
+            flow = flow(features=features, context_features=context_features if amortized else 0)
+        if flow is not None:
+            _check_fit(flow, features, context_features if encoder is not None else 0)
+        self.flow = flow
+        self.moments: nn.Module | None = None
+        self.mean: nn.Parameter | None = None
+        self.log_scale: nn.Parameter | None = None
+        if base == "learned":
+            if encoder is None:
+                self.mean = nn.Parameter(torch.zeros(features))
+                self.log_scale = nn.Parameter(torch.zeros(features))
+            else:
+                self.moments = nn.Linear(width, 2 * features)
+        self.mixer = (
+            nn.Linear(2 * features, features)
+            if flow is not None and flow.context_features and context == "moments"
+            else None
+        )
+        self.register_buffer("_home", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor | None = None) -> GaussianConditional:
+        """q(z|x) for x ``[B, *event]``; the encoder runs once, whatever is asked of q later.
+
+        Raises:
+            SpecError: x is missing although there is an encoder, or given although there is none.
+        """
+        if (x is None) != (self.encoder is None):
+            need = "needs x" if x is None else "has no encoder, call it without x"
+            raise SpecError(f"x: this posterior {need}")
+        hidden = None if self.encoder is None else self.encoder(x)
+        mean, log_scale = self._base(hidden)
+        if self.flow is None:
+            return GaussianConditional(mean, log_scale, None, ())
+        context = None
+        if self.flow.context_features:
+            context = hidden
+            if self.mixer is not None:
+                # System A mixes mean and log-variance; 2 log σ is the log-variance.
+                context = self.mixer(torch.cat([mean, 2 * log_scale], -1))
+            context = _upcast(context)
+        with _full_precision(mean):
+            local = self.flow.condition(context)
+        return GaussianConditional(mean, log_scale, self.flow, local)
+
+    def from_local(self, local: tuple[Tensor, ...]) -> GaussianConditional:
+        mean, log_scale, *rest = local
+        return GaussianConditional(mean, log_scale, self.flow, tuple(rest))
+
+    def _base(self, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.moments is not None:
+            mean, log_scale = _upcast(self.moments(hidden)).chunk(2, -1)
+            return mean, log_scale
+        if self.mean is not None and self.log_scale is not None:
+            return self.mean, self.log_scale
+        home = self.get_buffer("_home")
+        batch = () if hidden is None else hidden.shape[:-1]
+        return home.new_zeros(*batch, self.features), home.new_zeros(*batch, self.features)
+
+
+def _check_fit(flow: Flow, features: int, context_features: int) -> None:
+    if flow.features != features:
+        raise SpecError(f"flow: has {flow.features} features, the posterior {features}; build it with the same")
+    if flow.context_features and flow.context_features != context_features:
+        raise SpecError(
+            f"flow: expects a context of {flow.context_features} features, the posterior gives "
+            f"{context_features}; pass a callable such as functools.partial(Planar, length=8) instead"
+        )
+
+
+def _upcast(tensor: Tensor) -> Tensor:
+    """float32 at least: densities are not computed in half precision."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """Flows keep their dtype under autocast."""
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -1,0 +1,69 @@
+"""The contract of a posterior.
+
+``q = posterior(x)`` encodes a batch once (``x=None`` for a target without data) and gives the
+distribution q(z|x) of each example. From there everything is asked of q.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+LogJoint = Callable[[Tensor], Tensor]
+
+
+class Draw(NamedTuple):
+    """Samples of q and their density.
+
+    Attributes:
+        z: ``[S, *B, D]``, the samples.
+        log_q: ``[S, *B]``, log q(z|x) in nats: log q₀(z₀) − ladj for a flow.
+        z0: ``[S, *B, D]``, the base samples that became z.
+        ladj: ``[S, *B]``, log|det ∂z/∂z₀| in nats.
+    """
+
+    z: Tensor
+    log_q: Tensor
+    z0: Tensor
+    ladj: Tensor
+
+
+class Conditional(ABC):
+    """q(z|x) for a batch of x.
+
+    Attributes:
+        local: the tuple of per-example tensors that make q what it is. Optimizing them alone, and
+            rebuilding with ``posterior.from_local(local)``, refines q example by example.
+    """
+
+    local: tuple[Tensor, ...]
+
+    @abstractmethod
+    def draw(self, samples: int = 1, log_joint: LogJoint | None = None, hold: bool = False) -> Draw:
+        """S reparameterised samples for each example, with their log q.
+
+        Args:
+            samples: S.
+            log_joint: z → log p(x, z); used by posteriors that follow its gradient, ignored by others.
+            hold: log q depends on the parameters through z alone (path-derivative gradients, Roeder,
+                Wu and Duvenaud 2017).
+        """
+
+    @abstractmethod
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q(z|x) of points drawn elsewhere, ``[S, *B, D]`` → ``[S, *B]``, nats."""
+
+
+class Posterior(nn.Module, ABC):
+    """The map x → q(z|x) with its learned parameters."""
+
+    @abstractmethod
+    def forward(self, x: Tensor | None = None) -> Conditional:
+        """Encode x ``[B, *event]`` once."""
+
+    @abstractmethod
+    def from_local(self, local: tuple[Tensor, ...]) -> Conditional:
+        """The q whose per-example tensors are ``local``."""

@@ -1,0 +1,171 @@
+"""Where every random number comes from.
+
+Each random tensor is drawn from a generator seeded by (seed, purpose, step), so a step can be
+repeated without its predecessors: an interrupted run resumes bit for bit, a NaN can be replayed,
+and several processes draw the *global* batch and keep their own slice of it.
+
+Inside ``with stream(seed, step):`` the draws below follow that rule. Outside of it they use torch's
+global generator, so that a user who calls ``torch.manual_seed`` gets what they expect.
+
+Parts never call ``torch.randn`` themselves; they call :func:`normal` or :func:`uniform` here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Request(NamedTuple):
+    """One draw: what :class:`Recorder` notes and :class:`Replay` is fed with."""
+
+    kind: str
+    shape: tuple[int, ...]
+    purpose: str
+    dtype: torch.dtype
+    device: torch.device
+    batch_dim: int | None
+
+
+class Source(Protocol):
+    """What answers a :class:`Request`."""
+
+    def draw(self, request: Request) -> Tensor: ...
+
+
+def derive(seed: int, purpose: str, step: int) -> int:
+    """A 63-bit seed from (seed, purpose, step); unrelated for any two different triples."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(seed: int, purpose: str, step: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own for (seed, purpose, step)."""
+    return torch.Generator(device).manual_seed(derive(seed, purpose, step))
+
+
+class Stream:
+    """Draws of one step. Repeated requests of one purpose continue the same generator.
+
+    With ``world`` > 1 a request that names its ``batch_dim`` is drawn for all ranks and sliced, so
+    the numbers do not depend on how many processes share the batch.
+    """
+
+    def __init__(self, seed: int, step: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.seed, self.step, self.rank, self.world = seed, step, rank, world
+        self._generators: dict[tuple[str, torch.device], torch.Generator] = {}
+
+    def draw(self, request: Request) -> Tensor:
+        key = (request.purpose, request.device)
+        if key not in self._generators:
+            self._generators[key] = generator(self.seed, request.purpose, self.step, request.device)
+        if self.world == 1 or request.batch_dim is None:
+            return _fill(request, self._generators[key])
+        local = request.shape[request.batch_dim]
+        shape = list(request.shape)
+        shape[request.batch_dim] = local * self.world
+        whole = _fill(request._replace(shape=tuple(shape)), self._generators[key])
+        return whole.narrow(request.batch_dim, self.rank * local, local).contiguous()
+
+
+class Recorder:
+    """Passes requests on to ``source`` and notes them, for :class:`Replay`."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.requests: list[Request] = []
+
+    def draw(self, request: Request) -> Tensor:
+        self.requests.append(request)
+        return self.source.draw(request)
+
+
+class Replay:
+    """Hands out tensors drawn beforehand, in order: a compiled step takes its noise as an input."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = list(tensors)
+        self.position = 0
+
+    def draw(self, request: Request) -> Tensor:
+        tensor = self.tensors[self.position]
+        self.position += 1
+        return tensor
+
+
+_source: Source | None = None
+
+
+@contextmanager
+def use(source: Source) -> Iterator[Source]:
+    """Let ``source`` answer every draw inside the block."""
+    global _source
+    previous, _source = _source, source
+    try:
+        yield source
+    finally:
+        _source = previous
+
+
+@contextmanager
+def stream(seed: int, step: int = 0, rank: int = 0, world: int = 1) -> Iterator[Source]:
+    """Draws inside the block depend on (seed, purpose, step) alone."""
+    with use(Stream(seed, step, rank, world)) as source:
+        yield source
+
+
+def _fill(request: Request, source: torch.Generator | None) -> Tensor:
+    options = {"dtype": request.dtype, "device": request.device, "generator": source}
+    if request.kind == "normal":
+        return torch.randn(request.shape, **options)  # type: ignore[call-overload, no-any-return]
+    if request.kind == "uniform":
+        return torch.rand(request.shape, **options)  # type: ignore[call-overload, no-any-return]
+    raise ValueError(f"kind: unknown distribution '{request.kind}'; choices: normal, uniform")
+
+
+def _request(
+    kind: str,
+    shape: Sequence[int],
+    purpose: str,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    batch_dim: int | None,
+) -> Tensor:
+    request = Request(
+        kind,
+        tuple(shape),
+        purpose,
+        dtype or torch.get_default_dtype(),
+        torch.device(device or "cpu"),
+        batch_dim,
+    )
+    return _fill(request, None) if _source is None else _source.draw(request)
+
+
+def normal(
+    shape: Sequence[int],
+    purpose: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    batch_dim: int | None = None,
+) -> Tensor:
+    """Standard normal numbers of ``shape``; ``batch_dim`` names the dimension that ranks share."""
+    return _request("normal", shape, purpose, dtype, device, batch_dim)
+
+
+def uniform(
+    shape: Sequence[int],
+    purpose: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    batch_dim: int | None = None,
+) -> Tensor:
+    """Uniform numbers on [0, 1) of ``shape``; ``batch_dim`` names the dimension that ranks share."""
+    return _request("uniform", shape, purpose, dtype, device, batch_dim)

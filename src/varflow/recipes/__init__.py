@@ -1,0 +1,35 @@
+"""Named experiments: a spec with its source and its numbers each. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from varflow._lazy import resolve
+from varflow.errors import unknown
+from varflow.recipes.recipe import Recipe
+
+#: name → where the recipe is written down.
+TABLE = {
+    "dense": "varflow.recipes.flow_vae:DENSE",
+    "dense-static": "varflow.recipes.flow_vae:DENSE_STATIC",
+    "dense-amortized": "varflow.recipes.flow_vae:DENSE_AMORTIZED",
+    "conv-static": "varflow.recipes.flow_vae:CONV_STATIC",
+    "conv-amortized": "varflow.recipes.flow_vae:CONV_AMORTIZED",
+    "planar-2d": "varflow.recipes.planar_2d:PLANAR_2D",
+    "digits": "varflow.recipes.digits:DIGITS",
+}
+
+
+def find(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        SpecError: there is none, with the nearest name.
+    """
+    if name not in TABLE:
+        raise unknown("recipe", name, TABLE)
+    recipe: Recipe = resolve(TABLE[name])
+    return recipe
+
+
+def every() -> list[Recipe]:
+    """All recipes, in the order of the table."""
+    return [find(name) for name in TABLE]

@@ -1,0 +1,376 @@
+"""What a run is: small frozen dataclasses, plain values only.
+
+Nothing here imports torch, so the command line answers at once. Sizes that follow from the data
+(picture shapes, feature counts) are never asked for. Every field name is unique across the groups,
+so a command line flag and a keyword of :func:`varflow.fit` are the field's name alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from varflow.errors import RunError, SpecError, suggestion, unknown
+
+#: Raised when a field changes its meaning; a spec of another version is refused by name.
+SPEC_VERSION = 1
+
+ACTIVATIONS = ("relu", "tanh", "softplus", "elu", "gelu", "silu")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What is modelled."""
+
+    data: str = "mnist"
+    """A named data set (`varflow data` lists them), or a path to your own .npy, .npz, table or folder of pictures."""
+    protocol: str = "auto"
+    """How stored values become model inputs: dynamic, static, threshold, logit, uniform, grey, none, or auto."""
+    data_dir: str | None = None
+    """Folder of the named data sets; without it VARFLOW_DATA, then ~/.cache/varflow."""
+    flip: bool | None = None
+    """Horizontal flips in training; without it the data set's own default."""
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Encoder and decoder."""
+
+    network: Literal["mlp", "conv"] = "mlp"
+    """mlp: fully connected; conv: the residual convolutional pair."""
+    layers: int = 2
+    """Hidden layers of each MLP."""
+    hidden: int = 400
+    """Units of each hidden layer."""
+    activation: str = "relu"
+    """Activation of the MLP: relu, tanh, softplus, elu, gelu, silu."""
+    gated: bool = False
+    """Gated hidden layers: Linear(x)·sigmoid(Linear(x))."""
+    base: int = 32
+    """Channels of the first convolution."""
+    scales: int | None = None
+    """Halvings of the picture; without it three, or as many as the picture allows."""
+    blocks: int = 1
+    """Residual blocks at each scale."""
+    bottleneck: bool = False
+    """Residual blocks 1-3-1 instead of 3-3."""
+    weight_norm: bool = False
+    """Weight-normalised convolutions."""
+    normalization: Literal["none", "group", "layer", "batch"] = "group"
+    """Normalisation of the convolutional networks; batch couples the examples of a batch."""
+
+
+@dataclass(frozen=True)
+class PriorSpec:
+    """p(z)."""
+
+    prior: str = "normal"
+    """The prior: normal."""
+
+
+@dataclass(frozen=True)
+class LikelihoodSpec:
+    """p(x | z)."""
+
+    likelihood: str = "auto"
+    """bernoulli, gaussian, or auto: bernoulli for binary data, gaussian otherwise."""
+    scale: str = "learned"
+    """Scale of the gaussian: a number, or learned, per-dimension, decoder."""
+    grey: bool = False
+    """Allow grey values under a Bernoulli: a pseudo-likelihood, not comparable with anything."""
+
+
+@dataclass(frozen=True)
+class PosteriorSpec:
+    """q(z | x): a diagonal Gaussian, then a flow."""
+
+    latent: int = 20
+    """D, the number of latent features."""
+    flow: str = "none"
+    """none, planar, radial, householder, sylvester, nice, additive, coupling, iaf, maf, affine, spline."""
+    length: int = 8
+    """Steps of the flow."""
+    amortized: bool = False
+    """Flow parameters computed from x, instead of being shared by all x."""
+    context: Literal["features", "moments"] = "features"
+    """What an amortized flow sees: the encoder's features, or a linear map of the base moments."""
+    base_moments: Literal["learned", "fixed"] = "learned"
+    """Base of the flow: the encoder's mean and scale, or N(0, I)."""
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """What is maximised."""
+
+    objective: str = "elbo"
+    """elbo."""
+    beta: float = 1.0
+    """Weight of the KL term; anything but 1 trains something else than the ELBO."""
+    warmup: float = 0.0
+    """Epochs over which the weight of the KL term grows linearly from 0 to beta."""
+    samples: int = 1
+    """Posterior samples for each example in a training step."""
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """The optimizer, with all of torch's options."""
+
+    optimizer: str = "adam"
+    """adam, adamw, adamax, rmsprop, sgd."""
+    lr: float = 1e-3
+    """Learning rate."""
+    beta1: float = 0.9
+    """Adam, Adamax: decay of the first moment."""
+    beta2: float = 0.999
+    """Adam, Adamax: decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the denominator of the update."""
+    weight_decay: float = 0.0
+    """L2 penalty on all parameters (adamw: decoupled)."""
+    gain_decay: float = 0.0
+    """L2 penalty on the gains of weight-normalised layers alone."""
+    amsgrad: bool = False
+    """Adam: the AMSGrad variant."""
+    momentum: float = 0.0
+    """RMSprop, SGD: momentum."""
+    alpha: float = 0.99
+    """RMSprop: smoothing constant."""
+    centered: bool = False
+    """RMSprop: normalise by the centred second moment."""
+    nesterov: bool = False
+    """SGD: Nesterov momentum."""
+    decay: Literal["none", "cosine", "linear"] = "none"
+    """Learning rate over the run: constant, or to zero along a cosine or a line."""
+    clip: float | None = None
+    """Largest norm of the whole gradient; without it no clipping."""
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """The loop and the machine."""
+
+    batch: int = 128
+    """Examples in a step; the last, incomplete batch of an epoch is left out."""
+    epochs: float | None = 20.0
+    """Budget in passes over the training split."""
+    steps: int | None = None
+    """Budget in updates, instead of epochs."""
+    patience: float | None = None
+    """Stop when the validation ELBO has not improved for so many epochs."""
+    keep: Literal["best", "last"] = "best"
+    """Weights kept at the end: those of the best validation ELBO, or the last."""
+    validate_every: float = 1.0
+    """Epochs between two validations."""
+    save_every: float = 5.0
+    """Minutes between two resumable checkpoints; one is always written at the end."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:0, ..."""
+    precision: Literal["float32", "float64", "bf16"] = "float32"
+    """Arithmetic; bf16 runs the networks in bfloat16, densities and reductions in float32."""
+    compile: bool = False
+    """Compile the training step with torch.compile: tens of seconds once, then faster steps."""
+    threads: int | None = None
+    """CPU threads; without it torch's choice."""
+
+
+_GROUPS: dict[str, type] = {
+    "data": DataSpec,
+    "network": NetworkSpec,
+    "prior": PriorSpec,
+    "likelihood": LikelihoodSpec,
+    "posterior": PosteriorSpec,
+    "objective": ObjectiveSpec,
+    "optimizer": OptimizerSpec,
+    "training": TrainingSpec,
+}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A whole run, in the order data → parts → objective → loop."""
+
+    data: DataSpec = field(default_factory=DataSpec)
+    network: NetworkSpec = field(default_factory=NetworkSpec)
+    prior: PriorSpec = field(default_factory=PriorSpec)
+    likelihood: LikelihoodSpec = field(default_factory=LikelihoodSpec)
+    posterior: PosteriorSpec = field(default_factory=PosteriorSpec)
+    objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+
+    def replace(self, **settings: Any) -> RunSpec:
+        """A copy with fields changed by their plain names, e.g. ``replace(flow="iaf", lr=5e-4)``.
+
+        Setting ``steps`` clears ``epochs`` and the other way round.
+
+        Raises:
+            SpecError: a name that no group has, with the nearest one.
+        """
+        if "steps" in settings and "epochs" not in settings:
+            settings["epochs"] = None
+        if "epochs" in settings and "steps" not in settings:
+            settings["steps"] = None
+        changed: dict[str, Any] = {}
+        for group, kind in _GROUPS.items():
+            own = {f.name: settings.pop(f.name) for f in fields(kind) if f.name in settings}
+            changed[group] = dataclasses.replace(getattr(self, group), **own)
+        for name in settings:
+            raise SpecError(f"{name}: unknown setting; {suggestion(name, setting_names())}")
+        return RunSpec(**changed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, with the version of the format."""
+        return {"version": SPEC_VERSION, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_dict(values: Any) -> RunSpec:
+        """The spec that :meth:`to_dict` wrote.
+
+        Raises:
+            RunError: another version of the format, or a group or key that does not exist.
+        """
+        if not isinstance(values, dict):
+            raise RunError(f"spec: was {type(values).__name__}; expected a JSON object of settings")
+        version = values.get("version")
+        if version != SPEC_VERSION:
+            raise RunError(
+                f"spec: format version {version!r}, this varflow reads version {SPEC_VERSION}; "
+                "open the run with the varflow that wrote it, or fit again"
+            )
+        built: dict[str, Any] = {}
+        for group, given in values.items():
+            if group == "version":
+                continue
+            if group not in _GROUPS:
+                raise RunError(f"spec: unknown group '{group}'; {suggestion(group, _GROUPS)}")
+            if not isinstance(given, dict):
+                raise RunError(f"spec: group '{group}' is not an object of settings")
+            names = [f.name for f in fields(_GROUPS[group])]
+            for key in given:
+                if key not in names:
+                    raise RunError(f"spec: unknown key '{group}.{key}'; {suggestion(key, names)}")
+            built[group] = _GROUPS[group](**given)
+        spec = RunSpec(**built)
+        spec.validate()
+        return spec
+
+    def validate(self) -> None:
+        """Check names against the tables of parts, and numbers against what is possible.
+
+        Raises:
+            SpecError: one sentence with the setting, its value, and the nearest valid choice.
+        """
+        from varflow import flows, likelihoods, objectives, priors
+        from varflow.data import PROTOCOLS
+        from varflow.training import OPTIMIZERS
+
+        for name, kind in setting_types().items():
+            _check_type(name, self.get(name), kind)
+        _among("protocol", self.data.protocol, ["auto", *PROTOCOLS])
+        _among("flow", self.posterior.flow, ["none", *flows.TABLE])
+        _among("prior", self.prior.prior, priors.TABLE)
+        _among("likelihood", self.likelihood.likelihood, ["auto", *likelihoods.TABLE])
+        _among("objective", self.objective.objective, objectives.TABLE)
+        _among("optimizer", self.optimizer.optimizer, OPTIMIZERS)
+        _among("activation", self.network.activation, ACTIVATIONS)
+        for name in ("layers", "hidden", "base", "blocks", "latent", "length", "samples", "batch"):
+            _at_least(name, self.get(name), 1)
+        for name in ("scales", "steps", "threads"):
+            if self.get(name) is not None:
+                _at_least(name, self.get(name), 1)
+        for name in ("lr", "save_every", "validate_every"):
+            _above(name, self.get(name), 0.0)
+        for name in ("epochs", "patience", "clip"):
+            if self.get(name) is not None:
+                _above(name, self.get(name), 0.0)
+        for name in ("beta", "warmup", "weight_decay", "gain_decay", "eps", "momentum", "seed"):
+            _at_least(name, self.get(name), 0)
+        for name in ("beta1", "beta2", "alpha"):
+            if not 0 <= self.get(name) < 1:
+                raise SpecError(f"{name}: was {self.get(name)}; use a number in [0, 1)")
+        if self.training.epochs is None and self.training.steps is None:
+            raise SpecError("epochs: no budget; set epochs or steps")
+        if self.training.epochs is not None and self.training.steps is not None:
+            raise SpecError("epochs: set together with steps; give one of the two")
+        sees_x = self.posterior.amortized and self.posterior.flow != "none"
+        if self.posterior.base_moments == "fixed" and not sees_x:
+            raise SpecError(
+                "base_moments: a fixed base under a flow that does not see x leaves nothing that depends "
+                "on x; set amortized, or base_moments=learned"
+            )
+        scale = self.likelihood.scale
+        if scale not in ("learned", "per-dimension", "decoder"):
+            try:
+                number = float(scale)
+            except ValueError:
+                raise unknown("scale", scale, ["learned", "per-dimension", "decoder", "a number"]) from None
+            if not (math.isfinite(number) and number > 0):
+                raise SpecError(f"scale: was {scale}; use a positive number, learned, per-dimension or decoder")
+
+    def get(self, name: str) -> Any:
+        """The value of a setting by its plain name."""
+        return getattr(getattr(self, _home(name)), name)
+
+
+def setting_names() -> list[str]:
+    """Every setting, in the order of the groups."""
+    return [f.name for kind in _GROUPS.values() for f in fields(kind)]
+
+
+def setting_types() -> dict[str, Any]:
+    """setting → its annotation, evaluated."""
+    from typing import get_type_hints
+
+    return {name: hint for kind in _GROUPS.values() for name, hint in get_type_hints(kind).items()}
+
+
+def _home(name: str) -> str:
+    for group, kind in _GROUPS.items():
+        if name in {f.name for f in fields(kind)}:
+            return group
+    raise SpecError(f"{name}: unknown setting; {suggestion(name, setting_names())}")
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    from types import UnionType
+    from typing import get_args, get_origin
+
+    options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    for option in options:
+        if get_origin(option) is Literal:
+            if value in get_args(option):
+                return
+            if isinstance(value, str):
+                raise unknown(name, value, get_args(option))
+        elif option is type(None):
+            if value is None:
+                return
+        elif option is float:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                if not math.isfinite(value):
+                    raise SpecError(f"{name}: was {value}; use a finite number")
+                return
+        elif isinstance(value, option) and not (option is int and isinstance(value, bool)):
+            return
+    expected = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise SpecError(f"{name}: was {value!r} ({type(value).__name__}); expected {expected.replace('NoneType', 'nothing')}")
+
+
+def _among(name: str, value: str, choices: Any) -> None:
+    if value not in choices:
+        raise unknown(name, value, choices)
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise SpecError(f"{name}: was {value}; use {least} or more")
+
+
+def _above(name: str, value: float, limit: float) -> None:
+    if not value > limit:
+        raise SpecError(f"{name}: was {value}; use a number above {limit:g}")

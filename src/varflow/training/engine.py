@@ -1,0 +1,88 @@
+"""The machine: device, dtype, threads, denormals. Decided once, stored, and reused on resume."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from varflow.errors import SpecError
+from varflow.specs import TrainingSpec
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What ``auto`` chose.
+
+    Attributes:
+        device: a torch device, spelled out.
+        precision: float32, float64 or bf16.
+        threads: CPU threads.
+        compile: whether the training step is compiled.
+        denormals_flushed: whether denormal numbers are flushed to zero in all CPU threads. Adam's moments
+            go denormal after some hundred steps on real images, and arithmetic on them is many times slower.
+    """
+
+    device: str
+    precision: str
+    threads: int
+    compile: bool
+    denormals_flushed: bool
+
+    @staticmethod
+    def start(spec: TrainingSpec, decided: dict[str, Any] | None = None) -> Engine:
+        """Set up the process for ``spec``; ``decided`` is what an interrupted run had chosen.
+
+        Raises:
+            SpecError: the device does not exist here.
+        """
+        # Flushing is a flag of each thread, inherited at creation: it must be set before torch starts its pool.
+        torch.set_flush_denormal(True)
+        threads = decided["threads"] if decided else spec.threads
+        if threads is not None and threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+        device = decided["device"] if decided else _device(spec.device)
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise SpecError(f"device: was {device}, but no CUDA device is available here; use device=cpu")
+        return Engine(
+            device, spec.precision, torch.get_num_threads(), spec.compile, denormals_flushed()
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of parameters, data and densities."""
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 for the networks where asked for; nothing otherwise."""
+        if self.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def denormals_flushed() -> bool:
+    """Whether a parallel operation flushes denormals in every thread that takes part in it."""
+    tiny = torch.full((1 << 20,), 1e-40)
+    return not bool((tiny * 1.0).any())
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SpecError(f"device: unknown device '{name}'; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise SpecError(f"device: was '{name}'; this version runs on cpu and cuda")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise SpecError(f"device: was '{name}', but no CUDA device is available here; use device=cpu")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise SpecError(f"device: was '{name}'; there are {torch.cuda.device_count()} CUDA devices")
+    return str(device)

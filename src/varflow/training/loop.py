@@ -1,0 +1,414 @@
+"""The training loop: batch → terms → objective → update, and what has to happen now and then.
+
+Between two *boundaries* (some hundred steps, or a validation) nothing is read back from the device.
+At a boundary the terms of the steps since the last one are read at once, checked, recorded, and the
+state is copied, so that a run that meets a NaN still has its last good state.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from varflow import random
+from varflow._lazy import resolve
+from varflow.data.dataset import Dataset
+from varflow.errors import NonFiniteError, RunError, SpecError
+from varflow.model import Model, Terms
+from varflow.objectives import TABLE as OBJECTIVES
+from varflow.specs import RunSpec
+from varflow.training import guard
+from varflow.training.engine import Engine
+from varflow.training.optimizers import build_optimizer, learning_rate
+from varflow.training.progress import Progress, Record
+
+STATE_VERSION = 1
+#: Steps between two looks at the terms.
+BOUNDARY = 200
+#: Seed of the validation noise: the same for every run, so runs are compared on the same draws.
+VALIDATION_SEED = 20150706
+_VALIDATION_CHUNK = 1000
+_METRICS = ("loss", "elbo", "log_likelihood", "kl", "ladj")
+
+
+class Sink(Protocol):
+    """Where records and states go; a run folder, usually."""
+
+    def record(self, record: Record) -> None: ...
+
+    def position(self) -> int: ...
+
+    def save(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a fit ended.
+
+    Attributes:
+        step: updates done.
+        finished: the budget was used, or early stopping ended it.
+        reason: one sentence.
+        seconds: time in the loop, over all sessions of the run.
+        best_step, best_elbo: the validation optimum (nats), whose weights are kept with keep="best".
+        signal: the signal that interrupted the run, or None.
+    """
+
+    step: int
+    finished: bool
+    reason: str
+    seconds: float
+    best_step: int
+    best_elbo: float
+    signal: int | None = None
+
+
+class Loop:
+    """Maximises the objective of ``spec`` for ``model`` on ``dataset``.
+
+    Args:
+        model: on the engine's device, in its dtype.
+        dataset: on the engine's device.
+        spec: objective, optimizer and training settings are read here.
+        engine: device, precision, compilation.
+        sink: receives metrics records and resumable states.
+        progress: shows what happens.
+
+    Raises:
+        NonFiniteError: (from :meth:`run`) a NaN or an infinity; the message names the first term and module,
+            and the last good state has been saved.
+    """
+
+    def __init__(
+        self, model: Model, dataset: Dataset, spec: RunSpec, engine: Engine, sink: Sink, progress: Progress
+    ) -> None:
+        self.model, self.dataset, self.spec, self.engine = model, dataset, spec, engine
+        self.sink, self.progress = sink, progress
+        size = dataset.sizes["train"]
+        if size < 1:
+            raise SpecError("data: the training split is empty; give at least one example")
+        self.batch = min(spec.training.batch, size)
+        self.steps_per_epoch = size // self.batch
+        self.steps = total_steps(spec, size)
+        every = spec.training.validate_every * self.steps_per_epoch
+        self.validate_every = max(1, round(every))
+        options = spec.objective
+        self.objective = resolve(OBJECTIVES[options.objective])(
+            beta=options.beta, warmup=round(options.warmup * self.steps_per_epoch)
+        )
+        self.optimizer = build_optimizer(model, spec.optimizer)
+        self.step = 0
+        self.seconds = 0.0
+        self.best_step, self.best_elbo = 0, -math.inf
+        self.best_weights: dict[str, Tensor] | None = None
+        self._buffer = torch.zeros(BOUNDARY, len(_METRICS), device=engine.device, dtype=engine.dtype)
+        self._filled = 0
+        self._order: tuple[int, Tensor] | None = None
+        self._compiled: Any = None
+        self._requests: list[random.Request] = []
+        self._signal: int | None = None
+        self._clock = time.perf_counter()
+
+    # -- the way of the data -------------------------------------------------------------------
+
+    def update(self) -> Tensor:
+        """One step: returns the row of metrics, still on the device."""
+        index = self.indices(self.step)
+        weight = self.objective.weight(self.step)
+        with random.stream(self.spec.training.seed, self.step) as source:
+            x = self.dataset.batch("train", index).x
+            loss, row = self._loss(x, weight, source)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        settings = self.spec.optimizer
+        if settings.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+        if settings.decay != "none":
+            rate = learning_rate(settings, self.step, self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+        self.optimizer.step()
+        self.step += 1
+        return row
+
+    def indices(self, step: int) -> Tensor:
+        """Rows of the training split in a step: a fresh permutation each epoch."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            source = random.generator(self.spec.training.seed, "shuffle", epoch)
+            order = torch.randperm(self.dataset.sizes["train"], generator=source)
+            self._order = (epoch, order.to(self.engine.device))
+        return self._order[1][position * self.batch : (position + 1) * self.batch]
+
+    def _loss(self, x: Tensor, weight: float, source: random.Source) -> tuple[Tensor, Tensor]:
+        if not self.engine.compile:
+            return self._evaluate(x, weight)
+        if self._compiled is None:
+            # The first step runs as it is and notes which random tensors it asks for; from then on
+            # they are drawn beforehand and the compiled step takes them as inputs.
+            recorder = random.Recorder(source)
+            with random.use(recorder):
+                result = self._evaluate(x, weight)
+            self._requests = recorder.requests
+            self._compiled = torch.compile(self._replayed)
+            return result
+        noise = [source.draw(request) for request in self._requests]
+        weight_tensor = torch.tensor(weight, dtype=self.engine.dtype, device=x.device)
+        compiled: tuple[Tensor, Tensor] = self._compiled(x, weight_tensor, noise)
+        return compiled
+
+    def _replayed(self, x: Tensor, weight: Tensor, noise: list[Tensor]) -> tuple[Tensor, Tensor]:
+        with random.use(random.Replay(noise)):
+            return self._evaluate(x, weight)
+
+    def _evaluate(self, x: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+        with self.engine.autocast():
+            terms = self.model.terms(x, self.spec.objective.samples)
+        loss = self.objective(terms, weight)
+        for auxiliary in terms.auxiliary.values():
+            loss = loss + auxiliary
+        return loss, torch.stack([loss.detach(), *_means(terms)])
+
+    # -- boundaries ----------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Train until the budget, early stopping, a signal, or a non-finite number."""
+        self.model.train()
+        self._remember()
+        saved = time.monotonic()
+        reason = "the budget is used"
+        if self.step == 0:
+            self._validate()
+            self._remember()
+        with self._listening():
+            self._clock = time.perf_counter()
+            while self.step < self.steps:
+                if self._signal is not None:
+                    break
+                if self._patience_is_over():
+                    reason = f"no better validation ELBO since step {self.best_step}"
+                    break
+                row = self.update()
+                self._buffer[self._filled] = row
+                self._filled += 1
+                validate = self.step % self.validate_every == 0 or self.step == self.steps
+                if validate or self._filled == BOUNDARY:
+                    self._check()
+                    if validate:
+                        self._validate()
+                    self._remember()
+                    if time.monotonic() - saved > 60 * self.spec.training.save_every:
+                        self.save()
+                        saved = time.monotonic()
+                    self._clock = time.perf_counter()
+            self._tick()
+            self.save()
+        if self._signal is not None:
+            name = signal.Signals(self._signal).name
+            return self._outcome(False, f"{name} received at step {self.step}")
+        if self.spec.training.keep == "best" and self.best_weights is not None:
+            self.model.load_state_dict(self.best_weights)
+        self.model.eval()
+        return self._outcome(True, reason)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that :meth:`load_state` needs to go on bit for bit."""
+        return {
+            "version": STATE_VERSION,
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best_step": self.best_step,
+            "best_elbo": self.best_elbo,
+            "best_weights": self.best_weights,
+            "pending": self._buffer[: self._filled].clone(),
+            "metrics_bytes": self.sink.position(),
+            "engine": self.engine.to_dict(),
+            "requests": [],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`.
+
+        Raises:
+            RunError: the state belongs to another format or another model.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise RunError(
+                f"state: format version {state.get('version')!r}, this varflow reads {STATE_VERSION}; "
+                "resume with the varflow that wrote it, or fit again"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise RunError(f"state: does not fit the model of this run's spec ({error}); fit again") from error
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.best_step, self.best_elbo = state["best_step"], state["best_elbo"]
+        self.best_weights = state["best_weights"]
+        pending = state["pending"]
+        self._filled = len(pending)
+        self._buffer[: self._filled] = pending.to(self._buffer)
+
+    def save(self) -> None:
+        """Hand a resumable state to the sink."""
+        self.sink.save(self.state())
+
+    def kept_weights(self) -> dict[str, Tensor]:
+        """The weights that the run stands for: best on validation, or the last."""
+        if self.spec.training.keep == "best" and self.best_weights is not None:
+            return self.best_weights
+        return self.model.state_dict()
+
+    def _check(self) -> None:
+        rows = self._buffer[: self._filled].double().cpu()
+        norms = torch._foreach_norm([p.detach() for p in self.model.parameters()])
+        weights_finite = bool(torch.stack([n.to(self._buffer) for n in norms]).isfinite().all())
+        if not (bool(rows.isfinite().all()) and weights_finite):
+            self._diagnose()
+        took = self._tick()
+        record: Record = {
+            "step": self.step,
+            "epoch": round(self.step / self.steps_per_epoch, 4),
+            "split": "train",
+            **dict(zip(_METRICS, rows.mean(0).tolist(), strict=True)),
+            "beta": self.objective.weight(self.step - 1),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "steps_per_second": self._filled / took if took else 0.0,
+            "seconds": round(self.seconds, 3),
+        }
+        self._filled = 0
+        self.sink.record(record)
+        self.progress.train(record)
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        size = self.dataset.sizes["validation"]
+        if not size:
+            return
+        self.model.eval()
+        total = torch.zeros(len(_METRICS), dtype=torch.float64, device=self.engine.device)
+        for chunk, start in enumerate(range(0, size, _VALIDATION_CHUNK)):
+            index = torch.arange(start, min(start + _VALIDATION_CHUNK, size), device=self.engine.device)
+            with random.stream(VALIDATION_SEED, chunk), self.engine.autocast():
+                terms = self.model.terms(self.dataset.batch("validation", index).x)
+            loss = self.objective(terms, self.objective.beta)
+            total += torch.stack([loss, *_means(terms)]).double() * len(index)
+        self.model.train()
+        means = (total / size).tolist()
+        record: Record = {
+            "step": self.step,
+            "epoch": round(self.step / self.steps_per_epoch, 4),
+            "split": "validation",
+            **dict(zip(_METRICS, means, strict=True)),
+            "seconds": round(self.seconds, 3),
+        }
+        self.sink.record(record)
+        self.progress.validation(record)
+        if record["elbo"] > self.best_elbo:
+            self.best_elbo, self.best_step = record["elbo"], self.step
+            self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+    def _patience_is_over(self) -> bool:
+        patience = self.spec.training.patience
+        return patience is not None and self.step - self.best_step >= patience * self.steps_per_epoch
+
+    def _tick(self) -> float:
+        now = time.perf_counter()
+        took, self._clock = now - self._clock, now
+        self.seconds += took
+        return took
+
+    def _remember(self) -> None:
+        self._good = (self.step, *guard.snapshot(self.model, self.optimizer))
+
+    def _outcome(self, finished: bool, reason: str) -> Outcome:
+        return Outcome(
+            self.step, finished, reason, self.seconds, self.best_step, self.best_elbo, self._signal
+        )
+
+    # -- what can go wrong ---------------------------------------------------------------------
+
+    def _diagnose(self) -> None:
+        """Walk again from the last good state, looking at everything, and raise what is found."""
+        noticed, good = self.step, self._good[0]
+        self._restore()
+        finding, at = guard.Finding(), noticed
+        while self.step < noticed and finding.where is None:
+            at = self.step
+            with random.stream(self.spec.training.seed, self.step), self.engine.autocast():
+                x = self.dataset.batch("train", self.indices(self.step)).x
+                guard.inspect_terms(self.model, x, self.spec.objective.samples, finding)
+            if finding.where is None:
+                self.update()
+                guard.inspect_gradients(self.model, finding)
+        if finding.where is None:
+            guard_parameters = guard.Finding()
+            for name, parameter in self.model.named_parameters():
+                guard_parameters.look(f"parameter '{name}' after the update", parameter)
+            finding = guard_parameters
+        self._restore()
+        self.save()
+        where = finding.where or "the replay, run without compilation, stayed finite"
+        settings = self.spec.optimizer
+        raise NonFiniteError(
+            f"step {at}: {where}. The last good state (step {good}) is kept; "
+            + guard.advice(settings.lr, settings.clip, self.engine.precision)
+        )
+
+    def _restore(self) -> None:
+        step, weights, optimizer = self._good
+        self.model.load_state_dict(weights)
+        copies = {
+            **optimizer,
+            "state": {
+                index: {k: v.clone() if isinstance(v, Tensor) else v for k, v in entry.items()}
+                for index, entry in optimizer["state"].items()
+            },
+        }
+        self.optimizer.load_state_dict(copies)
+        self.step, self._filled = step, 0
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the loop after the current step; a second one ends the program."""
+
+        def note(number: int, frame: object) -> None:
+            if self._signal is not None:
+                raise KeyboardInterrupt
+            self._signal = number
+
+        watched = (signal.SIGINT, signal.SIGTERM)
+        try:
+            previous = [signal.signal(number, note) for number in watched]
+        except ValueError:
+            # Signals can be watched from the main thread alone; elsewhere the caller keeps them.
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in zip(watched, previous, strict=True):
+                signal.signal(number, handler)
+
+
+def total_steps(spec: RunSpec, size: int) -> int:
+    """Updates in the budget of ``spec`` for a training split of ``size`` examples."""
+    if spec.training.steps is not None:
+        return spec.training.steps
+    assert spec.training.epochs is not None
+    return max(1, round(spec.training.epochs * (size // min(spec.training.batch, size))))
+
+
+def _means(terms: Terms) -> list[Tensor]:
+    log_likelihood, kl = terms.log_likelihood.detach().mean(), terms.kl.detach().mean()
+    return [log_likelihood - kl, log_likelihood, kl, terms.draw.ladj.detach().mean()]
