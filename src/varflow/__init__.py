@@ -12,7 +12,7 @@ _EXPORTS = {
     "Terms": "varflow.model:Terms",
     "Run": "varflow.run:Run",
     "RunSpec": "varflow.specs:RunSpec",
-    "build": "varflow.build:build",
+    "build": "varflow.building:build",
     "fit": "varflow.fitting:fit",
     "load": "varflow.run:load",
     "resume": "varflow.fitting:resume",

@@ -138,7 +138,7 @@ class Demo:
 
     out: str = "demo"
     """Folder for the runs and the pictures."""
-    epochs: float = 60.0
+    epochs: float = 200.0
     """Budget of each fit."""
     seed: int = 0
     """Seed of every fit."""
@@ -182,11 +182,15 @@ def _recipes(arguments: list[str]) -> int:
     from varflow import recipes
 
     if arguments and arguments[0] in ("-h", "--help"):
-        print("usage: varflow recipes [NAME]\n\nThe named experiments; with NAME, one with its settings.")
+        print(
+            "usage: varflow recipes [NAME]\n\nThe named experiments; with NAME, one with its settings."
+        )
         return 0
     if arguments:
         recipe = recipes.find(arguments[0])
-        print(f"{recipe.name}: {recipe.summary}\nsource: {recipe.source}\ndiffers: {recipe.differs or 'nothing'}")
+        print(
+            f"{recipe.name}: {recipe.summary}\nsource: {recipe.source}\ndiffers: {recipe.differs or 'nothing'}"
+        )
         for group, values in recipe.spec.to_dict().items():
             if isinstance(values, dict):
                 print(f"{group}: " + ", ".join(f"{k}={v}" for k, v in values.items()))
@@ -229,12 +233,19 @@ def _fit(arguments: list[str]) -> int:
             raise SpecError("resume: given beside a recipe; a run knows its own settings")
         budget = {key: spec.get(key) for key in ("epochs", "steps") if key in given}
         for key in sorted(given - set(budget) - {"resume", "quiet", "report"}):
-            raise SpecError(f"{key}: a resumed run keeps its settings; only --epochs or --steps can grow")
+            raise SpecError(
+                f"{key}: a resumed run keeps its settings; only --epochs or --steps can grow"
+            )
         run = fitting.resume(command.resume, quiet=command.quiet, **budget)
     else:
         spec.validate()
-        out = command.out or f"runs/{name}-{Path(spec.data.data).stem}-{_flow_name(spec)}-seed{spec.training.seed}"
-        run = fitting.fit(spec, out=out, overwrite=command.overwrite, quiet=command.quiet, recipe=name)
+        out = (
+            command.out
+            or f"runs/{name}-{Path(spec.data.data).stem}-{_flow_name(spec)}-seed{spec.training.seed}"
+        )
+        run = fitting.fit(
+            spec, out=out, overwrite=command.overwrite, quiet=command.quiet, recipe=name
+        )
     return _finish(run, command)
 
 
@@ -268,10 +279,7 @@ def _evaluate(arguments: list[str]) -> int:
             progress=progress,
         )
     print(result.table())
-    if (run.folder / "report.html").exists():
-        from varflow.report import write_report
-
-        write_report(run.folder)
+    print(f"report: {run.report()}")
     return 0
 
 
@@ -299,7 +307,9 @@ def _reconstruct(arguments: list[str]) -> int:
 
     size = run.dataset.sizes[options.split]
     if options.count > size:
-        raise SpecError(f"count: was {options.count}, the {options.split} split has {size}; use at most that")
+        raise SpecError(
+            f"count: was {options.count}, the {options.split} split has {size}; use at most that"
+        )
     with random.stream(options.seed):
         x = run.dataset.batch(options.split, torch.arange(options.count)).x
         again = run.model.reconstruct(x)
@@ -324,8 +334,9 @@ def _data(arguments: list[str]) -> int:
         return 0
     if options.name is None:
         raise SpecError(f"name: missing; {suggestion('', data.SOURCES)}")
-    if options.name not in data.SOURCES:
-        raise unknown("name", options.name, data.SOURCES)
+    known = data.DOWNLOADS if options.action == "download" else data.SOURCES
+    if options.name not in known:
+        raise unknown("name", options.name, known)
     if options.action == "download":
         print(data.download(options.name, options.data_dir))
         return 0
@@ -362,14 +373,20 @@ def _parse(kind: type, arguments: list[str], *positional: str) -> Any:
     words = 0
     while words < min(len(arguments), len(positional)) and not arguments[words].startswith("-"):
         words += 1
-    leading = [part for name, word in zip(positional, arguments, strict=False) for part in (f"--{name}", word)]
+    leading = [
+        part
+        for name, word in zip(positional, arguments, strict=False)
+        for part in (f"--{name}", word)
+    ]
     flags = leading[: 2 * words] + arguments[words:]
     given = _check_flags(flags, get_type_hints(kind))
     if not any(a in ("-h", "--help") for a in flags):
         for name in positional:
             required = next(f for f in fields(kind) if f.name == name)
             if name not in given and required.default is required.default_factory:
-                raise SpecError(f"{name}: missing; give the folder of a run, e.g. varflow {kind.__name__.lower()} runs/planar")
+                raise SpecError(
+                    f"{name}: missing; give the folder of a run, e.g. varflow {kind.__name__.lower()} runs/planar"
+                )
     import tyro
 
     return tyro.cli(kind, prog=f"varflow {kind.__name__.lower()}", args=flags)
@@ -430,7 +447,9 @@ def _check_value(flag: str, value: str, kind: Any) -> None:
                 raise SpecError(f"--{flag}: was '{value}'; use {words}") from None
 
 
-def _open(folder: str, device: str = "cpu", threads: int | None = None, data_dir: str | None = None) -> Any:
+def _open(
+    folder: str, device: str = "cpu", threads: int | None = None, data_dir: str | None = None
+) -> Any:
     from varflow.run import load
     from varflow.specs import TrainingSpec
     from varflow.training.engine import Engine
@@ -472,8 +491,11 @@ def _write_examples(run: Any, target: Path, x: Any, originals: Any) -> list[Path
     if pictures is None:
         return [numbers]
     sheet = target.with_name(target.name + ".png")
-    if originals is None:
-        figures.save_sheet(sheet, pictures)
-    else:
-        figures.save_pairs(sheet, run.dataset.pictures(originals), pictures)
+    with figures.style():
+        figure, axes = figures.canvas(width=8.0, height=8.0)
+        if originals is None:
+            figures.image_grid(pictures, axes[0, 0])
+        else:
+            figures.reconstructions(run.dataset.pictures(originals), pictures, axes[0, 0])
+        figures.save(figure, sheet)
     return [numbers, sheet]

@@ -24,9 +24,9 @@ _POSTERIORS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def demo(out: Path, epochs: float = 60.0, seed: int = 0) -> None:
+def demo(out: Path, epochs: float = 200.0, seed: int = 0) -> None:
     """Fit, evaluate and report each posterior; print one table and where the pictures are."""
-    console = Console()
+    console = Console(width=110)
     make_folder(out)
     spec = recipes.find("digits").spec.replace(epochs=epochs, seed=seed)
     rows: list[tuple[str, Path, evaluation.Evaluation, float]] = []
@@ -45,7 +45,9 @@ def demo(out: Path, epochs: float = 60.0, seed: int = 0) -> None:
     for title, _, result, seconds in rows:
         latent = recipes.find("digits").spec.posterior.latent if "2-D" not in title else 2
         reference = baseline[latent]
-        difference = "" if result is reference else _value(evaluation.paired(result, reference, "log_px"))
+        difference = (
+            "" if result is reference else _value(evaluation.paired(result, reference, "log_px"))
+        )
         cells.append(
             [
                 title,
@@ -57,17 +59,22 @@ def demo(out: Path, epochs: float = 60.0, seed: int = 0) -> None:
             ]
         )
     columns = ["posterior", "ELBO", "NLL", "log p(x) − none", "active units", "seconds"]
-    table = Table(*columns, title=f"digits, dynamic, 250 test digits, {epochs:g} epochs, seed {seed}; nats, ± standard error")
+    table = Table(
+        *columns,
+        title=f"digits, dynamic, 250 test digits, {epochs:g} epochs, seed {seed}; nats, ± standard error",
+    )
     for row in cells:
         table.add_row(*row)
     console.print(table)
     index = out / "index.html"
-    write_text(index, _index(columns, cells, [path.name for _, path, _, _ in rows], str(table.title)))
+    write_text(
+        index, _index(columns, cells, [path.name for _, path, _, _ in rows], str(table.title))
+    )
     console.print(f"reports and pictures: {index.resolve()}", highlight=False, soft_wrap=True)
 
 
 def _value(estimate: evaluation.Estimate) -> str:
-    return f"{estimate.value:.2f} ± {estimate.standard_error:.2f}"
+    return estimate.figures()
 
 
 def _index(columns: list[str], cells: list[list[str]], folders: list[str], title: str) -> str:

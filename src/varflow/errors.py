@@ -45,3 +45,10 @@ def suggestion(name: str, choices: Iterable[str]) -> str:
 def unknown(argument: str, name: str, choices: Iterable[str]) -> SpecError:
     """The error for ``argument=name`` where ``name`` is not one of ``choices``."""
     return SpecError(f"{argument}: unknown value '{name}'; {suggestion(name, choices)}")
+
+
+def positive(**sizes: int) -> None:
+    """Raise :class:`SpecError` for the first size that is not a positive integer."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise SpecError(f"{name}: was {size!r}; use a positive integer")

@@ -56,7 +56,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise RunError(f"{path}: missing; is {path.parent} a run folder?") from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read as JSON ({error}); restore it or fit again") from error
+        raise RunError(
+            f"{path}: cannot be read as JSON ({error}); restore it or fit again"
+        ) from error
 
 
 def make_folder(path: Path) -> None:
@@ -71,4 +73,6 @@ def make_folder(path: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error}); choose another folder with --out") from error
+        raise RunError(
+            f"{path}: cannot be written ({error}); choose another folder with --out"
+        ) from error

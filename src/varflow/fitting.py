@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from varflow import recipes
-from varflow.build import PARTS, Form, build
+from varflow.building import PARTS, Form, build
 from varflow.data.dataset import Dataset
 from varflow.errors import RunError, SpecError
 from varflow.files import write_json
@@ -118,28 +118,38 @@ def resume(
     """
     path = Path(folder)
     if not (path / SPEC).exists():
-        raise RunError(f"folder: {path} holds no run (no {SPEC}); give the folder that `varflow fit` wrote")
+        raise RunError(
+            f"folder: {path} holds no run (no {SPEC}); give the folder that `varflow fit` wrote"
+        )
     from varflow.files import read_json
 
     spec = RunSpec.from_dict(read_json(path / SPEC))
     for name in budget:
         if name not in ("epochs", "steps"):
-            raise SpecError(f"{name}: a resumed run keeps its settings; only epochs or steps can grow")
+            raise SpecError(
+                f"{name}: a resumed run keeps its settings; only epochs or steps can grow"
+            )
     if budget:
         spec = spec.replace(**budget)
         spec.validate()
     about = read_json(path / RUN)
     for name in about.get("own_parts", []):
         if name not in (parts or {}):
-            raise RunError(f"parts: the run was fitted with its own {name}; pass parts={{'{name}': ...}}")
+            raise RunError(
+                f"parts: the run was fitted with its own {name}; pass parts={{'{name}': ...}}"
+            )
     state = read_state(path)
     engine = Engine.start(spec.training, state.get("engine"))
     if about.get("data_given") and data is None:
-        raise RunError("data: this run was fitted to data given in Python; pass them again with data=...")
+        raise RunError(
+            "data: this run was fitted to data given in Python; pass them again with data=..."
+        )
     dataset = as_dataset(data, spec).to(engine.device, engine.dtype)
     form = read_form(path)
     if Form(tuple(dataset.event_shape), dataset.support) != form:
-        raise RunError(f"data: are {dataset.event_shape} {dataset.support}, the run was fitted to {form}")
+        raise RunError(
+            f"data: are {dataset.event_shape} {dataset.support}, the run was fitted to {form}"
+        )
     model = build(spec, dataset, parts)
     if budget:
         write_json(path / SPEC, spec.to_dict())
@@ -153,7 +163,10 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
     settings = spec.data
     if data is None:
         return room.load(
-            settings.data, protocol=settings.protocol, data_dir=settings.data_dir, flip=settings.flip
+            settings.data,
+            protocol=settings.protocol,
+            data_dir=settings.data_dir,
+            flip=settings.flip,
         )
     if isinstance(data, Dataset):
         return data
@@ -188,7 +201,9 @@ def _what(
         if own:
             raise SpecError("parts: given beside a model, which has its own; give one of the two")
         return RunSpec(), {name: getattr(what, name) for name in PARTS}
-    raise SpecError(f"what: was {type(what).__name__}; use the name of a recipe, a RunSpec or a Model")
+    raise SpecError(
+        f"what: was {type(what).__name__}; use the name of a recipe, a RunSpec or a Model"
+    )
 
 
 def _train(

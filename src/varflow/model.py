@@ -90,7 +90,11 @@ class Model(nn.Module):
         return self.likelihood.log_prob(x, z) + self.prior.log_prob(z)  # type: ignore[operator]
 
     def terms(
-        self, x: Shaped[Tensor, "..."], samples: int = 1, q: Conditional | None = None, hold: bool = False
+        self,
+        x: Shaped[Tensor, "..."],
+        samples: int = 1,
+        q: Conditional | None = None,
+        hold: bool = False,
     ) -> Terms:
         """The terms of log w for S samples of each example of x ``[B, *event]``.
 
@@ -116,12 +120,14 @@ class Model(nn.Module):
     @torch.no_grad()
     def reconstruct(self, x: Tensor, mean: bool = True) -> Tensor:
         """One z ~ q(z|x) for each example, decoded: ``[B, *event]``."""
-        return self._observe(self.posterior(x).draw(1, log_joint=lambda z: self.log_joint(z, x)).z[0], mean)
+        return self._observe(
+            self.posterior(x).draw(1, log_joint=lambda z: self.log_joint(z, x)).z[0], mean
+        )
 
     @torch.no_grad()
     def encode(self, x: Tensor, samples: int = 1) -> Draw:
         """Samples of q(z|x) with their densities."""
-        return self.posterior(x).draw(samples, log_joint=lambda z: self.log_joint(z, x))  # type: ignore[no-any-return]
+        return self.posterior(x).draw(samples, log_joint=lambda z: self.log_joint(z, x))
 
     def _observe(self, z: Tensor, mean: bool) -> Tensor:
         likelihood: Any = self.likelihood

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Request(NamedTuple):
     batch_dim: int | None
 
 
+@runtime_checkable
 class Source(Protocol):
     """What answers a :class:`Request`."""
 
@@ -44,7 +45,9 @@ def derive(seed: int, purpose: str, step: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def generator(seed: int, purpose: str, step: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+def generator(
+    seed: int, purpose: str, step: int = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
     """A generator of its own for (seed, purpose, step)."""
     return torch.Generator(device).manual_seed(derive(seed, purpose, step))
 
@@ -122,9 +125,9 @@ def stream(seed: int, step: int = 0, rank: int = 0, world: int = 1) -> Iterator[
 def _fill(request: Request, source: torch.Generator | None) -> Tensor:
     options = {"dtype": request.dtype, "device": request.device, "generator": source}
     if request.kind == "normal":
-        return torch.randn(request.shape, **options)  # type: ignore[call-overload, no-any-return]
+        return torch.randn(request.shape, **options)  # type: ignore[call-overload]
     if request.kind == "uniform":
-        return torch.rand(request.shape, **options)  # type: ignore[call-overload, no-any-return]
+        return torch.rand(request.shape, **options)  # type: ignore[call-overload]
     raise ValueError(f"kind: unknown distribution '{request.kind}'; choices: normal, uniform")
 
 

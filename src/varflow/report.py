@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import shlex
-from collections.abc import Iterable, Mapping
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from varflow.errors import RunError
+from varflow.errors import DataError, RunError
+from varflow.evaluation.estimate import Estimate
+from varflow.figures import html
 from varflow.files import read_json, write_text
-from varflow.specs import RunSpec
+from varflow.specs import RunSpec, setting_types
 
 _NAMES = {
     "elbo": "ELBO",
@@ -28,205 +28,197 @@ _NAMES = {
 #: The numbers that a reader looks for first.
 _HEADLINES = ("nll", "elbo", "bits_per_dim")
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d1d1f; --soft: #5c5c66; --paper: #fff; --line: #d9d9de;
-  --tint: #f4f5f7; --mark: #fff2cc; --accent: #0072b2; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8ea; --soft: #a5a5ad; --paper: #17181b;
-  --line: #38393f; --tint: #212328; --mark: #4a3f1c; --accent: #6db8e8; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 1.5rem 1rem 4rem; background: var(--paper);
-  color: var(--ink); font: 16px/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0.5rem 0; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 0.75rem; padding-bottom: 0.25rem;
-  border-bottom: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 1.5rem 0 0.4rem; }
-p { margin: 0.5rem 0; max-width: 46rem; }
-.soft, figcaption { color: var(--soft); font-size: 0.9rem; }
-.cards { display: flex; flex-wrap: wrap; gap: 0.75rem; margin: 1rem 0; }
-.card { background: var(--tint); border-radius: 8px; padding: 0.7rem 1rem; min-width: 12rem; }
-.card b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { text-align: left; padding: 0.3rem 0.7rem 0.3rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; }
-th { font-weight: 600; }
-td.number { white-space: nowrap; overflow-wrap: normal; }
-table.settings td:first-child { width: 14rem; }
-tr.changed td { background: var(--mark); }
-figure { margin: 1.25rem 0; }
-figure img { max-width: 100%; height: auto; display: block; margin: 0 auto; background: #fff;
-  border-radius: 6px; padding: 6px; }
-pre { background: var(--tint); border-radius: 6px; padding: 0.7rem 1rem; white-space: pre-wrap;
-  font-size: 0.88rem; }
-@media print {
-  :root { color-scheme: light; --ink: #000; --soft: #444; --paper: #fff; --tint: #f4f4f4;
-    --mark: #eee; --line: #bbb; }
-  body { max-width: none; padding: 0; font-size: 11pt; }
-  h2, h3 { break-after: avoid; }
-  figure, tr, .card { break-inside: avoid; }
-  figure img { max-height: 20cm; width: auto; }
-  tr.changed td:first-child { font-weight: 700; }
-}
-"""
+_ERRORS = (
+    "± is one standard error over the examples of the split: how far the mean would move with "
+    "other examples of the same kind. The Monte-Carlo error is what more posterior samples would "
+    "remove. The k̂ column is the share of examples whose importance weights have too heavy a tail "
+    "to be trusted. The ELBO is a lower bound of log p(x); −log p(x) is estimated by importance "
+    "sampling, which errs upwards on average."
+)
 
 
 def write_report(folder: str | Path) -> Path:
     """Write ``report.html`` into a run folder from the files that are there, and return its path.
 
-    It leads with the estimates, then figures, training, settings, environment, and the command that
-    repeats the run. What is not there yet (an evaluation, figures) is said in its place. The file
-    appears whole or not at all, and everything that comes from the folder is escaped.
+    It leads with the estimates; figures, training, settings, data, environment and the command that
+    repeats the run follow. What is not there yet (an evaluation, figures) is said in its place. The
+    page appears whole or not at all, and everything that comes from the folder is escaped.
 
     Raises:
-        RunError: the folder holds no run, a file in it is damaged, or the report cannot be written.
+        RunError: the folder holds no run, a file in it is damaged, or the page cannot be written.
     """
     folder = Path(folder)
-    spec = _object(folder / "spec.json")
-    about = _optional(folder / "run.json")
-    data = _optional(folder / "data.json")
+    spec = _read(folder / "spec.json", dict)
+    about, data = (_read(folder / name, dict, {}) for name in ("run.json", "data.json"))
     metrics = _metrics(folder / "metrics.jsonl")
     title = _title(spec, data)
-    sections = [
-        f"<h1>{escape(title)}</h1>",
+    body = [
+        html.heading(title, level=1),
         _lead(spec, about, data),
+        html.heading("Results"),
         *_results(folder, metrics),
-        *_figures(folder),
+        html.heading("Figures"),
+        *_figures(folder / "figures"),
+        html.heading("Training"),
         *_training(folder, metrics, about),
-        *_settings(spec, about),
-        *_facts("Data", data, "data.json"),
-        *_facts("Environment", _optional(folder / "environment.json"), "environment.json"),
+        html.heading("Configuration"),
+        *_settings(spec),
+        html.heading("Data"),
+        _facts(data, "data.json"),
+        html.heading("Environment"),
+        _facts(_read(folder / "environment.json", dict, {}), "environment.json"),
+        html.heading("How to reproduce"),
         *_reproduce(spec, about),
     ]
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(sections)
-        + "\n</body></html>\n"
-    )
     path = folder / "report.html"
-    write_text(path, page)
+    write_text(path, html.page(title, body))
     return path
 
 
+def command(spec: Mapping[str, Any], recipe: str | None = None) -> str:
+    """The command line that fits a spec: a recipe, and the settings that differ from it as flags.
+
+    A spec that came from no recipe is spelled out against the first one of the table.
+
+    >>> from varflow.recipes import find
+    >>> command(find("digits").spec.replace(latent=2, amortized=True).to_dict(), "digits")
+    'varflow fit digits --latent 2 --amortized'
+    """
+    from varflow import recipes
+
+    name = recipe if recipe in recipes.TABLE else next(iter(recipes.TABLE))
+    words = ["varflow", "fit", str(name)]
+    types = setting_types()
+    for _, setting, value, default in _rows(spec, recipes.find(str(name)).spec):
+        if value == default:
+            continue
+        flag = setting.replace("_", "-")
+        if types.get(setting) is bool:
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words)
+
+
 def _title(spec: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    posterior = spec.get("posterior", {})
-    flow = posterior.get("flow", "none")
-    kind = "amortized " if posterior.get("amortized") else ""
-    q = "Gaussian posterior" if flow == "none" else f"Gaussian posterior + {kind}{flow} flow"
-    name = data.get("name") or spec.get("data", {}).get("data", "unnamed data")
-    return f"{name}: {posterior.get('latent', '?')} latents, {q}"
+    settings = {name: value for _, name, value, _ in _rows(spec)}
+    flow = settings.get("flow", "none")
+    kind = "amortized " if settings.get("amortized") else ""
+    posterior = "Gaussian posterior" + ("" if flow == "none" else f", {kind}{flow} flow")
+    name = data.get("name") or settings.get("data", "unnamed data")
+    return f"{name}: {settings.get('latent', '?')} latents, {posterior}"
 
 
 def _lead(spec: Mapping[str, Any], about: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    parts = []
+    said = []
     if protocol := data.get("protocol"):
-        parts.append(f"Protocol of the data: {protocol}.")
+        said.append(f"Protocol of the data: {protocol}.")
     if recipe := about.get("recipe"):
-        parts.append(f"Recipe: {recipe}.")
+        said.append(f"Recipe: {recipe}.")
     if own := about.get("own_parts"):
-        parts.append(f"Parts given in Python: {', '.join(map(str, own))}; settings of these do not apply.")
-    if "seed" in spec.get("training", {}):
-        parts.append(f"Seed {spec['training']['seed']}.")
-    return _paragraph(" ".join(parts), soft=True)
+        names = ", ".join(map(str, own))
+        said.append(f"Given in Python: {names}; the settings of these parts do not apply.")
+    said += [f"Seed {value}." for _, name, value, _ in _rows(spec) if name == "seed"]
+    return html.paragraph(" ".join(said), soft=True)
 
 
 def _results(folder: Path, metrics: list[dict[str, Any]]) -> list[str]:
-    out = [_heading("Results")]
     files = sorted((folder / "evaluation").glob("*.json"))
     if not files:
-        out.append(
-            _paragraph(
-                "Not evaluated yet: there are no estimates with errors. "
-                f"`varflow evaluate {shlex.quote(str(folder.name))}` makes them."
-            )
-        )
-        values = [row for row in metrics if row.get("split") == "validation" and _is_number(row.get("elbo"))]
-        if values:
-            best = max(values, key=lambda row: row["elbo"])
+        how = f"varflow evaluate {shlex.quote(str(folder))}"
+        out = [
+            html.paragraph("Not evaluated yet, so there are no estimates with errors. Make them:")
+        ]
+        out.append(html.code(how))
+        scored = _scored(metrics, "validation")
+        if scored:
+            best = max(scored, key=lambda row: row["elbo"])
             out.append(
-                _paragraph(
-                    f"Seen in training: best validation ELBO {best['elbo']:.2f} nats at step {best.get('step')}, "
-                    "one draw of q(z|x) for each example, chosen as the best of "
-                    f"{len(values)} validations and therefore slightly optimistic."
+                html.paragraph(
+                    f"Seen in training: a validation ELBO of {best['elbo']:.2f} nats at step "
+                    f"{best.get('step')}, one draw of q(z|x) for each example. It is the best of "
+                    f"{len(scored)} validations, which makes it optimistic, and has no error bar."
                 )
             )
         return out
+    out = []
     for file in files:
-        values = _object(file)
-        estimates = _estimates(values, file)
-        out.append(f"<h3>{escape(file.stem)} split</h3>")
-        cards = [
-            f'<div class="card">{escape(_label(e))}<b>{escape(_value(e))}</b>'
-            f'<span class="soft">{escape(str(e.get("unit", "")))}</span></div>'
-            for name in _HEADLINES
-            for e in estimates
-            if e.get("name") == name
-        ]
-        out.append(f'<div class="cards">{"".join(cards)}</div>')
-        columns = ("quantity", "value", "unit", "Monte-Carlo error", "points", "samples", "k̂ > 0.7", "estimator")
+        estimates = _estimates(file)
+        out.append(html.heading(f"{file.stem} split", level=3))
+        headlines = [e for name in _HEADLINES for e in estimates if e.name == name]
+        out.append(html.cards((_NAMES[e.name], e.figures(), e.unit) for e in headlines))
+        columns = (
+            "quantity", "value ± standard error", "unit", "Monte-Carlo error", "samples", "points",
+            "k̂ > 0.7", "estimator",
+        )  # fmt: skip
         rows = [
             (
-                _label(e),
-                _value(e),
-                e.get("unit", ""),
-                _number(e.get("monte_carlo_error")),
-                _number(e.get("points")),
-                _number(e.get("samples")),
-                "–" if not _is_number(e.get("khat")) else f"{e['khat']:.1%}",
-                e.get("estimator", ""),
+                _NAMES.get(e.name, e.name),
+                e.figures(),
+                e.unit,
+                "unknown" if e.monte_carlo_error is None else f"{e.monte_carlo_error:.2g}",
+                f"{e.samples:,}",
+                f"{e.points:,}",
+                "–" if e.khat is None else f"{e.khat:.1%}",
+                e.estimator,
             )
             for e in estimates
         ]
-        out.append(_table(columns, rows, numbers={1, 3, 4, 5, 6}))
-        seeds = sorted({str(e["seed"]) for e in estimates if e.get("seed") is not None})
-        protocols = sorted({str(e["protocol"]) for e in estimates if e.get("protocol")})
+        out.append(html.table(columns, rows, whole=range(len(columns) - 1)))
+        protocols = ", ".join(sorted({e.protocol for e in estimates}))
+        seeds = ", ".join(sorted({str(e.seed) for e in estimates}))
         out.append(
-            _paragraph(
-                f"Protocol: {', '.join(protocols) or 'not stated'}. Seed: {', '.join(seeds) or 'not stated'}.",
-                soft=True,
-            )
+            html.paragraph(f"Protocol: {protocols}. Seed of the estimates: {seeds}.", soft=True)
         )
-    out.append(
-        _paragraph(
-            "± is one standard error over the examples of the split: how far the mean would move with other "
-            "examples of the same kind. The Monte-Carlo error is what a larger number of posterior samples would "
-            "remove. The k̂ column is the share of examples whose importance weights have too heavy a tail to be "
-            "trusted. ELBO is a lower bound of log p(x); −log p(x) is estimated by importance sampling and is "
-            "an upper bound in expectation.",
-            soft=True,
-        )
-    )
-    return out
+    return [*out, html.paragraph(_ERRORS, soft=True)]
 
 
 def _figures(folder: Path) -> list[str]:
-    out = [_heading("Figures")]
-    index = folder / "figures" / "index.json"
-    entries = [entry for entry in _list(index) if entry.get("file") != "curves.png"]
-    if not entries:
-        return [*out, _paragraph("No figures have been drawn for this run.")]
+    entries = [e for e in _read(folder / "index.json", list, []) if isinstance(e, dict)]
+    out = []
     for entry in entries:
-        # Only the name: an index that points elsewhere shows nothing from there.
-        path = index.parent / Path(str(entry.get("file", ""))).name
+        # The name alone: an index that points out of its folder shows nothing from there.
+        path = folder / Path(str(entry.get("file", ""))).name
+        if path.name == "curves.png":
+            continue
         title, caption = str(entry.get("title", path.stem)), str(entry.get("caption", ""))
-        out.append(f"<h3>{escape(title)}</h3>")
+        out.append(html.heading(title, level=3))
         try:
-            out.append(_picture(path.read_bytes(), title, caption))
+            out.append(html.picture(path.read_bytes(), title, caption))
         except OSError:
-            out.append(_paragraph(f"{path.name} is missing from the folder."))
-    return out
+            out.append(html.paragraph(f"{path.name} is listed, but not in the folder."))
+        except DataError as error:
+            out.append(html.paragraph(str(error)))
+    return out or [html.paragraph("No figures have been drawn for this run.")]
 
 
 def _training(folder: Path, metrics: list[dict[str, Any]], about: Mapping[str, Any]) -> list[str]:
-    out = [_heading("Training")]
     if not metrics:
-        return [*out, _paragraph("No metrics have been recorded.")]
-    from varflow.errors import DataError
-    from varflow.figures.gallery import CURVES_CAPTION, draw_curves
-    from varflow.figures.style import style
+        return [html.paragraph("No metrics have been recorded.")]
+    out = [_curves(folder / "figures" / "curves.png", metrics)]
+    rows = []
+    for split in ("train", "validation"):
+        scored = _scored(metrics, split)
+        if scored:
+            rows.append(_record(f"{split}, last", scored[-1]))
+        if scored and split == "validation":
+            rows.append(_record("validation, best", max(scored, key=lambda row: row["elbo"])))
+    columns = (
+        "record", "step", "epoch", "ELBO", "E log p(x|z)", "KL term", "log|det|", "steps/s",
+        "seconds",
+    )  # fmt: skip
+    out.append(html.table(columns, rows, whole=range(len(columns))))
+    note = "Terms in nats for each example. They steer the fit and carry no error estimates."
+    out.append(html.paragraph(note, soft=True))
+    if outcome := about.get("outcome"):
+        out += [html.heading("How the fit ended", level=3), html.facts(outcome)]
+    return out
 
-    drawn = folder / "figures" / "curves.png"
+
+def _curves(drawn: Path, metrics: list[dict[str, Any]]) -> str:
+    from varflow.figures.album import CURVES_CAPTION, draw_curves
+    from varflow.figures.base import style
+
     try:
         if drawn.exists():
             picture = drawn.read_bytes()
@@ -235,100 +227,103 @@ def _training(folder: Path, metrics: list[dict[str, Any]], about: Mapping[str, A
             with style():
                 draw_curves(metrics).savefig(buffer, dpi=150, format="png")
             picture = buffer.getvalue()
-        out.append(_picture(picture, "Learning curves", CURVES_CAPTION))
+        return html.picture(picture, "Learning curves", CURVES_CAPTION)
     except DataError as error:
-        out.append(_paragraph(str(error)))
-    rows = []
-    for split in ("train", "validation"):
-        own = [row for row in metrics if row.get("split") == split]
-        if own:
-            rows.append(_record(f"{split}, last", own[-1]))
-        scored = [row for row in own if _is_number(row.get("elbo"))]
-        if split == "validation" and scored:
-            rows.append(_record(f"{split}, best", max(scored, key=lambda row: row["elbo"])))
-    out.append(
-        _table(
-            ("record", "step", "epoch", "ELBO", "E log p(x|z)", "KL term", "log|det|", "steps/s", "seconds"),
-            rows,
-            numbers=set(range(1, 9)),
-        )
-    )
-    out.append(
-        _paragraph("Nats for each example, without error estimates: these steer the fit.", soft=True)
-    )
-    if outcome := about.get("outcome"):
-        out.append(f"<h3>How the fit ended</h3>{_pairs(_flat(outcome))}")
-    return out
+        return html.paragraph(str(error))
 
 
 def _record(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
-    keys = ("step", "epoch", "elbo", "log_likelihood", "kl", "ladj", "steps_per_second", "seconds")
-    return (name, *(_number(row.get(key)) for key in keys))
+    def show(key: str, form: str) -> str:
+        value = row.get(key)
+        return format(value, form) if isinstance(value, int | float) else "–"
+
+    terms = (show(key, ",.2f") for key in ("elbo", "log_likelihood", "kl", "ladj"))
+    speed = (show("steps_per_second", ",.1f"), show("seconds", ",.1f"))
+    return (name, show("step", ",d"), show("epoch", "g"), *terms, *speed)
 
 
-def _settings(spec: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
-    out = [_heading("Configuration")]
-    out.append(_paragraph("Marked rows differ from the defaults, which are in the last column.", soft=True))
-    defaults = RunSpec().to_dict()
-    for group, settings in spec.items():
-        if not isinstance(settings, Mapping):
-            continue
-        rows = []
-        for name, value in settings.items():
-            default = defaults.get(group, {}).get(name)
-            changed = ' class="changed"' if value != default else ""
-            cells = "".join(f"<td>{escape(_plain(cell))}</td>" for cell in (name, value, default))
-            rows.append(f"<tr{changed}>{cells}</tr>")
+def _settings(spec: Mapping[str, Any]) -> list[str]:
+    out = [
+        html.paragraph("Marked settings differ from the defaults in the last column.", soft=True)
+    ]
+    rows = _rows(spec)
+    for group in dict.fromkeys(group for group, *_ in rows):
+        own = [(name, value, default) for at, name, value, default in rows if at == group]
+        out.append(html.heading(group, level=3))
         out.append(
-            f'<h3>{escape(str(group))}</h3><div class="scroll"><table class="settings">'
-            f"<tr><th>setting</th><th>value</th><th>default</th></tr>{''.join(rows)}</table></div>"
+            html.table(
+                ("setting", "value", "default"),
+                [tuple(map(html.plain, row)) for row in own],
+                marked=[k for k, (_, value, default) in enumerate(own) if value != default],
+                kind="settings",
+            )
         )
     return out
 
 
-def _facts(title: str, values: Mapping[str, Any], file: str) -> list[str]:
-    if not values:
-        return [_heading(title), _paragraph(f"{file} is not in the folder.")]
-    return [_heading(title), _pairs(_flat(values))]
+def _facts(values: Mapping[str, Any], file: str) -> str:
+    return html.facts(values) if values else html.paragraph(f"{file} is not in the folder.")
 
 
 def _reproduce(spec: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
-    out = [_heading("How to reproduce")]
+    out = []
     if about.get("own_parts") or about.get("data_given"):
         out.append(
-            _paragraph(
-                "Parts or data were given in Python, so the command line alone does not repeat this run: "
-                "call varflow.fit with the same objects and these settings."
+            html.paragraph(
+                "Parts or data were given in Python, so the command line alone does not repeat "
+                "this run: call varflow.fit with the same objects and the settings of this command."
             )
         )
-    out.append(f"<pre>{escape(command(spec))}</pre>")
-    out.append(
-        _paragraph(
-            "The same seed, versions, device, precision and number of threads give the same numbers; the files "
-            "spec.json, data.json (with checksums) and environment.json of the run hold all of them.",
-            soft=True,
-        )
+    out.append(html.code(command(spec, about.get("recipe"))))
+    note = (
+        "Same seed, versions, device, precision and number of threads: same numbers. spec.json, "
+        "data.json and environment.json in the run folder hold all of them."
     )
-    return out
+    return [*out, html.paragraph(note, soft=True)]
 
 
-def command(spec: Mapping[str, Any]) -> str:
-    """The command line that fits a spec: the settings that differ from the defaults, as flags.
+def _rows(spec: Mapping[str, Any], base: RunSpec | None = None) -> list[tuple[str, str, Any, Any]]:
+    """(group, setting, value, value in ``base``) in the order of the spec."""
+    defaults = (base or RunSpec()).to_dict()
+    return [
+        (str(group), str(name), value, defaults.get(group, {}).get(name))
+        for group, settings in spec.items()
+        if isinstance(settings, Mapping)
+        for name, value in settings.items()
+    ]
 
-    >>> command({"data": {"data": "digits"}, "posterior": {"amortized": True, "latent": 2}})
-    'varflow fit --data digits --amortized --latent 2'
-    """
-    defaults = RunSpec().to_dict()
-    words = ["varflow", "fit"]
-    for group, settings in spec.items():
-        if not isinstance(settings, Mapping):
-            continue
-        for name, value in settings.items():
-            if value == defaults.get(group, {}).get(name):
-                continue
-            flag = name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
-            else:
-                words += [f"--{flag}", str(value)]
-    return shlex.join(words)
+
+def _estimates(file: Path) -> list[Estimate]:
+    estimates = _read(file, dict).get("estimates")
+    if not isinstance(estimates, Mapping):
+        raise RunError(f"{file}: holds no estimates; evaluate the run again")
+    return [Estimate.from_dict(values) for values in estimates.values()]
+
+
+def _scored(metrics: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    return [
+        row
+        for row in metrics
+        if row.get("split") == split and isinstance(row.get("elbo"), int | float)
+    ]
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a line that a crash cut off ends the list."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _read(path: Path, kind: type, missing: Any = None) -> Any:
+    """A JSON file of one kind; ``missing`` where it is not there, if that is given."""
+    if missing is not None and not path.exists():
+        return missing
+    value = read_json(path)
+    if not isinstance(value, kind):
+        raise RunError(f"{path}: holds a {type(value).__name__}; restore the file or fit again")
+    return value

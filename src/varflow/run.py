@@ -1,15 +1,15 @@
 """A run is a folder: what was asked for, what happened, what was learned.
 
-    spec.json            the resolved settings
-    run.json             recipe, own parts, how the fit ended
-    data.json            data set, protocol, splits, checksums
-    environment.json     versions, machine, seed, commit
-    metrics.jsonl        one record a line: training terms and validations
-    tensorboard/         the same curves for TensorBoard
-    model.safetensors    the weights the run stands for
-    state.pt             what a resumed fit needs to go on bit for bit
-    evaluation/          estimates and per-example results
-    figures/, report.html
+spec.json            the resolved settings
+run.json             recipe, own parts, how the fit ended
+data.json            data set, protocol, splits, checksums
+environment.json     versions, machine, seed, commit
+metrics.jsonl        one record a line: training terms and validations
+tensorboard/         the same curves for TensorBoard
+model.safetensors    the weights the run stands for
+state.pt             what a resumed fit needs to go on bit for bit
+evaluation/          estimates and per-example results
+figures/, report.html
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varflow.build import PARTS, Form, build
+from varflow.building import PARTS, Form, build
 from varflow.data.dataset import Dataset
 from varflow.errors import RunError
 from varflow.files import make_folder, read_json, write_atomically, write_json
@@ -67,7 +67,9 @@ class RunFolder:
             with open(path, "a") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise RunError(f"{path}: could not be appended to ({error}); free space and resume") from error
+            raise RunError(
+                f"{path}: could not be appended to ({error}); free space and resume"
+            ) from error
         self._curves(record)
 
     def position(self) -> int:
@@ -88,7 +90,9 @@ class RunFolder:
             from tensorboardX import SummaryWriter
 
             options = {} if self._purge is None else {"purge_step": self._purge}
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), write_to_disk=True, **options)
+            self._writer = SummaryWriter(
+                str(self.folder / "tensorboard"), write_to_disk=True, **options
+            )
         for name, value in record.items():
             if name not in ("step", "epoch", "split") and isinstance(value, float):
                 self._writer.add_scalar(f"{name}/{record['split']}", value, record["step"])
@@ -153,7 +157,10 @@ class Run:
 
             settings = self.spec.data
             loaded = data.load(
-                settings.data, protocol=settings.protocol, data_dir=settings.data_dir, flip=settings.flip
+                settings.data,
+                protocol=settings.protocol,
+                data_dir=settings.data_dir,
+                flip=settings.flip,
             )
             if tuple(loaded.event_shape) != self.form.event_shape:
                 raise RunError(
@@ -168,7 +175,9 @@ class Run:
         """Estimates on a split; see :func:`varflow.evaluation.evaluate`. Saved in the run folder."""
         from varflow import evaluation
 
-        result = evaluation.evaluate(self.model, self.dataset, split=split, samples=samples, **options)
+        result = evaluation.evaluate(
+            self.model, self.dataset, split=split, samples=samples, **options
+        )
         if self.folder is not None:
             result.save(self.folder)
         return result
@@ -182,9 +191,13 @@ class Run:
         if self.folder is None:
             raise RunError("folder: this run is in memory; fit with out=... to have files")
         from varflow import figures
+        from varflow.evaluation import Evaluation
         from varflow.report import write_report
 
-        figures.gallery(self.model, self.dataset, self.metrics, self.folder / "figures")
+        evaluated = (self.folder / "evaluation" / "test.json").exists()
+        evaluation = Evaluation.load(self.folder, "test") if evaluated else None
+        target = self.folder / "figures"
+        figures.gallery(self.model, self.dataset, self.metrics, target, evaluation=evaluation)
         return write_report(self.folder)
 
     def _given_data(self) -> bool:
@@ -196,7 +209,8 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], step: int) -> None:
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    blob = save(plain, metadata={"format": "varflow", "step": str(step)})
+    # One entry alone: the order of several is not fixed, and equal runs shall be equal files.
+    blob = save(plain, metadata={"step": str(step)})
     write_atomically(path, lambda file: file.write(blob))
 
 
@@ -212,9 +226,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_blob(path.read_bytes())
     except FileNotFoundError:
-        raise RunError(f"{path}: missing; the run has not saved a model yet, resume or fit again") from None
+        raise RunError(
+            f"{path}: missing; the run has not saved a model yet, resume or fit again"
+        ) from None
     except (OSError, SafetensorError, ValueError) as error:
-        raise RunError(f"{path}: damaged ({error}); resume the run from its state, or fit again") from error
+        raise RunError(
+            f"{path}: damaged ({error}); resume the run from its state, or fit again"
+        ) from error
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -229,7 +247,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise RunError(f"{path}: damaged or not a varflow state ({_first_line(error)}); fit again") from error
+        raise RunError(
+            f"{path}: damaged or not a varflow state ({_first_line(error)}); fit again"
+        ) from error
     if not isinstance(state, dict) or "step" not in state:
         raise RunError(f"{path}: not a varflow state; fit again")
     return state
@@ -258,12 +278,17 @@ def read_form(folder: Path) -> Form:
         if support not in ("binary", "unit", "real"):
             raise ValueError(f"support {support!r}")
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{folder / DATA}: not what varflow wrote ({error}); restore it or fit again") from error
+        raise RunError(
+            f"{folder / DATA}: not what varflow wrote ({error}); restore it or fit again"
+        ) from error
     return Form(shape, support)
 
 
 def load(
-    folder: str | Path, parts: Mapping[str, nn.Module] | None = None, data: Any = None, device: str = "cpu"
+    folder: str | Path,
+    parts: Mapping[str, nn.Module] | None = None,
+    data: Any = None,
+    device: str = "cpu",
 ) -> Run:
     """The run in a folder, its model ready for use.
 
@@ -281,14 +306,18 @@ def load(
     """
     path = Path(folder)
     if not (path / SPEC).exists():
-        raise RunError(f"folder: {path} holds no run (no {SPEC}); give the folder that `varflow fit` wrote")
+        raise RunError(
+            f"folder: {path} holds no run (no {SPEC}); give the folder that `varflow fit` wrote"
+        )
     spec = RunSpec.from_dict(read_json(path / SPEC))
     form = read_form(path)
     about = read_json(path / RUN)
     own = about.get("own_parts", [])
     for name in own:
         if name not in PARTS or name not in (parts or {}):
-            raise RunError(f"parts: the run was fitted with its own {name}; pass parts={{'{name}': ...}}")
+            raise RunError(
+                f"parts: the run was fitted with its own {name}; pass parts={{'{name}': ...}}"
+            )
     model = build(spec, form, parts)
     weights = read_weights(path / WEIGHTS)
     if spec.training.precision == "float64":
@@ -311,7 +340,10 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path
         RunError: names or shapes differ, or a weight is not finite.
     """
     expected = model.state_dict()
-    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    missing, extra = (
+        sorted(expected.keys() - weights.keys()),
+        sorted(weights.keys() - expected.keys()),
+    )
     if missing or extra:
         raise RunError(
             f"{origin}: does not belong to this spec (missing: {missing[:3] or 'none'}, "
@@ -324,7 +356,9 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path
                 f"{tuple(expected[name].shape)}; the spec or the weights were changed"
             )
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise RunError(f"{origin}: '{name}' holds a NaN or an infinity; fit again or restore the file")
+            raise RunError(
+                f"{origin}: '{name}' holds a NaN or an infinity; fit again or restore the file"
+            )
     model.load_state_dict(dict(weights))
 
 
@@ -350,7 +384,11 @@ def prepare(folder: Path, overwrite: bool) -> None:
 
 
 def write_start(
-    folder: Path, spec: RunSpec, dataset: Dataset, about: dict[str, Any], environment: dict[str, Any]
+    folder: Path,
+    spec: RunSpec,
+    dataset: Dataset,
+    about: dict[str, Any],
+    environment: dict[str, Any],
 ) -> None:
     """The files that say what a run is; spec.json last, so that a folder with it is a run."""
     description = {

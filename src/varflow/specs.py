@@ -27,7 +27,8 @@ class DataSpec:
     data: str = "mnist"
     """A named data set (`varflow data` lists them), or a path to your own .npy, .npz, table or folder of pictures."""
     protocol: str = "auto"
-    """How stored values become model inputs: dynamic, static, threshold, logit, uniform, grey, none, or auto."""
+    """How stored values become model inputs: dynamic, static, threshold, logit, uniform, grey, none,
+    standardize, or auto."""
     data_dir: str | None = None
     """Folder of the named data sets; without it VARFLOW_DATA, then ~/.cache/varflow."""
     flip: bool | None = None
@@ -308,9 +309,13 @@ class RunSpec:
             try:
                 number = float(scale)
             except ValueError:
-                raise unknown("scale", scale, ["learned", "per-dimension", "decoder", "a number"]) from None
+                raise unknown(
+                    "scale", scale, ["learned", "per-dimension", "decoder", "a number"]
+                ) from None
             if not (math.isfinite(number) and number > 0):
-                raise SpecError(f"scale: was {scale}; use a positive number, learned, per-dimension or decoder")
+                raise SpecError(
+                    f"scale: was {scale}; use a positive number, learned, per-dimension or decoder"
+                )
 
     def get(self, name: str) -> Any:
         """The value of a setting by its plain name."""
@@ -358,7 +363,9 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         elif isinstance(value, option) and not (option is int and isinstance(value, bool)):
             return
     expected = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise SpecError(f"{name}: was {value!r} ({type(value).__name__}); expected {expected.replace('NoneType', 'nothing')}")
+    raise SpecError(
+        f"{name}: was {value!r} ({type(value).__name__}); expected {expected.replace('NoneType', 'nothing')}"
+    )
 
 
 def _among(name: str, value: str, choices: Any) -> None:

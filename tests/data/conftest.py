@@ -18,7 +18,9 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 
 def cifar_bytes(images: np.ndarray, labels: np.ndarray) -> bytes:
-    return np.concatenate([labels[:, None].astype(np.uint8), images.reshape(len(images), -1)], 1).tobytes()
+    return np.concatenate(
+        [labels[:, None].astype(np.uint8), images.reshape(len(images), -1)], 1
+    ).tobytes()
 
 
 @pytest.fixture
@@ -31,7 +33,11 @@ def mnist(tmp_path: Path, rng: np.random.Generator) -> Callable[..., dict[str, n
     """Writes a small MNIST into a folder and returns its arrays."""
 
     def write(
-        folder: str = "mnist", train: int = 60, test: int = 10, compress: bool = True, dot: bool = False
+        folder: str = "mnist",
+        train: int = 60,
+        test: int = 10,
+        compress: bool = True,
+        dot: bool = False,
     ) -> dict[str, np.ndarray]:
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         arrays = {}
@@ -49,11 +55,15 @@ def mnist(tmp_path: Path, rng: np.random.Generator) -> Callable[..., dict[str, n
 
 
 @pytest.fixture
-def cifar(tmp_path: Path, rng: np.random.Generator) -> Callable[..., dict[str, tuple[np.ndarray, np.ndarray]]]:
+def cifar(
+    tmp_path: Path, rng: np.random.Generator
+) -> Callable[..., dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Writes small CIFAR batches, as an archive or a folder, and returns their arrays."""
 
     def write(
-        sizes: dict[str, int], archive: str | None = "cifar-10-binary.tar.gz", folder: str = "cifar10"
+        sizes: dict[str, int],
+        archive: str | None = "cifar-10-binary.tar.gz",
+        folder: str = "cifar10",
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         batches = {
             name: (rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, n))

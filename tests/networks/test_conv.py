@@ -197,13 +197,13 @@ def test_every_pixel_reaches_the_features_and_every_latent_each_pixel():
     seen = torch.autograd.functional.jacobian(encoder, x).abs().amax((0, 1))
     assert (seen > 0).all()
     moved = torch.autograd.functional.jacobian(decoder, torch.randn(1, 3, dtype=double))
-    assert (moved.abs().amax(-2).amin() if moved.ndim == 0 else moved.abs().amax(-1) > 0).all()
+    assert (moved.abs() > 0).any(-1).all()
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: ConvEncoder((1, 8, 8), scales=3), "scales: was 3.*8×8.*2 times.*use 0 to 2"),
+        (lambda: ConvEncoder((1, 8, 8), scales=3), r"scales: was 3.*8×8.*2 times.*use 0 to 2"),
         (lambda: ConvDecoder(2, (1, 28, 28), scales=5), "28×28.*4 times"),
         (lambda: ConvEncoder((1, 8, 8), scales=-1), "scales"),
         (lambda: ConvEncoder((1, 8, 8), scales=True), "scales"),
@@ -225,5 +225,5 @@ def test_inputs_that_do_not_fit_are_refused():
         ConvEncoder((1, 8, 8), base=4)(torch.zeros(5, 64))
     with pytest.raises(ShapeError, match=r"this ConvDecoder needs \[\.\.\., 2\]"):
         ConvDecoder(2, (1, 8, 8), base=4)(torch.zeros(5, 3))
-    with pytest.raises(ShapeError, match="torch.uint8"):
+    with pytest.raises(ShapeError, match=r"torch.uint8"):
         ConvEncoder((1, 8, 8), base=4)(torch.zeros(5, 1, 8, 8, dtype=torch.uint8))

@@ -92,9 +92,9 @@ def test_many_networks_in_one_program(gated):
     networks = [MLP(3, (2, 2), hidden=(5,), gated=gated).to(double) for _ in range(3)]
     parameters, _ = torch.func.stack_module_state(networks)
     x = torch.randn(3, 6, 3, dtype=double)
-    together = torch.func.vmap(
-        lambda p, v: torch.func.functional_call(networks[0], p, (v,))
-    )(parameters, x)
+    together = torch.func.vmap(lambda p, v: torch.func.functional_call(networks[0], p, (v,)))(
+        parameters, x
+    )
     alone = torch.stack([network(v) for network, v in zip(networks, x, strict=True)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-13)
 
@@ -128,7 +128,10 @@ def test_impossible_settings_are_refused(arguments, words):
     [
         (torch.zeros(5, 4), r"shape \(5, 4\); this MLP needs \[\.\.\., 2, 3\]"),
         (torch.zeros(3), "needs"),
-        (torch.zeros(5, 2, 3, dtype=double), r"torch.float64.*torch.float32.*\.to\(torch.float32\)"),
+        (
+            torch.zeros(5, 2, 3, dtype=double),
+            r"torch.float64.*torch.float32.*\.to\(torch.float32\)",
+        ),
         (torch.zeros(5, 2, 3, dtype=torch.uint8), "torch.uint8"),
     ],
 )

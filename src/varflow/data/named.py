@@ -7,6 +7,7 @@ train); digits 1,297/250/250, whose classes are balanced to within 4 of 25 in th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from varflow.data import readers, sources
+from varflow.data import SOURCES, readers, sources
 from varflow.data.readers import Bytes, Labels
 from varflow.data.sources import Checks
 from varflow.errors import DataError
@@ -32,12 +33,19 @@ class Arrays:
 
 
 def _find(folder: Path, *names: str) -> Path | None:
-    """The first of ``names`` in ``folder``, with or without .gz."""
+    """The first of ``names`` in ``folder``, as named, compressed or uncompressed."""
     for name in names:
-        for path in (folder / name, folder / name.removesuffix(".gz")):
+        plain = name.removesuffix(".gz")
+        for path in (folder / f"{plain}.gz", folder / plain):
             if path.exists():
                 return path
     return None
+
+
+def _find_all(folder: Path, names: list[str]) -> list[Path] | None:
+    """All of ``names`` in ``folder``, or None."""
+    paths = [path for name in names if (path := _find(folder, name)) is not None]
+    return paths if len(paths) == len(names) else None
 
 
 def _folders(name: str, root: Path) -> list[Path]:
@@ -127,11 +135,11 @@ def static_mnist(root: Path, checks: Checks) -> Arrays:
     parts = {"train": "train", "validation": "valid", "test": "test"}
     names = {split: f"binarized_mnist_{part}.amat" for split, part in parts.items()}
     for folder in _folders("binarized-mnist", root):
-        paths = {split: _find(folder, f"{name}.gz") for split, name in names.items()}
+        paths = _find_all(folder, list(names.values()))
+        if paths is None:
+            continue
         values = {}
-        for split, path in paths.items():
-            if path is None:
-                break
+        for split, path in zip(names, paths, strict=True):
             raw = readers.content(path)
             values[split] = readers.amat(raw, path)
             checks(path, raw, None)
@@ -140,13 +148,12 @@ def static_mnist(root: Path, checks: Checks) -> Arrays:
                     f"{path}: {len(values[split])} pictures, should be {STATIC_SIZES[split]}; "
                     "the file is truncated or not the published one (verify=False accepts it)"
                 )
-        else:
-            facts = {
-                "source": str(folder),
-                "checksums": checks.found,
-                "split": "as published by Larochelle",
-            }
-            return Arrays("mnist", values, {}, 2, facts)
+        facts = {
+            "source": str(folder),
+            "checksums": checks.found,
+            "split": "as published by Larochelle",
+        }
+        return Arrays("mnist", values, {}, 2, facts)
     raise sources.missing("binarized-mnist", root, list(names.values()))
 
 
@@ -179,12 +186,11 @@ def _cifar(name: str) -> Callable[[Path, Checks], Arrays]:
             return part
         if name != "cifar10":
             raise DataError(
-                f"data '{name}': not found under {root}; expected cifar-10-binary-subset20k5k.tar.gz "
-                "there or in cifar10/. It cannot be downloaded; 'cifar10' is the whole set"
+                f"data '{name}': not found under {root}; expected "
+                "cifar-10-binary-subset20k5k.tar.gz there or in cifar10/. "
+                "It cannot be downloaded; 'cifar10' is the whole set"
             )
-        raise sources.missing(
-            name, root, ["cifar-10-binary.tar.gz (not the pickled python version)"]
-        )
+        raise sources.missing(name, root, ["cifar-10-binary.tar.gz (not the pickled version)"])
 
     return read
 
@@ -218,17 +224,16 @@ def _cifar_arrays(place: Path, files: dict[str, bytes], official: bool, checks: 
 def svhn(root: Path, checks: Checks) -> Arrays:
     files = sources.DOWNLOADS["svhn"].files
     for folder in _folders("svhn", root):
-        paths = [_find(folder, file.name) for file in files]
+        paths = _find_all(folder, [file.name for file in files])
+        if paths is None:
+            continue
         pieces = []
         for path, file in zip(paths, files, strict=True):
-            if path is None:
-                break
             raw = readers.content(path)
             pieces.append(readers.svhn(raw, path))
             checks(path, raw, file.md5)
-        else:
-            train, test = pieces
-            return _splits("svhn", train, test, len(train[0]) // 10, folder, checks)
+        train, test = pieces
+        return _splits("svhn", train, test, len(train[0]) // 10, folder, checks)
     raise sources.missing("svhn", root, [file.name for file in files])
 
 
@@ -241,3 +246,34 @@ READERS: dict[str, Callable[[Path, Checks], Arrays]] = {
     "cifar10-subset": _cifar("cifar10-subset"),
     "svhn": svhn,
 }
+
+
+def overview(data_dir: str | os.PathLike[str] | None = None) -> str:
+    """The named data sets, a line each: name, what it is, and where it lies or how to get it."""
+    root = sources.data_folder(data_dir)
+    width = max(map(len, SOURCES))
+    lines = [f"data folder: {root}"]
+    for name, text in SOURCES.items():
+        lines.append(f"{name:{width}}  {text}")
+        lines.append(f"{'':{width}}  {_whereabouts(name, root)}")
+    return "\n".join(lines)
+
+
+def _whereabouts(name: str, root: Path) -> str:
+    """Whether the files of ``name`` are there, by their names alone."""
+    if name == "digits":
+        try:
+            return f"here: {readers.digits_path()}"
+        except DataError as error:
+            return str(error)
+    if name.startswith("cifar10"):
+        pattern = "cifar-10-binary*subset*" if name.endswith("subset") else "cifar-10-b*"
+        found = [path for folder in _folders("cifar10", root) for path in folder.glob(pattern)]
+        if found:
+            return f"here: {found[0]}"
+    else:
+        files = [file.name for file in sources.DOWNLOADS[name].files]
+        for folder in _folders(name, root):
+            if _find_all(folder, files) is not None:
+                return f"here: {folder}"
+    return f"not here; varflow data download {name}" if name in sources.DOWNLOADS else "not here"

@@ -140,8 +140,8 @@ def to_levels(
     if values["train"].dtype == torch.uint8:
         if protocol in REAL:
             raise SpecError(
-                f"protocol '{protocol}' is for real numbers, and x holds levels (uint8); choose one of "
-                f"{', '.join(LEVELS)}, or pass floats"
+                f"protocol '{protocol}' is for real numbers, and x holds levels (uint8); "
+                f"choose one of {', '.join(LEVELS)}, or pass floats"
             )
         levels = levels or (2 if high <= 1 else 256)
         if high >= levels:

@@ -96,8 +96,10 @@ def cifar(raw: bytes, path: Path | str) -> tuple[Bytes, Labels]:
 
 def tar_members(path: Path) -> dict[str, bytes]:
     """The ``.bin`` members of an archive by file name; nothing is unpacked to disk."""
+    # All of it is uncompressed first: tarfile stops before the checksum at the end of the gzip.
+    raw = content(path)
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
             return {
                 Path(member.name).name: stream.read()
                 for member in archive
@@ -105,7 +107,7 @@ def tar_members(path: Path) -> dict[str, bytes]:
                 and member.name.endswith(".bin")
                 and (stream := archive.extractfile(member)) is not None
             }
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+    except (OSError, tarfile.TarError) as error:
         raise DataError(f"{path}: damaged archive ({error}); fetch it again") from error
 
 
@@ -124,7 +126,10 @@ def svhn(raw: bytes, path: Path) -> tuple[Bytes, Labels]:
             raise DataError(
                 f"{path}: no variable '{key}'; should hold X [32, 32, 3, N] and y [N, 1]"
             )
-    images, labels = mat["X"], mat["y"].reshape(-1).astype(np.int64) % 10
+    images, y = mat["X"], mat["y"]
+    if y.dtype.kind not in "iuf" or not np.isin(y, np.arange(11)).all():
+        raise DataError(f"{path}: y should hold labels 1 … 10, the digit zero as 10")
+    labels = y.reshape(-1).astype(np.int64) % 10
     if images.ndim != 4 or images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8:
         raise DataError(
             f"{path}: X is {images.dtype} {list(images.shape)}, should be uint8 [32, 32, 3, N]"

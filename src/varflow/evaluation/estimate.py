@@ -32,7 +32,7 @@ class Estimate:
 
     Example:
         >>> print(Estimate("elbo", -90.25, 0.51, 0.02, 100, 250, "nats", "mean of log w", "digits", 0))
-        elbo = -90.250 ± 0.510 nats (MC ± 0.020; 100 samples, 250 points; mean of log w; digits; seed 0)
+        elbo = -90.25 ± 0.51 nats (MC ± 0.020; 100 samples, 250 points; mean of log w; digits; seed 0)
     """
 
     name: str
@@ -49,7 +49,9 @@ class Estimate:
     ess: float | None = None
 
     def __str__(self) -> str:
-        parts = [f"MC {self._error(self.monte_carlo_error)}; {self.samples} samples, {self.points} points"]
+        parts = [
+            f"MC {self.error(self.monte_carlo_error)}; {self.samples} samples, {self.points} points"
+        ]
         if self.khat is not None:
             parts.append(f"k̂ > 0.7 at {100 * self.khat:.1f} % of points")
         if self.ess is not None:
@@ -59,18 +61,13 @@ class Estimate:
         return f"{self.name} = {self.figures()}{unit} ({'; '.join(parts)})"
 
     def figures(self) -> str:
-        """``value ± standard error`` with as many decimals as the smaller error supports."""
-        return f"{self._format(self.value)} {self._error(self.standard_error)}"
+        """``value ± standard error``, to two digits of the error."""
+        scale = self.monte_carlo_error if self.standard_error is None else self.standard_error
+        return f"{_to_digits(self.value, scale)} {self.error(self.standard_error)}"
 
-    def _error(self, error: float | None) -> str:
-        return "± unknown" if error is None else f"± {self._format(error)}"
-
-    def _format(self, number: float) -> str:
-        errors = [e for e in (self.standard_error, self.monte_carlo_error) if e]
-        finite = [e for e in errors if math.isfinite(e)]
-        # Two significant digits of the smallest error, within what a reader can use.
-        decimals = 4 if not finite else min(max(1 - math.floor(math.log10(min(finite))), 0), 6)
-        return f"{number:.{decimals}f}"
+    def error(self, error: float | None) -> str:
+        """``± error`` to two digits; ``± unknown`` where it is None."""
+        return "± unknown" if error is None else f"± {_to_digits(error, error)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that fit strict JSON: an infinite or undefined number becomes its name."""
@@ -89,9 +86,18 @@ class Estimate:
         names = [f.name for f in fields(Estimate)]
         if set(values) != set(names):
             wrong = sorted(set(values) ^ set(names))
-            raise RunError(f"estimate: fields {wrong} are missing or unknown; evaluate the run again")
+            raise RunError(
+                f"estimate: fields {wrong} are missing or unknown; evaluate the run again"
+            )
         plain = dict(values)
         for name in ("value", "standard_error", "monte_carlo_error", "khat", "ess"):
             if isinstance(plain[name], str):
                 plain[name] = float(plain[name])
         return Estimate(**plain)
+
+
+def _to_digits(number: float, error: float | None) -> str:
+    """``number`` with the decimals of the first two digits of ``error``."""
+    if not error or not math.isfinite(error):
+        return f"{number:.6g}"
+    return f"{number:.{max(1 - math.floor(math.log10(error)), 0)}f}"

@@ -26,7 +26,7 @@ class LinearGaussian:
     """
 
     def __init__(
-        self, weight: Float[Tensor, "event latent"], bias: Float[Tensor, " event"], scale: float
+        self, weight: Float[Tensor, "..."], bias: Float[Tensor, "..."], scale: float
     ) -> None:
         if weight.ndim != 2 or bias.shape != weight.shape[:1]:
             raise ShapeError(
@@ -57,7 +57,7 @@ class LinearGaussian:
 @torch.no_grad()
 def quadrature(
     model: Model,
-    x: Shaped[Tensor, "points *event"],
+    x: Shaped[Tensor, points * event],
     halfwidth: float = 9.0,
     nodes: int | None = None,
     tolerance: float = 1e-3,
@@ -84,7 +84,9 @@ def quadrature(
     """
     features = math.prod(model.prior.event_shape)
     if features not in (1, 2):
-        raise SpecError(f"model: has {features} latents; quadrature works for 1 or 2, sample for more")
+        raise SpecError(
+            f"model: has {features} latents; quadrature works for 1 or 2, sample for more"
+        )
     nodes = nodes or {1: 2001, 2: 401}[features]
     if nodes < 3 or nodes % 2 == 0:
         raise SpecError(f"nodes: was {nodes}; use an odd number of at least 3")

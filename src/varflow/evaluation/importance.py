@@ -12,79 +12,32 @@ the memory, and only running sums and the largest weights are kept: any S fits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from varflow import random
-from varflow.errors import NonFiniteError, ShapeError, SpecError
-from varflow.evaluation import psis
-from varflow.flows.flow import positive
-from varflow.model import Model, Terms
+from varflow.errors import ShapeError, SpecError, positive
+from varflow.evaluation.sums import Importance, Sums
+from varflow.model import Model
 from varflow.posteriors.posterior import Conditional, Draw
 
 #: A block of latents; changing either changes the random numbers of every evaluation.
 POINTS, SAMPLES = 128, 64
 
-#: Rows (samples × points) decoded at once, however large the memory: more of them fall out of the cache.
-ROWS = 4096
-
 #: Copies of the decoder's largest activation that count against the memory: its input, its output,
 #: and two temporaries of the activation or of the likelihood.
 COPIES = 4
-
-_PARTS = ("log_weight", "log_likelihood", "log_prior", "log_q", "ladj", "kl")
-
-
-@dataclass(frozen=True)
-class Importance:
-    """What S samples say of each test point: float64 tensors ``[N]`` on the CPU, in nats.
-
-    Attributes:
-        log_px: log p̂(x).
-        log_px_variance: of log p̂(x) over repetitions, by the delta method: the relative variance of the
-            mean weight. nan for one sample. log p̂(x) is low by about half of it.
-        elbo: mean of log w.
-        log_likelihood, log_prior, log_q, ladj, kl: means of the terms; kl = log_q − log_prior, ladj is
-            the flow's.
-        elbo_variance, log_likelihood_variance, kl_variance, ladj_variance: of these means.
-        ess: effective sample size over S, (Σw)²/(S Σw²), in [1/S, 1].
-        khat: Pareto k̂ of the weights (:func:`varflow.evaluation.pareto_k`); nan below 25 samples.
-    """
-
-    log_px: Tensor
-    log_px_variance: Tensor
-    elbo: Tensor
-    elbo_variance: Tensor
-    log_likelihood: Tensor
-    log_likelihood_variance: Tensor
-    log_prior: Tensor
-    log_q: Tensor
-    ladj: Tensor
-    ladj_variance: Tensor
-    kl: Tensor
-    kl_variance: Tensor
-    ess: Tensor
-    khat: Tensor
-
-    @staticmethod
-    def concatenate(parts: list[Importance]) -> Importance:
-        """The results of several batches as one."""
-        return Importance(
-            **{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Importance)}
-        )
 
 
 @torch.no_grad()
 def importance_sample(
     model: Model,
-    x: Shaped[Tensor, "points *event"],
+    x: Shaped[Tensor, points * event],
     samples: int = 1000,
     memory: int = 2**30,
     seed: int = 0,
@@ -112,7 +65,9 @@ def importance_sample(
     """
     positive(samples=samples)
     if first % POINTS:
-        raise SpecError(f"first: was {first}; use a multiple of {POINTS}, the size of a block of points")
+        raise SpecError(
+            f"first: was {first}; use a multiple of {POINTS}, the size of a block of points"
+        )
     if x.ndim == 0 or len(x) == 0:
         raise ShapeError(f"x: shape {tuple(x.shape)}; give at least one example, [N, *event]")
     training = model.training
@@ -131,7 +86,7 @@ def importance_sample(
 
 def _block(model: Model, x: Tensor, samples: int, memory: int, seed: int, first: int) -> Importance:
     q = model.posterior(x)
-    sums = _Sums(samples, first)
+    sums = Sums(samples, first)
     rows = 0
     for number, start in enumerate(range(0, samples, SAMPLES)):
         count = min(SAMPLES, samples - start)
@@ -161,12 +116,15 @@ class _Drawn(Conditional):
 
 
 def rows_within(memory: int, model: Model, x: Tensor, draw: Draw) -> int:
-    """How many rows (samples × points) fit into ``memory`` bytes of decoding, at most ``ROWS``.
+    """How many rows (samples × points) fit into ``memory`` bytes of decoding.
 
     The largest activation of a row is measured: the likelihood runs on one and on two rows, and each
     module's output may grow in between (weights, which are outputs of parametrizations, do not).
     """
-    one, two = (_activations(model, x[:1], draw.z[:1, :1].repeat(n, *[1] * (draw.z.ndim - 1))) for n in (1, 2))
+    one, two = (
+        _activations(model, x[:1], draw.z[:1, :1].repeat(n, *[1] * (draw.z.ndim - 1)))
+        for n in (1, 2)
+    )
     event = x[0].numel() * x.element_size()
     largest = max([event, *(two[module] - one[module] for module in two)])
     rows = memory // (COPIES * largest)
@@ -175,7 +133,7 @@ def rows_within(memory: int, model: Model, x: Tensor, draw: Draw) -> int:
             f"memory: was {memory} bytes; decoding one latent takes about {COPIES * largest}, "
             "use at least that"
         )
-    return min(rows, ROWS)
+    return rows
 
 
 def _activations(model: Model, x: Tensor, z: Tensor) -> dict[nn.Module, int]:
@@ -204,107 +162,3 @@ def _slices(samples: int, points: int, rows: int) -> list[tuple[slice, slice]]:
         for p in range(0, points, width)
         for s in range(0, samples, height)
     ]
-
-
-class _Sums:
-    """Running sums over the samples of one block of points, in float64."""
-
-    def __init__(self, samples: int, first: int) -> None:
-        self.samples, self.first = samples, first
-        self.done = 0
-        self.tail = psis.tail_length(samples) + 1 if samples >= psis.FEWEST else 0
-        self.pending: list[tuple[slice, Tensor]] = []
-        self.tolerance = 0.0
-
-    def add(self, terms: Terms, points: slice) -> None:
-        parts = torch.stack(
-            [
-                terms.log_weight.double(),
-                terms.log_likelihood.double(),
-                terms.log_prior.double(),
-                terms.log_q.double(),
-                terms.draw.ladj.double(),
-                terms.kl.double(),
-            ]
-        )
-        self._refuse(parts, points)
-        self.pending.append((points, parts))
-        # log w is a sum of rounded terms: differences below this are no property of the weights.
-        self.tolerance = 64 * torch.finfo(terms.log_weight.dtype).eps
-
-    def close(self, count: int) -> None:
-        """Fold the ``count`` samples that were added into the sums."""
-        columns: dict[int, list[Tensor]] = {}
-        for points, parts in self.pending:
-            columns.setdefault(points.start, []).append(parts)
-        parts = torch.cat([torch.cat(column, 1) for column in columns.values()], 2)
-        self.pending = []
-        log_weight = parts[0]
-        log_sum, log_squares = log_weight.logsumexp(0), (2 * log_weight).logsumexp(0)
-        mean = parts.mean(1)
-        squares = (parts - mean[:, None]).square().sum(1)
-        if self.done == 0:
-            self.log_sum, self.log_squares, self.mean, self.squares = log_sum, log_squares, mean, squares
-            self.top = log_weight.new_empty(log_weight.shape[1], 0)
-        else:
-            self.log_sum = torch.logaddexp(self.log_sum, log_sum)
-            self.log_squares = torch.logaddexp(self.log_squares, log_squares)
-            # Chan, Golub and LeVeque 1983: merge two means and sums of squares without cancellation.
-            total = self.done + count
-            gap = mean - self.mean
-            self.mean = self.mean + gap * (count / total)
-            self.squares = self.squares + squares + gap.square() * (self.done * count / total)
-        if self.tail:
-            top = torch.cat([self.top, log_weight.T], 1)
-            self.top = top.topk(min(self.tail, top.shape[1]), dim=1).values
-        self.done += count
-
-    def result(self) -> Importance:
-        samples = self.done
-        log_px = self.log_sum - math.log(samples)
-        # S Σw²/(Σw)² ≥ 1; where the weights are constant, rounding may fall short of it.
-        excess = (math.log(samples) + self.log_squares - 2 * self.log_sum).clamp_min(0.0)
-        ess = torch.where(self.log_sum == -math.inf, 0.0, torch.exp(-excess))
-        nan = torch.full_like(log_px, math.nan)
-        several = samples > 1
-        spread = torch.expm1(excess) / (samples - 1) if several else nan
-        variance = self.squares / (samples * (samples - 1)) if several else self.squares * math.nan
-        if self.tail:
-            tolerance = self.tolerance * torch.maximum(log_px.abs(), torch.ones_like(log_px))
-            khat = psis.tail_k(self.top, tolerance)
-        else:
-            khat = nan
-        mean = dict(zip(_PARTS, self.mean, strict=True))
-        variances = dict(zip(_PARTS, variance, strict=True))
-        return Importance(
-            log_px=log_px.cpu(),
-            log_px_variance=spread.cpu(),
-            elbo=mean["log_weight"].cpu(),
-            elbo_variance=variances["log_weight"].cpu(),
-            log_likelihood=mean["log_likelihood"].cpu(),
-            log_likelihood_variance=variances["log_likelihood"].cpu(),
-            log_prior=mean["log_prior"].cpu(),
-            log_q=mean["log_q"].cpu(),
-            ladj=mean["ladj"].cpu(),
-            ladj_variance=variances["ladj"].cpu(),
-            kl=mean["kl"].cpu(),
-            kl_variance=variances["kl"].cpu(),
-            ess=ess.cpu(),
-            khat=khat.cpu(),
-        )
-
-    def _refuse(self, parts: Tensor, points: slice) -> None:
-        """Raise for the first term that makes a weight NaN or infinite."""
-        log_weight = parts[0]
-        if not bool((log_weight.isnan() | (log_weight == math.inf)).any()):
-            return
-        for index, (name, sign) in enumerate((("log_likelihood", 1), ("log_prior", 1), ("log_q", -1)), 1):
-            wrong = parts[index].isnan() | (sign * parts[index] == math.inf)
-            if bool(wrong.any()):
-                point = self.first + points.start + int(wrong.any(0).nonzero()[0])
-                value = parts[index][wrong][0].item()
-                raise NonFiniteError(
-                    f"{name}: was {value} at point {point}; look for a diverged part of the model, or "
-                    "load the last weights that were finite"
-                )
-        raise NonFiniteError(f"log_weight: overflowed near point {self.first + points.start}")

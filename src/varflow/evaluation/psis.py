@@ -58,7 +58,9 @@ def pareto_k(
     return tail_k(top, tolerance)
 
 
-def tail_k(top: Float[Tensor, "*batch tail"], tolerance: float | Tensor = 1e-12) -> Float[Tensor, "*batch"]:
+def tail_k(
+    top: Float[Tensor, "*batch tail"], tolerance: float | Tensor = 1e-12
+) -> Float[Tensor, "*batch"]:
     """k̂ from the M + 1 largest log-weights in descending order; the last of them is the threshold.
 
     With the exceedances y₁ ≤ … ≤ y_M over the threshold, the profile of the generalised Pareto
@@ -83,7 +85,9 @@ def tail_k(top: Float[Tensor, "*batch tail"], tolerance: float | Tensor = 1e-12)
     Cost: m passes over the tail, memory of a few copies of it.
     """
     if top.shape[-1] < 6:
-        raise SpecError(f"top: holds {top.shape[-1]} weights; a tail needs at least 5 above its threshold")
+        raise SpecError(
+            f"top: holds {top.shape[-1]} weights; a tail needs at least 5 above its threshold"
+        )
     largest, threshold = top[..., :1], top[..., -1:]
     # In units of the largest weight: k does not depend on the scale. Through expm1, so that nearly equal
     # weights keep their digits and nothing overflows.
@@ -94,7 +98,9 @@ def tail_k(top: Float[Tensor, "*batch tail"], tolerance: float | Tensor = 1e-12)
     constant = spread <= tolerance
     short = ~constant & (count[..., 0] < 5)
     usable = ~(constant | short)
-    y = torch.where(usable[..., None], y, torch.linspace(1, 0.5, y.shape[-1], dtype=y.dtype, device=y.device))
+    y = torch.where(
+        usable[..., None], y, torch.linspace(1, 0.5, y.shape[-1], dtype=y.dtype, device=y.device)
+    )
     count = torch.where(usable[..., None], count, y.shape[-1])
     k = _zhang_stephens(y, count)[..., 0]
     k = (count[..., 0] * k + 5) / (count[..., 0] + 10)
@@ -108,10 +114,19 @@ def _zhang_stephens(y: Tensor, count: Tensor) -> Tensor:
     quartile = y.gather(-1, count - torch.floor(count / 4 + 0.5).long())
     largest = y[..., :1]
     b = torch.cat(
-        [1 / largest + (1 - math.sqrt(grid / (j - 0.5))) / (3 * quartile) for j in range(1, grid + 1)], -1
+        [
+            1 / largest + (1 - math.sqrt(grid / (j - 0.5))) / (3 * quartile)
+            for j in range(1, grid + 1)
+        ],
+        -1,
     )
     # One value of b at a time: [..., M] in memory instead of [..., M, m]. y = 0 adds nothing to the sum.
-    k = torch.cat([torch.log1p(-b[..., j, None] * y).sum(-1, keepdim=True) for j in range(grid)], -1) / count
+    k = (
+        torch.cat(
+            [torch.log1p(-b[..., j, None] * y).sum(-1, keepdim=True) for j in range(grid)], -1
+        )
+        / count
+    )
     # At b = 0 exactly, −b/k(b) is 0/0; its limit is the exponential's rate.
     rate = torch.where(b == 0, count / y.sum(-1, keepdim=True), -b / k)
     profile = count * (torch.log(rate) - k - 1)

@@ -7,9 +7,9 @@ Nothing here touches matplotlib's global state: no pyplot, no windows, and the s
 from varflow._lazy import attach
 
 _EXPORTS = {
-    "canvas": "varflow.figures.style:canvas",
-    "style": "varflow.figures.style:style",
-    "save": "varflow.figures.style:save",
+    "canvas": "varflow.figures.base:canvas",
+    "style": "varflow.figures.base:style",
+    "save": "varflow.figures.base:save",
     "image_grid": "varflow.figures.pictures:image_grid",
     "reconstructions": "varflow.figures.pictures:reconstructions",
     "decoded_grid": "varflow.figures.pictures:decoded_grid",
@@ -21,7 +21,7 @@ _EXPORTS = {
     "learning_curves": "varflow.figures.curves:learning_curves",
     "weights": "varflow.figures.curves:weights",
     "pairs": "varflow.figures.tables:pairs",
-    "gallery": "varflow.figures.gallery:gallery",
+    "gallery": "varflow.figures.album:gallery",
 }
 
 __getattr__, __dir__ = attach(__name__, _EXPORTS)

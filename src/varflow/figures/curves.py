@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from varflow.errors import DataError, ShapeError
-from varflow.figures.style import AFTER, INK, TRAIN, VALIDATION, Array, as_numpy
+from varflow.figures.base import AFTER, INK, TRAIN, VALIDATION, Array, as_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], axes: Sequence[Axes]) 
 
     ELBO = E log p(x|z) − KL term. The terms have axes of their own because they differ by orders
     of magnitude. The frame fits the last 80 % of the steps; where that cuts off the beginning, an
-    inset shows the whole ELBO.
+    inset shows the whole curve.
 
     Args:
         metrics: rows with ``step``, ``split`` (train or validation), ``elbo``, ``log_likelihood``,
@@ -52,8 +52,11 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], axes: Sequence[Axes]) 
         panel.set(xlabel="step", ylabel=label)
         if end > 0:
             panel.axvspan(0, end, color="#EFEFEF", zorder=0, label="KL warm-up")
-        _frame(panel, drawn, inset=key == "elbo")
-    axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+        _frame(panel, drawn)
+    legend = axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+    # The legend may reach over the next panel; an empty title keeps its height free.
+    legend.set_in_layout(False)
+    axes[0].set_title(" ")
     return axes
 
 
@@ -131,22 +134,24 @@ def _running_mean(values: np.ndarray, half: int) -> np.ndarray:
     return mean
 
 
-def _frame(axes: Axes, drawn: list[tuple[np.ndarray, np.ndarray]], inset: bool) -> None:
+def _frame(axes: Axes, drawn: list[tuple[np.ndarray, np.ndarray]]) -> None:
     if not drawn:
         return
     everything = np.concatenate([values for _, values in drawn])
     last = max(steps.max() for steps, _ in drawn)
     late = np.concatenate([values[steps >= 0.2 * last] for steps, values in drawn])
-    low, high = np.quantile(late, [0.005, 0.995])
+    # Late values stay in the frame, unless they lie far outside of the bulk.
+    bulk = np.quantile(late, [0.1, 0.9])
+    reach = 1.5 * (bulk[1] - bulk[0])
+    low, high = max(late.min(), bulk[0] - reach), min(late.max(), bulk[1] + reach)
     margin = 0.06 * (high - low) + 1e-9 * max(abs(low), abs(high)) + 1e-12
     low, high = low - margin, high + margin
     axes.set_xlim(0, last * 1.02 or 1)
-    if everything.min() >= low - 3 * margin and everything.max() <= high + 3 * margin:
+    if np.ptp(everything) <= 2 * (high - low):
         return
-    axes.set_ylim(low, high)
-    if not inset:
-        return
-    small = axes.inset_axes((0.62, 0.1, 0.36, 0.32))
+    # The lower 45 % are for the inset, so that it hides no curve.
+    axes.set_ylim(high - (high - low) / 0.55, high)
+    small = axes.inset_axes((0.4, 0.07, 0.58, 0.3))
     for (steps, values), line in zip(drawn, (TRAIN, VALIDATION), strict=False):
         small.plot(steps, values, color=line, linewidth=1)
     small.set_title("from the first step", fontsize=8, pad=3)

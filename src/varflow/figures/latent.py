@@ -9,10 +9,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from varflow.errors import ShapeError
-from varflow.figures.style import AFTER, INK, Array, as_numpy, categories
+from varflow.figures.base import AFTER, INK, Array, as_numpy, categories
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+#: More classes than these are told apart by the names in the plot alone.
+_LEGEND = 20
 
 
 def latents(
@@ -30,7 +33,8 @@ def latents(
     Args:
         z0: base draws ``[N, D]``.
         z: the same draws after the flow ``[N, D]``.
-        labels: classes ``[N]``, or None.
+        labels: classes ``[N]``, or None. Each is named in the legend, and at its median where
+            the names do not collide.
         axes_pair: the left and the right axes.
         contours: draw N(0, I) at 1, 2, 3 standard deviations.
 
@@ -46,7 +50,7 @@ def latents(
         (left, before, "before the flow: draws of $q_0(z_0|x)$", "z_0"),
         (right, after, "after the flow: the same draws as $q(z|x)$", "z"),
     ):
-        _scatter(points @ directions, labels, axes, contours)
+        _scatter(points @ directions, labels, axes, contours, legend=axes is right)
         axes.set(title=title, xlim=limits[0], ylim=limits[1])
         axes.set_xlabel(names[0].format(symbol))
         axes.set_ylabel(names[1].format(symbol))
@@ -119,7 +123,9 @@ def _limits(points: np.ndarray, contours: bool) -> tuple[tuple[float, float], ..
     return tuple((float(a), float(b)) for a, b in zip(low - margin, high + margin, strict=True))
 
 
-def _scatter(points: np.ndarray, labels: Array | None, axes: Axes, contours: bool) -> None:
+def _scatter(
+    points: np.ndarray, labels: Array | None, axes: Axes, contours: bool, legend: bool = True
+) -> None:
     size = float(np.clip(4000 / len(points), 3, 25))
     if labels is None:
         axes.scatter(points[:, 0], points[:, 1], s=size, color=AFTER, alpha=0.5, linewidths=0)
@@ -135,9 +141,15 @@ def _scatter(points: np.ndarray, labels: Array | None, axes: Axes, contours: boo
             alpha=0.65,
             linewidths=0,
         )
+        placed: list[np.ndarray] = []
+        apart = 0.045 * float(np.ptp(points, axis=0).max())
         for name in names:
+            axes.scatter([], [], s=30, color=colours[name], label=str(name))
             # The median sits inside the class also where a few of its points lie far away.
             middle = np.median(points[classes == name], axis=0)
+            if any(np.abs(middle - other).max() < apart for other in placed):
+                continue
+            placed.append(middle)
             frame = {"boxstyle": "round,pad=0.18", "fc": "white", "ec": colours[name], "alpha": 0.9}
             axes.text(
                 float(middle[0]),
@@ -149,6 +161,14 @@ def _scatter(points: np.ndarray, labels: Array | None, axes: Axes, contours: boo
                 fontweight="bold",
                 bbox=frame,
             )
+    if labels is not None and legend and len(names) <= _LEGEND:
+        axes.legend(
+            title="label",
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+            handletextpad=0.1,
+            borderaxespad=0.3,
+        )
     if contours:
         angle = np.linspace(0, 2 * np.pi, 200)
         for radius in (1, 2, 3):

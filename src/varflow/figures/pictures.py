@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow.errors import ShapeError
-from varflow.figures.style import Array, as_numpy, bare
-from varflow.flows.flow import positive
+from varflow.errors import ShapeError, positive
+from varflow.figures.base import Array, as_numpy, bare
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +32,8 @@ def image_grid(images: Float[Array, "N C H W"], axes: Axes, columns: int | None 
         >>> import torch
         >>> from varflow import figures
         >>> figure, axes = figures.canvas()
-        >>> figures.image_grid(torch.rand(12, 1, 8, 8), axes[0, 0], columns=4).images[0].get_array().shape
+        >>> drawn = figures.image_grid(torch.rand(12, 1, 8, 8), axes[0, 0], columns=4)
+        >>> drawn.images[0].get_array().shape
         (28, 37, 3)
     """
     pictures = _pictures("images", images)
@@ -86,7 +86,7 @@ def reconstructions(
 
 
 def prior_quantiles(count: int, low: float = 0.02) -> Float[Tensor, " count"]:
-    """Φ⁻¹ of ``count`` equally spaced probabilities in [low, 1 − low]: equal prior mass between neighbours."""
+    """Φ⁻¹ of ``count`` equally spaced probabilities in [low, 1 − low], equal in prior mass."""
     positive(count=count)
     probabilities = torch.linspace(low, 1 - low, count, dtype=torch.float64)
     return torch.special.ndtri(probabilities if count > 1 else torch.full_like(probabilities, 0.5))
@@ -111,7 +111,7 @@ def decoded_grid(
     side = len(values)
     if len(pictures) != side * side:
         raise ShapeError(
-            f"images: {len(pictures)} pictures for {side} quantiles; give {side * side}, one for each pair"
+            f"images: {len(pictures)} pictures for {side} quantiles; give {side * side}"
         )
     rows = pictures.reshape(side, side, *pictures.shape[1:])[::-1]
     _show(_sheet(rows.reshape(pictures.shape), side, gap=0), axes)

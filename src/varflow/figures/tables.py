@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from varflow.errors import ShapeError
-from varflow.figures.style import AFTER, BEFORE, INK, Array, as_numpy
+from varflow.figures.base import AFTER, BEFORE, INK, Array, as_numpy
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -53,11 +53,13 @@ def pairs(
             panel.set_xlim(low[j], high[j])
             if i == j:
                 bins = np.linspace(low[i], high[i], 41)
-                panel.hist(real[:, i], bins=bins, density=True, color=BEFORE, label="data")
-                panel.hist(
-                    made[:, i], bins=bins, density=True, histtype="step", color=AFTER, linewidth=1.3,
-                    label="samples of the model",
-                )  # fmt: skip
+                for values, name, look in (
+                    (real[:, i], "data", {"color": BEFORE}),
+                    (made[:, i], "samples of the model", {"color": AFTER, "histtype": "step"}),
+                ):
+                    # Densities of all values, also of those outside of the frame.
+                    share = np.full(len(values), 1 / (len(values) * (bins[1] - bins[0])))
+                    panel.hist(values, bins=bins.tolist(), weights=share, label=name, **look)
                 panel.set_yticks([])
             else:
                 panel.scatter(real[:, j], real[:, i], s=5, color="#8A8A8A", alpha=0.5, linewidths=0)

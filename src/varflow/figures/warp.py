@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import ShapeError
-from varflow.figures.style import BEFORE, signed
-from varflow.flows.flow import Flow, positive
+from varflow.errors import ShapeError, positive
+from varflow.figures.base import BEFORE, signed
+from varflow.flows.flow import Flow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,18 +10,19 @@ from torch import Tensor
 
 
 class Aligned(NamedTuple):
-    """``z [R, G, D]`` and ``packed [G, P]``: R points for each of G parameter sets; ``batch`` is their shape."""
+    """R points for each of G parameter sets, and the batch shape that they came in."""
 
-    z: Tensor
-    packed: Tensor
+    z: Tensor  # [R, G, D]
+    packed: Tensor  # [G, P]
     batch: tuple[int, ...]
 
 
 def align(z: Tensor, packed: Tensor) -> Aligned:
-    """Broadcast the batch shapes of z ``[*, D]`` and packed ``[*, P]``, without copies in the usual cases.
+    """Broadcast the batch shapes of z ``[*, D]`` and packed ``[*, P]``, without copies in the
+    usual cases.
 
-    Usual are static parameters (``packed [P]``), one set per example, and one set per example shared by
-    samples (``z [S, B, D]``, ``packed [B, P]``). Anything else expands the parameters.
+    Usual are static parameters (``packed [P]``), one set per example, and one set per example
+    shared by samples (``z [S, B, D]``, ``packed [B, P]``). Anything else expands the parameters.
     """
     batch = torch.broadcast_shapes(z.shape[:-1], packed.shape[:-1])
     sets = packed.shape[:-1]
@@ -33,5 +34,7 @@ def align(z: Tensor, packed: Tensor) -> Aligned:
     groups, points = prod(sets), prod(batch[: len(batch) - len(sets)])
     z = z.expand(*batch, z.shape[-1])
     return Aligned(
-        z.reshape(points, groups, z.shape[-1]), packed.reshape(groups, packed.shape[-1]), tuple(batch)
+        z.reshape(points, groups, z.shape[-1]),
+        packed.reshape(groups, packed.shape[-1]),
+        tuple(batch),
     )

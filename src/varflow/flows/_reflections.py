@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def unit(v: Tensor) -> Tensor:
-    """v / ‖v‖ over the last dimension, and 0 where v = 0 (or ‖v‖² is below the smallest normal number)."""
+    """v / ‖v‖ over the last dimension; 0 where ‖v‖² is below the smallest normal number."""
     square = (v * v).sum(-1, keepdim=True)
     vanishing = square < torch.finfo(square.dtype).tiny
     return torch.where(vanishing, 0, v / torch.where(vanishing, 1, square).sqrt())
@@ -21,9 +21,9 @@ def overlaps(v: Tensor) -> Tensor:
 def reflect(z: Tensor, v: Tensor, gram: Tensor, transpose: bool = False) -> Tensor:
     """H_K … H_1 z (``transpose``: H_1 … H_K z) for z ``[G, R, D]``, unit rows v ``[G, K, D]``.
 
-    H_k subtracts c_k v_k with c_k = 2 v_kᵀ(z − Σ_{j<k} c_j v_j): a triangular system with unit diagonal,
-    (I + 2 tril(v vᵀ, −1)) c = 2 v z. The transposed product solves the transposed system. A row v_k = 0
-    makes c_k = 0, the identity.
+    H_k subtracts c_k v_k with c_k = 2 v_kᵀ(z − Σ_{j<k} c_j v_j): a triangular system with unit
+    diagonal, (I + 2 tril(v vᵀ, −1)) c = 2 v z. The transposed product solves the transposed
+    system. A row v_k = 0 makes c_k = 0, the identity.
     """
     if v.shape[-2] == 1:
         c = 2 * (v @ z.transpose(-1, -2))

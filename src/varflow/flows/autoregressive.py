@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from varflow.errors import SpecError, unknown
-from varflow.flows.flow import Flow, Local, positive
+from varflow.errors import SpecError, positive, unknown
+from varflow.flows.flow import Flow, Local
 from varflow.networks.made import MADE, Step
 
 #: The forget bias of the paper's gate: σ(1.5) = 0.82.

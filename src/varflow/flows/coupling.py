@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varflow.errors import SpecError
+from varflow.errors import SpecError, positive
 from varflow.flows.compose import Compose
 from varflow.flows.elementwise import Affine
-from varflow.flows.flow import Flow, Local, positive
+from varflow.flows.flow import Flow, Local
 
 
 class _Coupling(Flow):

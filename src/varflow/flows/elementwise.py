@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import SpecError
+from varflow.errors import positive
 from varflow.flows.flow import Flow, Local
 
 
@@ -20,11 +20,8 @@ class Affine(Flow):
 
     Args:
         features: D.
-        length: must be 1, since a chain of affine maps is an affine map.
+        length: any; a chain of affine maps is one affine map, and one is what is built.
         context_features: C, the size of the context; 0 for static s and t.
-
-    Raises:
-        SpecError: ``length`` is not 1.
 
     Example:
         >>> import torch
@@ -36,10 +33,7 @@ class Affine(Flow):
 
     def __init__(self, features: int, length: int = 1, context_features: int = 0) -> None:
         super().__init__(features, context_features)
-        if length != 1:
-            raise SpecError(
-                f"length: was {length!r}; a chain of affine maps is one affine map, use length=1"
-            )
+        positive(length=length)
         if context_features:
             self.parameters_of = nn.Linear(context_features, 2 * features)
             nn.init.zeros_(self.parameters_of.weight)

@@ -34,7 +34,7 @@ from abc import ABC, abstractmethod
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import ShapeError, SpecError
+from varflow.errors import ShapeError, SpecError, positive
 
 Local = tuple[Tensor, ...]
 
@@ -49,10 +49,12 @@ class Flow(nn.Module, ABC):
     Attributes:
         mixes: whether an output feature depends on more than its own input feature.
         volume_preserving: whether ladj is 0 for all parameters.
+        fast_inverse: whether ``pull`` is the direction that costs one pass, and ``push`` D passes.
     """
 
     mixes: bool = True
     volume_preserving: bool = False
+    fast_inverse: bool = False
 
     def __init__(self, features: int, context_features: int = 0) -> None:
         super().__init__()
@@ -120,10 +122,3 @@ class Flow(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"features={self.features}, context_features={self.context_features}"
-
-
-def positive(**sizes: int) -> None:
-    """Raise :class:`SpecError` for the first size that is not a positive integer."""
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise SpecError(f"{name}: was {size!r}; use a positive integer")

@@ -8,21 +8,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from varflow.errors import positive
 from varflow.flows._batch import align
 from varflow.flows._reflections import overlaps, reflect, unit
-from varflow.flows.flow import Flow, Local, positive
+from varflow.flows.flow import Flow, Local
 
 
 class Householder(Flow):
     r"""``length`` reflections z ← z − 2 v (vᵀz) / ‖v‖²; ladj is 0.
 
     The product of all K reflections is I − Vᵀ T V (compact WY form): two matrix products and one
-    triangular solve of size K, instead of K steps. A vector v = 0 reflects nothing (the paper's formula
-    is undefined there).
+    triangular solve of size K, instead of K steps. A vector v = 0 reflects nothing (the paper's
+    formula is undefined there).
 
     A static Householder flow turns a standard normal base into itself; it is of use on other bases,
-    between other flows, and when amortized. An odd number of reflections has determinant −1 and cannot
-    be the identity; nor does an even number start there: the vectors start random.
+    between other flows, and when amortized. An odd number of reflections has determinant −1 and
+    cannot be the identity; nor does an even number start there: the vectors start random.
 
     Args:
         features: D.
@@ -34,8 +35,9 @@ class Householder(Flow):
 
     Cost, per point and direction: O(KD + K²), and O(K²D) once per parameter set.
 
-    Source: Tomczak and Welling, "Improving variational auto-encoders using Householder flow" (2016),
-    eqs. 8-9; the compact form: Schreiber and Van Loan, "A storage-efficient WY representation" (1989).
+    Source: Tomczak and Welling, "Improving variational auto-encoders using Householder flow"
+    (2016), eqs. 8-9; the compact form: Schreiber and Van Loan, "A storage-efficient WY
+    representation" (1989).
 
     >>> flow = Householder(4, length=3)
     >>> z = torch.randn(5, 4)
@@ -59,7 +61,7 @@ class Householder(Flow):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Static: v ~ N(0, I). Amortized: orthogonal weights, which keep the context's part in every v_t."""
+        """Static: v ~ N(0, I). Amortized: orthogonal weights, so no v_t forgets the context."""
         if not self.context_features:
             self.v.normal_()
             return

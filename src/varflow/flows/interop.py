@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Size, Tensor, nn
 from torch.distributions import Transform, constraints
 
-from varflow.errors import SpecError
-from varflow.flows.flow import Flow, Local, positive
+from varflow.errors import SpecError, positive
+from varflow.flows.flow import Flow, Local
 
 
 def as_transform(flow: Flow, context: Float[Tensor, "... context"] | None = None) -> Transform:
@@ -53,7 +53,7 @@ class FlowTransform(Transform):
         return self.flow.inverse(y, self.context)[0]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        if getattr(self.flow, "fast_inverse", False):
+        if self.flow.fast_inverse:
             return -self.flow.inverse(y, self.context)[1]
         return self.flow(x, self.context)[1]
 
@@ -67,9 +67,7 @@ class FlowTransform(Transform):
     inverse_shape = forward_shape
 
 
-def from_transform(
-    transform: Transform | Callable[[], Transform], features: int
-) -> TransformFlow:
+def from_transform(transform: Transform | Callable[[], Transform], features: int) -> TransformFlow:
     """A static flow from a torch transform, or from a callable that builds one at each use.
 
     Use the second form, with an ``nn.Module`` as the callable, for a transform with parameters:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from varflow.errors import positive
 from varflow.flows._batch import align
-from varflow.flows._chain import log_mean, sech2, unwind, wind
-from varflow.flows.flow import Flow, Local, positive
+from varflow.flows._chain import log_det, unwind, wind
+from varflow.flows.flow import Flow, Local
 
 
 class Planar(Flow):
@@ -23,9 +25,9 @@ class Planar(Flow):
     with h = tanh(wᵀz + b) and m(a) = softplus(a + log(e − 1)) − 1 > −1. At w = 0, û = u. The
     determinant is a weighted mean of 1 and a positive number, so it is positive for all parameters.
 
-    Differs from the paper: its m(a) = softplus(a) − 1 is not 0 at 0, so that u = 0 is not the identity
-    (``paper_constraint=True`` restores it); and the inverse, which the paper calls intractable, is
-    exact: one increasing scalar equation a step.
+    Differs from the paper: its m(a) = softplus(a) − 1 is not 0 at 0, so that u = 0 is not the
+    identity (``paper_constraint=True`` restores it); and there is an exact inverse: one increasing
+    scalar equation a step.
 
     All K steps are computed in the coordinates wᵀz: with A = z Wᵀ + b and G = W Ûᵀ the
     pre-activations obey a_k = A_k + Σ_{j<k} G_kj tanh(a_j), and z′ = z + tanh(a) Û.
@@ -33,7 +35,8 @@ class Planar(Flow):
     Args:
         features: D.
         length: K, the number of steps.
-        context_features: C; with C > 0 one linear layer makes u, w, b of all steps from the context.
+        context_features: C; with C > 0 one linear layer makes u, w, b of all steps from the
+            context.
         paper_constraint: use the paper's m.
 
     ``local`` is one tensor ``[*batch, K (2D + 1)]``: u of all steps, then w, then b.
@@ -41,8 +44,8 @@ class Planar(Flow):
     Cost, per point: O(KD + K²) forward (static; the Gram matrix adds K²D per parameter set, so per
     example if amortized), and the same plus K scalar root solves for the inverse.
 
-    Source: Rezende and Mohamed, "Variational inference with normalizing flows" (2015), eqs. 10-13 and
-    appendix A.1.
+    Source: Rezende and Mohamed, "Variational inference with normalizing flows" (2015), eqs. 10-13
+    and appendix A.1.
 
     >>> flow = Planar(2, length=8)
     >>> z, ladj = flow(torch.randn(5, 2))
@@ -90,68 +93,110 @@ class Planar(Flow):
         return (self.head(context),) if context is not None else ()
 
     def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        z, directions, bias, batch = self._arrange(z, local)
-        a, coupling, lift, s, log_s = self._gram(z, directions, bias)
-        p = wind(a, coupling)
-        h = p.tanh()
-        ladj = log_mean(h * h, sech2(p), s.unsqueeze(1), log_s.unsqueeze(1)).sum(0)
-        return self._move(z, h, lift, directions).reshape(*batch, self.features), ladj.reshape(batch)
+        z, u, w, b, batch = self._arrange(z, local)
+        u, s, log_s = self._constrain(u, w)
+        if torch.compiler.is_compiling():
+            z, p = _step_by_step(z, u, w, b)
+        else:
+            across = w.transpose(1, 2)
+            p = wind(torch.baddbmm(b, z, across), u @ across)
+            z = torch.baddbmm(z, p.tanh(), u)
+        ladj = log_det(p, s, log_s).sum(-1)
+        return self._restore(z, batch), ladj.t().reshape(batch)
 
     def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        z, directions, bias, batch = self._arrange(z, local)
-        a, coupling, lift, s, log_s = self._gram(z, directions, bias, reverse=True)
-        p = unwind(a.flip(0), coupling.flip(0, 1), s.flip(0)).flip(0)
-        h = p.tanh()
-        ladj = log_mean(h * h, sech2(p), s.unsqueeze(1), log_s.unsqueeze(1)).sum(0)
-        return self._move(z, -h, lift, directions).reshape(*batch, self.features), -ladj.reshape(batch)
+        z, u, w, b, batch = self._arrange(z, local)
+        u, s, log_s = self._constrain(u, w)
+        across = w.transpose(1, 2)
+        # The last step is undone first: the same recurrence with the steps in reverse order.
+        a, coupling = torch.baddbmm(b, z, across).flip(-1), (u @ across).flip(-2, -1)
+        p = unwind(a, coupling, s.squeeze(1).flip(-1)).flip(-1)
+        ladj = -log_det(p, s, log_s).sum(-1)
+        z = torch.baddbmm(z, p.tanh(), u, alpha=-1)
+        return self._restore(z, batch), ladj.t().reshape(batch)
 
-    def _arrange(self, z: Tensor, local: Local) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
-        """Points [R, G, D], directions [G, 2K, D] (u above w), biases [G, K] and the batch shape."""
-        if self.context_features:
-            z, packed, batch = align(z, local[0])
-            size = 2 * self.length * self.features
-            directions, bias = packed.split([size, self.length], -1)
-            return z, directions.unflatten(-1, (2 * self.length, self.features)), bias, batch
-        batch = tuple(z.shape[:-1])
-        directions = torch.cat([self.u, self.w]).unsqueeze(0)
-        return z.reshape(math.prod(batch), 1, self.features), directions, self.b.unsqueeze(0), batch
+    def _arrange(
+        self, z: Tensor, local: Local
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]]:
+        """z [G, R, D], u and w [G, K, D], b [G, 1, K] for G parameter sets; the batch shape."""
+        if not self.context_features:
+            batch = tuple(z.shape[:-1])
+            z = z.reshape(1, math.prod(batch), self.features)
+            return z, self.u.unsqueeze(0), self.w.unsqueeze(0), self.b.expand(1, 1, -1), batch
+        z, packed, batch = align(z, local[0])
+        size = self.length * self.features
+        u, w, b = packed.split([size, size, self.length], -1)
+        u, w = (x.unflatten(-1, (self.length, self.features)) for x in (u, w))
+        return z.transpose(0, 1), u, w, b.unsqueeze(1), batch
 
-    def _gram(
-        self, z: Tensor, directions: Tensor, bias: Tensor, reverse: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Everything the recurrence needs, unit first.
-
-        a [K, R, G]; coupling [K, K, G], what step j sends to a later step (``reverse``: to an earlier
-        one); lift [K, 1, G], the multiple of w in û; s = 1 + m(wᵀu) [K, G] and its logarithm where
-        s underflows.
-        """
-        k = self.length
-        w = directions[:, k:]
-        products = w @ directions.transpose(1, 2)
-        wu, ww = products[..., :k], products[..., k:]
-        dot, square = wu.diagonal(dim1=1, dim2=2), ww.diagonal(dim1=1, dim2=2)
+    def _constrain(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """û [G, K, D]; s = 1 + m(wᵀu) = 1 + wᵀû [G, 1, K]; and log s, exact where s underflows."""
+        square = (w * w).sum(-1)
+        dot = (u * w).sum(-1)
+        # Below this ‖w‖² a step is a translation in any precision, and dividing by it could
+        # overflow.
+        vanishing = square <= torch.finfo(square.dtype).tiny ** 0.5
+        lift = torch.where(
+            vanishing, 0, _excess(dot, self._shift) / torch.where(vanishing, 1, square)
+        )
         shifted = dot + self._shift
         s = F.softplus(shifted, threshold=40)
-        # m(a) − a = log(1 + e^{−(a + shift)}) + shift − 1, without the cancellation of s − 1 − a.
-        excess = F.softplus(-shifted, threshold=40) + (self._shift - 1)
-        # Below this ‖w‖² a step is a translation in any precision, and dividing by it could overflow.
-        vanishing = square <= torch.finfo(square.dtype).tiny ** 0.5
-        lift = torch.where(vanishing, 0, excess / torch.where(vanishing, 1, square))
-        coupling = torch.addcmul(wu, ww, lift.unsqueeze(1))
-        coupling = coupling.triu(1) if reverse else coupling.tril(-1)
-        a = torch.baddbmm(bias.unsqueeze(-1), w, z.permute(1, 2, 0))
-        return (
-            a.permute(1, 2, 0),
-            coupling.permute(2, 1, 0),
-            lift.t().unsqueeze(1),
-            s.t(),
-            shifted.t(),
-        )
+        return torch.addcmul(u, lift.unsqueeze(-1), w), s.unsqueeze(1), shifted.unsqueeze(1)
 
-    def _move(self, z: Tensor, h: Tensor, lift: Tensor, directions: Tensor) -> Tensor:
-        """z + Σ_k h_k û_k."""
-        amounts = torch.cat([h, h * lift]).permute(2, 1, 0)
-        return torch.baddbmm(z.transpose(0, 1), amounts, directions).transpose(0, 1)
+    def _restore(self, z: Tensor, batch: tuple[int, ...]) -> Tensor:
+        return z.transpose(0, 1).reshape(*batch, self.features)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, length={self.length}"
+
+
+def _excess(a: Tensor, shift: float) -> Tensor:
+    """m(a) − a for m(a) = softplus(a + shift) − 1."""
+    if torch.compiler.is_compiling():
+        return _Excess.forward(a, shift)
+    return _Excess.apply(a, shift)
+
+
+class _Excess(torch.autograd.Function):
+    """m(a) − a to full relative accuracy: ‖w‖² divides it, and a vanishes with w.
+
+    With t = 1/(1 + e^shift), m(a) − m(0) = log(1 + (1 − t)(eᵃ − 1)) and, for large a without
+    cancellation, m(a) − a − m(0) = log(1 + t (e^{−a} − 1)). The derivative is −σ(−a − shift).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, shift: float) -> Tensor:
+        t = 1 / (1 + math.exp(shift))
+        at_zero = -math.log(t) - 1 if shift == 0 else 0.0  # the other shift makes m(0) = 0
+        positive_part, negative_part = torch.where(a > 0, a, 0), torch.where(a > 0, 0, a)
+        above = torch.log1p(t * torch.expm1(-positive_part))
+        below = torch.log1p((1 - t) * torch.expm1(negative_part)) - negative_part
+        return above + below + at_zero
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        a, ctx.shift = inputs
+        ctx.save_for_backward(a)
+        ctx.save_for_forward(a)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (a,) = ctx.saved_tensors
+        return -grad * torch.sigmoid(-a - ctx.shift), None
+
+    @staticmethod
+    def jvp(ctx: Any, da: Tensor, _: None) -> Tensor:
+        (a,) = ctx.saved_tensors
+        return -da * torch.sigmoid(-a - ctx.shift)
+
+
+def _step_by_step(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """z′ and the pre-activations by the definition: what a compiler can fuse (``wind`` it cannot)."""
+    received = []
+    for u_k, w_k, b_k in zip(u.unbind(1), w.unbind(1), b.unbind(2), strict=True):
+        p = (z * w_k.unsqueeze(1)).sum(-1) + b_k
+        z = torch.addcmul(z, p.tanh().unsqueeze(-1), u_k.unsqueeze(1))
+        received.append(p)
+    return z, torch.stack(received, -1)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from varflow.errors import positive
 from varflow.flows._chain import log_mean
-from varflow.flows.flow import Flow, Local, positive
+from varflow.flows.flow import Flow, Local
 
 _SHIFT = math.log(math.e - 1)
 
@@ -22,24 +23,25 @@ class Radial(Flow):
         \log|\det| = (D − 1) \log(ρ + (1 − ρ) s) + \log(1 − τ² + τ² s),
         \qquad τ = α / (α + r) = 1 − ρ, \quad s = 1 + β̂ / α
 
-    α = softplus(a), s = softplus(b + log(e − 1)). Both terms are weighted means of 1 and the positive
-    number s, so nothing cancels, for any β̂. At z = c the map is smooth enough: ∂z′/∂z = s·I.
+    α = softplus(a), s = softplus(b + log(e − 1)). Both terms are weighted means of 1 and the
+    positive number s, so nothing cancels, for any β̂. At z = c, ∂z′/∂z = s·I.
 
-    Differs from the paper: β̂ = α (s − 1) is 0 at b = 0 whatever α is, so that b = 0 is the identity (the
-    paper's −α + softplus(b) is not); and the inverse is in closed form: with r′ = ‖z′ − c‖ and
-    q = r′ − α s, r is the positive root of r² − q r − α r′ = 0.
+    Differs from the paper: β̂ = α (s − 1) is 0 at b = 0 whatever α is, so that b = 0 is the
+    identity (the paper's −α + softplus(b) is not); and the inverse is in closed form: with r′ =
+    ‖z′ − c‖ and q = r′ − α s, r is the positive root of r² − q r − α r′ = 0.
 
     Args:
         features: D.
         length: K, the number of steps.
-        context_features: C; with C > 0 one linear layer makes c, a, b of all steps from the context.
+        context_features: C; with C > 0 one linear layer makes c, a, b of all steps from the
+            context.
 
     ``local`` is one tensor ``[*batch, K (D + 2)]``: the centres of all steps, then a, then b.
 
     Cost, per point and direction: O(KD).
 
-    Source: Rezende and Mohamed, "Variational inference with normalizing flows" (2015), eqs. 14-15 and
-    appendix A.2.
+    Source: Rezende and Mohamed, "Variational inference with normalizing flows" (2015), eqs. 14-15
+    and appendix A.2.
 
     >>> flow = Radial(2, length=8)
     >>> z, ladj = flow(torch.randn(5, 2))

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import SpecError
+from varflow.errors import SpecError, positive
 from varflow.flows._batch import align
-from varflow.flows._chain import log_mean, sech2, unwind
+from varflow.flows._chain import log_det, unwind
 from varflow.flows._reflections import overlaps, reflect, unit
-from varflow.flows.flow import Flow, Local, positive
+from varflow.flows.flow import Flow, Local
+
+
+class _Step(NamedTuple):
+    """The parameters of one step, for G parameter sets."""
+
+    vectors: Tensor  # [G, H, D], unit
+    gram: Tensor  # [G, H, H], what reflect solves with
+    upper: Tensor  # R [G, M, M]
+    upper_tilde: Tensor  # R̃ [G, M, M]
+    s: Tensor  # [G, 1, M]
+    log_s: Tensor  # [G, 1, M]
+    b: Tensor  # [G, 1, M]
 
 
 class Sylvester(Flow):
@@ -22,28 +35,30 @@ class Sylvester(Flow):
     .. math::
         \log|\det| = \sum_i \log(h_i² + (1 − h_i²)\, s_i), \qquad s_i = 1 + r_{ii} r̃_{ii} > 0
 
-    R and R̃ are upper triangular with diagonals tanh(d), tanh(d̃), so that every step is invertible;
-    s = 2(σ(2d)σ(2d̃) + σ(−2d)σ(−2d̃)) needs no difference. Q is the first M columns of a product of
-    Householder reflections, orthogonal to rounding (the paper's other choice, iterative
-    orthogonalization, is not).
+    R and R̃ are upper triangular with diagonals tanh(d), tanh(d̃), so that every step is
+    invertible; s = 2(σ(2d)σ(2d̃) + σ(−2d)σ(−2d̃)) needs no difference. Q is the first M columns of
+    a product of Householder reflections, orthogonal to rounding (the paper's other choice,
+    iterative orthogonalization, is not).
 
-    The inverse is exact: p = R̃ Qᵀz + b obeys p + R̃R tanh(p) = R̃ Qᵀz′ + b, triangular, so p is found from
-    the last unit to the first, one increasing scalar equation each.
+    The inverse is exact: p = R̃ Qᵀz + b obeys p + R̃R tanh(p) = R̃ Qᵀz′ + b, triangular, so p is
+    found from the last unit to the first, one increasing scalar equation each.
 
     Args:
         features: D.
         length: K, the number of steps.
-        context_features: C; with C > 0 one linear layer makes the parameters of all steps from the context.
+        context_features: C; with C > 0 one linear layer makes the parameters of all steps from the
+            context.
         rank: M ≤ D, the units of a step; min(D, 16) by default.
-        reflections: Householder vectors of each Q; min(M, 8) by default. M suffice for any M columns.
+        reflections: Householder vectors of each Q; min(M, 8) by default. M suffice for any M
+            columns.
 
-    ``local`` is one tensor ``[*batch, K P]``, step by step. The P numbers of a step are its reflection
-    vectors; an M×M matrix holding R above its diagonal and R̃ᵀ below it; d; d̃; b.
+    ``local`` is one tensor ``[*batch, K P]``, step by step. The P numbers of a step are its
+    reflection vectors; an M×M matrix holding R above its diagonal and R̃ᵀ below it; d; d̃; b.
 
     Cost, per point: O(K (HD + M²)) with H reflections; the inverse adds K·M scalar root solves.
 
-    Source: van den Berg, Hasenclever, Tomczak and Welling, "Sylvester normalizing flows for variational
-    inference" (2018), eqs. 9-13 and section 3.2.
+    Source: van den Berg, Hasenclever, Tomczak and Welling, "Sylvester normalizing flows for
+    variational inference" (2018), eqs. 9-13 and section 3.2.
 
     >>> flow = Sylvester(4, length=2, rank=3)
     >>> z, ladj = flow(torch.randn(5, 4))
@@ -100,39 +115,30 @@ class Sylvester(Flow):
         z, steps, batch = self._arrange(z, local)
         total = z.new_zeros(())
         for step in steps:
-            frame, upper, upper_tilde, s, log_s, b = step
-            inside = reflect(z, *frame, transpose=True)[..., : self.rank]
-            p = torch.baddbmm(b, inside, upper_tilde.transpose(1, 2))
-            h = p.tanh()
-            z = z + self._outside(h @ upper.transpose(1, 2), frame)
-            total = total + log_mean(h * h, sech2(p), s, log_s).sum(-1)
+            inside = reflect(z, step.vectors, step.gram, transpose=True)[..., : self.rank]
+            p = torch.baddbmm(step.b, inside, step.upper_tilde.transpose(1, 2))
+            z = z + self._outside(p.tanh() @ step.upper.transpose(1, 2), step)
+            total = total + log_det(p, step.s, step.log_s).sum(-1)
         return self._restore(z, batch), total.t().reshape(batch)
 
     def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
         z, steps, batch = self._arrange(z, local)
         total = z.new_zeros(())
         for step in reversed(steps):
-            frame, upper, upper_tilde, s, log_s, b = step
-            inside = reflect(z, *frame, transpose=True)[..., : self.rank]
-            q = torch.baddbmm(b, inside, upper_tilde.transpose(1, 2))
-            sent = (upper_tilde @ upper).triu(1)
-            # [G, R, M] → unit first, last unit first: the order in which the units can be solved.
-            p = unwind(
-                q.permute(2, 1, 0).flip(0),
-                sent.permute(2, 1, 0).flip(0, 1),
-                s.squeeze(1).t().flip(0),
-            )
-            p = p.flip(0).permute(2, 1, 0)
-            h = p.tanh()
-            z = z - self._outside(h @ upper.transpose(1, 2), frame)
-            total = total - log_mean(h * h, sech2(p), s, log_s).sum(-1)
+            inside = reflect(z, step.vectors, step.gram, transpose=True)[..., : self.rank]
+            q = torch.baddbmm(step.b, inside, step.upper_tilde.transpose(1, 2))
+            # R̃R couples a unit to those after it: the last unit is solved first.
+            coupling = (step.upper_tilde @ step.upper).transpose(1, 2).flip(-2, -1)
+            p = unwind(q.flip(-1), coupling, step.s.squeeze(1).flip(-1)).flip(-1)
+            z = z - self._outside(p.tanh() @ step.upper.transpose(1, 2), step)
+            total = total - log_det(p, step.s, step.log_s).sum(-1)
         return self._restore(z, batch), total.t().reshape(batch)
 
-    def _outside(self, x: Tensor, frame: tuple[Tensor, Tensor]) -> Tensor:
+    def _outside(self, x: Tensor, step: _Step) -> Tensor:
         """Q x."""
-        return reflect(F.pad(x, (0, self.features - self.rank)), *frame)
+        return reflect(F.pad(x, (0, self.features - self.rank)), step.vectors, step.gram)
 
-    def _arrange(self, z: Tensor, local: Local) -> tuple[Tensor, list, tuple[int, ...]]:  # type: ignore[type-arg]
+    def _arrange(self, z: Tensor, local: Local) -> tuple[Tensor, list[_Step], tuple[int, ...]]:
         """Points [G, R, D], the parameters of each step ([G, ...]), and the batch shape."""
         if self.context_features:
             z, packed, batch = align(z, local[0])
@@ -153,9 +159,9 @@ class Sylvester(Flow):
             torch.sigmoid(2 * d) * torch.sigmoid(2 * d_tilde)
             + torch.sigmoid(-2 * d) * torch.sigmoid(-2 * d_tilde)
         )
-        frames = zip(vectors.unbind(), overlaps(vectors).unbind(), strict=True)
-        rows = (x.unsqueeze(-2).unbind() for x in (s, log_s, b))
-        steps = list(zip(frames, upper.unbind(), upper_tilde.unbind(), *rows, strict=True))
+        rows = (x.unsqueeze(-2) for x in (s, log_s, b))
+        stacked = (vectors, overlaps(vectors), upper, upper_tilde, *rows)
+        steps = [_Step(*parts) for parts in zip(*(x.unbind() for x in stacked), strict=True)]
         return z.transpose(0, 1), steps, batch
 
     def _restore(self, z: Tensor, batch: tuple[int, ...]) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from varflow import random
@@ -49,7 +49,7 @@ class Bernoulli(Likelihood):
         self.support = ("binary", "unit") if grey else ("binary",)
 
     def log_prob(
-        self, x: Float[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead features"]
+        self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead features"]
     ) -> Float[Tensor, "*lead"]:
         self.check_shape(x)
         return bernoulli_log_prob(x, self.decode(z), self._event_dims)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from varflow import random
@@ -32,8 +32,8 @@ class Gaussian(Likelihood):
         SpecError: a scale that is none of these, or a decoder of another ``out_shape``.
 
     A density of discrete values has no upper bound where σ is learned: binary data are refused, and
-    grey values should be dequantized first. Cost: one elementwise pass forward and
-    backward for one shared σ, two to four otherwise.
+    grey values should be dequantized first. Cost: one elementwise pass forward and backward for one
+    shared σ, two to four otherwise.
 
     Example:
         >>> import torch
@@ -50,7 +50,10 @@ class Gaussian(Likelihood):
     )
 
     def __init__(
-        self, decoder: nn.Module, event_shape: int | Sequence[int], scale: float | str = "learned"
+        self,
+        decoder: nn.Module,
+        event_shape: int | Sequence[int],
+        scale: float | int | str = "learned",
     ) -> None:
         super().__init__(decoder, event_shape, self._outputs_for(scale=scale))
         self.scale = _parse(scale)
@@ -60,7 +63,7 @@ class Gaussian(Likelihood):
             self.log_scale = nn.Parameter(torch.zeros(self.event_shape))
 
     @classmethod
-    def _outputs_for(cls, scale: float | str = "learned", **options: Any) -> int:
+    def _outputs_for(cls, scale: float | int | str = "learned", **options: Any) -> int:
         return 2 if _parse(scale) == "decoder" else 1
 
     def parameters_at(self, z: Float[Tensor, "*lead features"]) -> tuple[Tensor, Tensor | float]:
@@ -72,7 +75,7 @@ class Gaussian(Likelihood):
         return out, math.log(self.scale) if isinstance(self.scale, float) else self.log_scale
 
     def log_prob(
-        self, x: Float[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead features"]
+        self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead features"]
     ) -> Float[Tensor, "*lead"]:
         self.check_shape(x)
         mean, log_scale = self.parameters_at(z)
@@ -108,7 +111,7 @@ class Gaussian(Likelihood):
         return f"event_shape={self.event_shape}, scale={self.scale}"
 
 
-def _parse(scale: float | str) -> float | str:
+def _parse(scale: float | int | str) -> float | str:
     """One of the named scales, or a positive number (a number in a string counts, as in a spec)."""
     if scale in _NAMED:
         return scale

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from varflow.errors import DataError, ShapeError, SpecError
@@ -52,9 +52,7 @@ class Likelihood(nn.Module, ABC):
         self, decoder: nn.Module, event_shape: int | Sequence[int], outputs: int = 1
     ) -> None:
         super().__init__()
-        self.event_shape = as_shape("event_shape", event_shape)
-        if not self.event_shape:
-            raise SpecError("event_shape: was (); give the shape of one example, e.g. (784,)")
+        self.event_shape = _event_shape(event_shape)
         self.outputs = outputs
         needed = (outputs * self.event_shape[0], *self.event_shape[1:])
         given = getattr(decoder, "out_shape", needed)
@@ -69,7 +67,7 @@ class Likelihood(nn.Module, ABC):
     @classmethod
     def decoder_shape(cls, event_shape: int | Sequence[int], **options: Any) -> Shape:
         """The ``out_shape`` of the decoder for this event shape and these constructor options."""
-        first, *rest = as_shape("event_shape", event_shape)
+        first, *rest = _event_shape(event_shape)
         return (cls._outputs_for(**options) * first, *rest)
 
     @classmethod
@@ -78,7 +76,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def log_prob(
-        self, x: Float[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead features"]
+        self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead features"]
     ) -> Float[Tensor, "*lead"]:
         """log p(x|z) in nats, summed over the event.
 
@@ -155,6 +153,13 @@ class Likelihood(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"event_shape={self.event_shape}"
+
+
+def _event_shape(value: int | Sequence[int]) -> Shape:
+    shape = as_shape("event_shape", value)
+    if not shape:
+        raise SpecError("event_shape: was (); give the shape of one example, e.g. (784,)")
+    return shape
 
 
 def batch_dim(z: Tensor) -> int | None:

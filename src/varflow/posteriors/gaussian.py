@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow import random
-from varflow.errors import ShapeError, SpecError, unknown
-from varflow.flows.flow import Flow, Local, positive
+from varflow.errors import ShapeError, SpecError, positive, unknown
+from varflow.flows.flow import Flow, Local
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 
 FlowFactory = Callable[..., Flow]
@@ -34,14 +34,14 @@ class GaussianConditional(Conditional):
         local: (mean, log_scale, \\*per-example tensors of the flow).
     """
 
-    def __init__(self, mean: Tensor, log_scale: Tensor, flow: Flow | None, flow_local: Local) -> None:
+    def __init__(
+        self, mean: Tensor, log_scale: Tensor, flow: Flow | None, flow_local: Local
+    ) -> None:
         self.mean, self.log_scale = mean, log_scale
         self.flow, self.flow_local = flow, flow_local
         self.local = (mean, log_scale, *flow_local)
 
-    def draw(
-        self, samples: int = 1, log_joint: LogJoint | None = None, hold: bool = False
-    ) -> Draw:
+    def draw(self, samples: int = 1, log_joint: LogJoint | None = None, hold: bool = False) -> Draw:
         """z₀ = μ + σ ε with ε ~ N(0, I), then z = f(z₀). Sizes and units in :class:`Draw`."""
         positive(samples=samples)
         noise = random.normal(
@@ -154,9 +154,13 @@ class Gaussian(Posterior):
         if base not in ("learned", "fixed"):
             raise unknown("base", base, ["learned", "fixed"])
         if encoder is None and amortized:
-            raise SpecError("amortized: there is no x to compute flow parameters from; give an encoder")
+            raise SpecError(
+                "amortized: there is no x to compute flow parameters from; give an encoder"
+            )
         if base == "fixed" and context == "moments" and amortized:
-            raise SpecError("context: 'moments' of a fixed base hold nothing of x; use context='features'")
+            raise SpecError(
+                "context: 'moments' of a fixed base hold nothing of x; use context='features'"
+            )
         self.features, self.context, self.base = features, context, base
         self.encoder = encoder
         width = 0 if encoder is None else int(encoder.features)  # type: ignore[arg-type]
@@ -195,13 +199,7 @@ class Gaussian(Posterior):
         mean, log_scale = self._base(hidden)
         if self.flow is None:
             return GaussianConditional(mean, log_scale, None, ())
-        context = None
-        if self.flow.context_features:
-            context = hidden
-            if self.mixer is not None:
-                # System A mixes mean and log-variance; 2 log σ is the log-variance.
-                context = self.mixer(torch.cat([mean, 2 * log_scale], -1))
-            context = _upcast(context)
+        context = self._context(hidden, mean, log_scale)
         with _full_precision(mean):
             local = self.flow.condition(context)
         return GaussianConditional(mean, log_scale, self.flow, local)
@@ -209,6 +207,14 @@ class Gaussian(Posterior):
     def from_local(self, local: tuple[Tensor, ...]) -> GaussianConditional:
         mean, log_scale, *rest = local
         return GaussianConditional(mean, log_scale, self.flow, tuple(rest))
+
+    def _context(self, hidden: Tensor | None, mean: Tensor, log_scale: Tensor) -> Tensor | None:
+        if self.flow is None or not self.flow.context_features or hidden is None:
+            return None
+        if self.mixer is None:
+            return _upcast(hidden)
+        # The flow-VAE scripts mix mean and log-variance; 2 log σ is the log-variance.
+        return _upcast(self.mixer(torch.cat([mean, 2 * log_scale], -1)))
 
     def _base(self, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.moments is not None:
@@ -223,7 +229,9 @@ class Gaussian(Posterior):
 
 def _check_fit(flow: Flow, features: int, context_features: int) -> None:
     if flow.features != features:
-        raise SpecError(f"flow: has {flow.features} features, the posterior {features}; build it with the same")
+        raise SpecError(
+            f"flow: has {flow.features} features, the posterior {features}; build it with the same"
+        )
     if flow.context_features and flow.context_features != context_features:
         raise SpecError(
             f"flow: expects a context of {flow.context_features} features, the posterior gives "

@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varflow import random
-from varflow.errors import ShapeError
-from varflow.flows.flow import positive
+from varflow.errors import ShapeError, positive
 from varflow.priors.prior import Prior
 
 
@@ -49,4 +48,6 @@ class StandardNormal(Prior):
 
     def sample(self, shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
         home = self.get_buffer("_home")
-        return random.normal((*shape, *self.event_shape), "prior", dtype=home.dtype, device=home.device)
+        return random.normal(
+            (*shape, *self.event_shape), "prior", dtype=home.dtype, device=home.device
+        )

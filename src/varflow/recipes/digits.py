@@ -6,6 +6,16 @@ from varflow.specs import RunSpec
 DIGITS = Recipe(
     "digits",
     "dense VAE on the embedded 8x8 digits, 8 latents, seconds to train",
-    RunSpec().replace(data="digits", hidden=200, latent=8, batch=64, length=8, epochs=100),
+    RunSpec().replace(
+        data="digits",
+        hidden=200,
+        latent=8,
+        batch=64,
+        length=8,
+        epochs=200,
+        lr=2e-3,
+        warmup=20,
+        threads=1,
+    ),
     "the first thing to try",
 )

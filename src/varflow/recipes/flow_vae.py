@@ -9,7 +9,9 @@ _DIFFERS = (
     "instead of scoring grey values; a validation split is held out; a gaussian likelihood keeps its constants"
 )
 
-_DENSE = RunSpec().replace(hidden=400, layers=2, latent=20, batch=128, lr=1e-3, length=8, steps=10_000)
+_DENSE = RunSpec().replace(
+    hidden=400, layers=2, latent=20, batch=128, lr=1e-3, length=8, steps=10_000
+)
 _CONV = RunSpec().replace(
     network="conv", base=32, blocks=1, latent=32, batch=128, lr=1e-3, length=8, steps=20_000
 )

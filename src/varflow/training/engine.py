@@ -45,7 +45,9 @@ class Engine:
             torch.set_num_threads(threads)
         device = decided["device"] if decided else _device(spec.device)
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise SpecError(f"device: was {device}, but no CUDA device is available here; use device=cpu")
+            raise SpecError(
+                f"device: was {device}, but no CUDA device is available here; use device=cpu"
+            )
         return Engine(
             device, spec.precision, torch.get_num_threads(), spec.compile, denormals_flushed()
         )
@@ -82,7 +84,11 @@ def _device(name: str) -> str:
         raise SpecError(f"device: was '{name}'; this version runs on cpu and cuda")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise SpecError(f"device: was '{name}', but no CUDA device is available here; use device=cpu")
+            raise SpecError(
+                f"device: was '{name}', but no CUDA device is available here; use device=cpu"
+            )
         if device.index is not None and device.index >= torch.cuda.device_count():
-            raise SpecError(f"device: was '{name}'; there are {torch.cuda.device_count()} CUDA devices")
+            raise SpecError(
+                f"device: was '{name}'; there are {torch.cuda.device_count()} CUDA devices"
+            )
     return str(device)

@@ -60,10 +60,19 @@ def inspect_terms(model: Model, x: Tensor, samples: int, finding: Finding) -> Te
     with watched(model, finding):
         q = model.posterior(x)
         for index, tensor in enumerate(q.local):
-            label = ("the mean of q(z|x)", "the log-scale of q(z|x)")[index] if index < 2 else "the flow's parameters"
+            label = (
+                ("the mean of q(z|x)", "the log-scale of q(z|x)")[index]
+                if index < 2
+                else "the flow's parameters"
+            )
             finding.look(f"{label} (module 'posterior')", tensor)
         draw = q.draw(samples, log_joint=lambda z: model.log_joint(z, x))
-        for label, tensor in (("z0", draw.z0), ("z", draw.z), ("ladj", draw.ladj), ("log_q", draw.log_q)):
+        for label, tensor in (
+            ("z0", draw.z0),
+            ("z", draw.z),
+            ("ladj", draw.ladj),
+            ("log_q", draw.log_q),
+        ):
             module = "posterior" if label == "z0" else "posterior.flow"
             finding.look(f"term {label} (module '{module}')", tensor)
         log_likelihood = model.likelihood.log_prob(x, draw.z)  # type: ignore[operator]
@@ -89,7 +98,9 @@ def advice(lr: float, clip: float | None, precision: str) -> str:
     return "try " + ", ".join(tries) + ", or a warm-up of the KL term"
 
 
-def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Copies of the weights and of the optimizer's state."""
     weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     state = optimizer.state_dict()

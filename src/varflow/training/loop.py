@@ -88,7 +88,13 @@ class Loop:
     """
 
     def __init__(
-        self, model: Model, dataset: Dataset, spec: RunSpec, engine: Engine, sink: Sink, progress: Progress
+        self,
+        model: Model,
+        dataset: Dataset,
+        spec: RunSpec,
+        engine: Engine,
+        sink: Sink,
+        progress: Progress,
     ) -> None:
         self.model, self.dataset, self.spec, self.engine = model, dataset, spec, engine
         self.sink, self.progress = sink, progress
@@ -109,7 +115,9 @@ class Loop:
         self.seconds = 0.0
         self.best_step, self.best_elbo = 0, -math.inf
         self.best_weights: dict[str, Tensor] | None = None
-        self._buffer = torch.zeros(BOUNDARY, len(_METRICS), device=engine.device, dtype=engine.dtype)
+        self._buffer = torch.zeros(
+            BOUNDARY, len(_METRICS), device=engine.device, dtype=engine.dtype
+        )
         self._filled = 0
         self._order: tuple[int, Tensor] | None = None
         self._compiled: Any = None
@@ -251,7 +259,9 @@ class Loop:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise RunError(f"state: does not fit the model of this run's spec ({error}); fit again") from error
+            raise RunError(
+                f"state: does not fit the model of this run's spec ({error}); fit again"
+            ) from error
         self.step, self.seconds = state["step"], state["seconds"]
         self.best_step, self.best_elbo = state["best_step"], state["best_elbo"]
         self.best_weights = state["best_weights"]
@@ -298,7 +308,9 @@ class Loop:
         self.model.eval()
         total = torch.zeros(len(_METRICS), dtype=torch.float64, device=self.engine.device)
         for chunk, start in enumerate(range(0, size, _VALIDATION_CHUNK)):
-            index = torch.arange(start, min(start + _VALIDATION_CHUNK, size), device=self.engine.device)
+            index = torch.arange(
+                start, min(start + _VALIDATION_CHUNK, size), device=self.engine.device
+            )
             with random.stream(VALIDATION_SEED, chunk), self.engine.autocast():
                 terms = self.model.terms(self.dataset.batch("validation", index).x)
             loss = self.objective(terms, self.objective.beta)
@@ -320,7 +332,9 @@ class Loop:
 
     def _patience_is_over(self) -> bool:
         patience = self.spec.training.patience
-        return patience is not None and self.step - self.best_step >= patience * self.steps_per_epoch
+        return (
+            patience is not None and self.step - self.best_step >= patience * self.steps_per_epoch
+        )
 
     def _tick(self) -> float:
         now = time.perf_counter()

@@ -44,14 +44,20 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimi
 
 def _groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
     """All parameters, those of weight normalisation's gains apart where they have a penalty of their own."""
-    gains, others = [], []
+    gains: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # torch's weight_norm parametrization keeps the gain in original0.
-            (gains if name.endswith("parametrizations.weight.original0") else others).append(parameter)
+            (gains if name.endswith("parametrizations.weight.original0") else others).append(
+                parameter
+            )
     if not (gains and spec.gain_decay):
         return [{"params": others + gains}]
-    return [{"params": others}, {"params": gains, "weight_decay": spec.weight_decay + spec.gain_decay}]
+    return [
+        {"params": others},
+        {"params": gains, "weight_decay": spec.weight_decay + spec.gain_decay},
+    ]
 
 
 def learning_rate(spec: OptimizerSpec, step: int, steps: int) -> float:

@@ -11,7 +11,11 @@ Record = dict[str, Any]
 
 def describe(record: Record) -> str:
     """The terms of a metrics record in one line; nats."""
-    parts = [f"ELBO {record['elbo']:.2f}", f"log p(x|z) {record['log_likelihood']:.2f}", f"KL {record['kl']:.2f}"]
+    parts = [
+        f"ELBO {record['elbo']:.2f}",
+        f"log p(x|z) {record['log_likelihood']:.2f}",
+        f"KL {record['kl']:.2f}",
+    ]
     if record.get("ladj"):
         parts.append(f"ladj {record['ladj']:.2f}")
     return "  ".join(parts)

@@ -70,7 +70,9 @@ def flow_factory(spec: RunSpec) -> Callable[..., Any] | None:
         return None
 
     def make(features: int, context_features: int) -> Any:
-        return resolve(flows.TABLE[name])(features, length=length, context_features=context_features)
+        return resolve(flows.TABLE[name])(
+            features, length=length, context_features=context_features
+        )
 
     return make
 
@@ -97,7 +99,9 @@ def _likelihood(spec: RunSpec, form: Form) -> nn.Module:
         options["grey"] = spec.likelihood.grey
     if name == "gaussian":
         scale = spec.likelihood.scale
-        options["scale"] = scale if scale in ("learned", "per-dimension", "decoder") else float(scale)
+        options["scale"] = (
+            scale if scale in ("learned", "per-dimension", "decoder") else float(scale)
+        )
     shape = kind.decoder_shape(form.event_shape, **options)
     likelihood: nn.Module = kind(_decoder(spec, shape), form.event_shape, **options)
     return likelihood
@@ -127,7 +131,9 @@ def _mlp(spec: RunSpec) -> dict[str, Any]:
 def _conv(spec: RunSpec, shape: tuple[int, ...]) -> dict[str, Any]:
     network = spec.network
     if len(shape) != 3:
-        raise SpecError(f"network: conv needs pictures [C, H, W], the data have shape {shape}; use network=mlp")
+        raise SpecError(
+            f"network: conv needs pictures [C, H, W], the data have shape {shape}; use network=mlp"
+        )
     options: dict[str, Any] = {
         "base": network.base,
         "blocks": network.blocks,

@@ -14,7 +14,7 @@ from torch import Tensor
 from varflow import random
 from varflow.errors import DataError
 from varflow.figures import curves, latent, pictures, tables, warp
-from varflow.figures.style import canvas, save, style
+from varflow.figures.base import canvas, save, style
 from varflow.files import make_folder, write_json
 from varflow.model import Model
 from varflow.priors.normal import StandardNormal
@@ -231,7 +231,7 @@ def _latents(scene: _Scene) -> Drawn | None:
         latent.latent_scatter(z, labels, axes[0, 0], contours)
         caption = f"One draw of q(z|x) for each of {count:,} {scene.examples}.{told}"
         return figure, "latents", "Latents", caption
-    figure, axes = canvas(1, 2, 11.0, 5.7)
+    figure, axes = canvas(1, 2, 10.4, 5.5)
     latent.latents(z0, z, labels, axes[0], contours)
     caption = (
         f"One draw for each of {count:,} {scene.examples}: z₀ before the flow and the same draws "
@@ -311,7 +311,7 @@ CURVES_CAPTION = (
 
 def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     """The three panels of :func:`learning_curves` in a row."""
-    figure, axes = canvas(1, 3, 12.0, 3.8)
+    figure, axes = canvas(1, 3, 10.4, 3.4)
     curves.learning_curves(metrics, axes[0])
     return figure
 

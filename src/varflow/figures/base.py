@@ -72,7 +72,8 @@ def canvas(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("compressed", w_pad=0.08, h_pad=0.08)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -87,6 +88,8 @@ def save(figure: Figure, path: Path | str, dpi: int = 150) -> Path:
     """
     path = Path(path)
     make_folder(path.parent)
+    # Ticks settle in the first layout; without it the second can cut off what they push outwards.
+    figure.draw_without_rendering()
     write_atomically(
         path, lambda file: figure.savefig(file, dpi=dpi, format=path.suffix[1:] or "png")
     )

@@ -1,0 +1,215 @@
+"""The contestants of the dense VAE 784-400-400-40: varflow, its rivals, and the floor of its products.
+
+Every contestant trains on the same batches: gathered and binarized by varflow's data room, from a
+uint8 tensor in memory, whatever loader the rival would use itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from varflow import random
+from varflow.building import build
+from varflow.data import load
+from varflow.data.dataset import Dataset
+from varflow.run import Memory
+from varflow.specs import RunSpec
+from varflow.training.engine import Engine, denormals_flushed
+from varflow.training.loop import Loop
+from varflow.training.progress import Progress
+
+PIXELS, HIDDEN, LATENT, BATCH, LENGTH = 784, 400, 40, 128, 16
+
+Step = Callable[[], object]
+
+
+def mnist() -> Dataset:
+    """Dynamically binarized MNIST, from VARFLOW_DATA."""
+    return load("mnist", protocol="dynamic")
+
+
+def varflow_loop(dataset: Dataset, options: argparse.Namespace, compiled: bool = False, **settings: object) -> Loop:
+    """A :class:`Loop` as ``varflow.fit`` builds it."""
+    spec = RunSpec().replace(
+        hidden=HIDDEN, layers=2, latent=LATENT, batch=BATCH, lr=1e-3, length=LENGTH,
+        steps=10**6, compile=compiled, threads=options.threads, device="cpu", **settings,
+    )  # fmt: skip
+    spec.validate()
+    engine = Engine("cpu", "float32", options.threads, compiled, denormals_flushed())
+    loop = Loop(build(spec, dataset), dataset, spec, engine, Memory(), Progress(0, quiet=True))
+    loop.model.train()
+    return loop
+
+
+def train(steps: dict[str, Step], count: int) -> None:
+    """``count`` steps of each, one contestant after the other."""
+    for step in steps.values():
+        for _ in range(count):
+            step()
+
+
+class Batches:
+    """The batches of a rival: those that varflow's loop would take, drawn the same way."""
+
+    def __init__(self, dataset: Dataset, seed: int = 0) -> None:
+        self.dataset, self.seed, self.step = dataset, seed, 0
+        self.per_epoch = dataset.sizes["train"] // BATCH
+
+    def __call__(self) -> Tensor:
+        epoch, position = divmod(self.step, self.per_epoch)
+        if position == 0:
+            source = random.generator(self.seed, "shuffle", epoch)
+            self.order = torch.randperm(self.dataset.sizes["train"], generator=source)
+        index = self.order[position * BATCH : (position + 1) * BATCH]
+        with random.stream(self.seed, self.step):
+            x = self.dataset.batch("train", index).x
+        self.step += 1
+        return x
+
+
+def rival(model: nn.Module, loss: Callable[[Tensor], Tensor], batches: Batches) -> Step:
+    """An ordinary training step with torch's default Adam."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model.train()
+
+    def step() -> Tensor:
+        value = loss(batches())
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        return value
+
+    return step
+
+
+def pythae(batches: Batches, flows: Sequence[str] = ()) -> Step:
+    """A training step of :func:`pythae_model`."""
+    return pythae_model(batches, flows)[0]
+
+
+def pythae_model(batches: Batches, flows: Sequence[str] = ()) -> tuple[Step, Any]:
+    """pythae's VAE, or VAE_LinNF with ``flows``, with networks of the sizes above: its step, and itself."""
+    # Importing it warns about a missing optional package, and so does each model it builds.
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    from pythae.models import VAE, VAE_LinNF, VAE_LinNF_Config, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.mean, self.log_var = _body(PIXELS), nn.Linear(HIDDEN, LATENT), nn.Linear(HIDDEN, LATENT)
+
+        def forward(self, x: Tensor) -> ModelOutput:
+            hidden = self.body(x.reshape(x.shape[0], -1))
+            return ModelOutput(embedding=self.mean(hidden), log_covariance=self.log_var(hidden))
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(_body(LATENT), nn.Linear(HIDDEN, PIXELS), nn.Sigmoid())
+
+        def forward(self, z: Tensor) -> ModelOutput:
+            return ModelOutput(reconstruction=self.body(z).reshape(-1, 1, 28, 28))
+
+    shared = {"input_dim": (1, 28, 28), "latent_dim": LATENT, "reconstruction_loss": "bce"}
+    if flows:
+        model = VAE_LinNF(VAE_LinNF_Config(**shared, flows=list(flows)), Encoder(), Decoder())
+    else:
+        model = VAE(VAEConfig(**shared), Encoder(), Decoder())
+    return rival(model, lambda x: model({"data": x}).loss, batches), model
+
+
+class Script(nn.Module):
+    """A VAE as the flow-VAE scripts write it: a module for each flow step, each with its own heads.
+
+    The scripts' amortized planar flow, with their one mistake put right (the prior is charged at
+    z_K), the usual direct formulas, and no work that the result does not need.
+    """
+
+    def __init__(self, steps: list[nn.Module], amortized: bool = False) -> None:
+        super().__init__()
+        self.encoder, self.decoder = _body(PIXELS), nn.Sequential(_body(LATENT), nn.Linear(HIDDEN, PIXELS))
+        self.mean, self.log_var = nn.Linear(HIDDEN, LATENT), nn.Linear(HIDDEN, LATENT)
+        self.mix = nn.Linear(2 * LATENT, LATENT) if amortized else None
+        self.steps = nn.ModuleList(steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(x.shape[0], -1)
+        hidden = self.encoder(x)
+        mean, log_var = self.mean(hidden), self.log_var(hidden)
+        noise = torch.randn_like(mean)
+        z = mean + (0.5 * log_var).exp() * noise
+        log_q = -0.5 * (noise.square() + log_var).sum(1)
+        context = () if self.mix is None else (self.mix(torch.cat([mean, log_var], 1)),)
+        for step in self.steps:
+            z, ladj = step(z, *context)
+            log_q = log_q - ladj
+        kl = log_q + 0.5 * z.square().sum(1)
+        logits = self.decoder(z)
+        return F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x) + kl.mean()
+
+
+class ScriptPlanar(nn.Module):
+    """One amortized planar step: three linear heads, then z + û tanh(wᵀz + b)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.u, self.w = nn.Linear(LATENT, LATENT), nn.Linear(LATENT, LATENT)
+        self.b = nn.Linear(LATENT, 1)
+
+    def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        u, w, b = self.u(context), self.w(context), self.b(context)
+        inner = (w * u).sum(1, keepdim=True)
+        u = u + (F.softplus(inner) - 1 - inner) * w / w.square().sum(1, keepdim=True)
+        h = torch.tanh((w * z).sum(1, keepdim=True) + b)
+        ladj = torch.log(1 + (1 - h.square()) * (w * u).sum(1, keepdim=True))
+        return z + u * h, ladj.squeeze(1)
+
+
+def script(batches: Batches, steps: list[nn.Module], amortized: bool = False) -> Step:
+    model = Script(steps, amortized)
+    return rival(model, model, batches)
+
+
+def normflows_planar(batches: Batches) -> Step:
+    """The same script around the planar layers of normflows."""
+    from normflows.flows import Planar
+
+    return script(batches, [Planar((LATENT,)) for _ in range(LENGTH)])
+
+
+def floor() -> Step:
+    """The matrix products alone, forward and backward, of 784-400-400-80 and 40-400-400-784."""
+    sizes = [(PIXELS, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 2 * LATENT),
+             (LATENT, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, PIXELS)]  # fmt: skip
+    layers = []
+    for number, (before, after) in enumerate(sizes):
+        x, w, g = torch.randn(BATCH, before), torch.randn(after, before), torch.randn(BATCH, after)
+        # The gradient of the pixels is not needed.
+        dx = torch.empty_like(x) if number else None
+        layers.append((x, w, g, torch.empty_like(g), torch.empty_like(w), dx))
+
+    def step() -> None:
+        for x, w, _, y, _, _ in layers:
+            torch.mm(x, w.t(), out=y)
+        for x, w, g, _, dw, dx in layers:
+            torch.mm(g.t(), x, out=dw)
+            if dx is not None:
+                torch.mm(g, w, out=dx)
+
+    return step
+
+
+def _body(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU())

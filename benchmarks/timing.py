@@ -1,0 +1,121 @@
+"""How anything is timed here: interleaved blocks, medians, and intervals of their ratios.
+
+Contestants take turns in one process, in a fresh random order each round, so that whatever slows the
+machine down for a while slows all of them. A round's time of a contestant is the mean over a block of
+consecutive steps; its figure is the median over rounds. Ratios of medians come with a 95 % interval
+from a bootstrap that resamples whole rounds, and so keeps what contestants had in common.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+Times = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Something to time.
+
+    Attributes:
+        name: what the tables call it.
+        step: one unit of work.
+        reset: called before each block, untimed.
+        repeat: units of work for each step of the others (cheap work needs more for a good clock).
+    """
+
+    name: str
+    step: Callable[[], object]
+    reset: Callable[[], object] | None = None
+    repeat: int = 1
+
+
+def interleave(
+    contestants: Sequence[Contestant], blocks: int, steps: int, settle: int = 3, seed: int = 0
+) -> Times:
+    """Seconds per step of each contestant, one number a block.
+
+    ``settle`` steps before each block are not timed: they bring the contestant's arrays back into the
+    caches, where a training loop would have them.
+    """
+    times: Times = {contestant.name: [] for contestant in contestants}
+    order = list(contestants)
+    shuffle = random.Random(seed)
+    for _ in range(blocks):
+        shuffle.shuffle(order)
+        for contestant in order:
+            if contestant.reset is not None:
+                contestant.reset()
+            count = steps * contestant.repeat
+            for _ in range(settle):
+                contestant.step()
+            start = time.perf_counter()
+            for _ in range(count):
+                contestant.step()
+            times[contestant.name].append((time.perf_counter() - start) / count)
+    return times
+
+
+class Ratio(NamedTuple):
+    """A ratio of medians with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def ratio(
+    ours: Sequence[float], theirs: Sequence[float], resamples: int = 4000, offset: bool = False
+) -> Ratio:
+    """median(ours) / median(theirs); with ``offset`` their difference."""
+    a, b = np.asarray(ours), np.asarray(theirs)
+    rounds = np.random.default_rng(0).integers(0, len(a), (resamples, len(a)))
+    above, below = np.median(a[rounds], 1), np.median(b[rounds], 1)
+    drawn = above - below if offset else above / below
+    value = np.median(a) - np.median(b) if offset else np.median(a) / np.median(b)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Ratio(float(value), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A claim to check: ``ours / theirs`` is at most ``must``, and better at most ``aim``."""
+
+    ours: str
+    theirs: str
+    must: float
+    aim: float | None = None
+
+
+def times_table(times: Mapping[str, Sequence[float]], unit: float = 1e-3) -> list[list[str]]:
+    """Median, 10th and 90th percentile of each contestant, in ``unit`` seconds."""
+    rows = []
+    for name, values in times.items():
+        low, high = np.quantile(values, [0.1, 0.9]) / unit
+        rows.append([name, f"{np.median(values) / unit:.3g}", f"{low:.3g}–{high:.3g}"])
+    return rows
+
+
+def bars_table(times: Mapping[str, Sequence[float]], bars: Sequence[Bar]) -> list[list[str]]:
+    """Each ratio with its interval, its bars, and which of them it clears."""
+    rows = []
+    for bar in bars:
+        found = ratio(times[bar.ours], times[bar.theirs])
+        aim = "–" if bar.aim is None else f"{bar.aim:.2f}"
+        rows.append([f"{bar.ours} / {bar.theirs}", str(found), f"{bar.must:.2f}", aim, verdict(found, bar)])
+    return rows
+
+
+def verdict(found: Ratio, bar: Bar) -> str:
+    if bar.aim is not None and found.value <= bar.aim:
+        return "aim met"
+    return "met" if found.value <= bar.must else "missed"

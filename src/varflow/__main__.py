@@ -1,0 +1,5 @@
+"""``python -m varflow``."""
+
+from varflow.cli import main
+
+main()

@@ -1,0 +1,221 @@
+"""Evaluate a model on a split of a data set: every number with its errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varflow import combinations, random
+from varflow.errors import SpecError, positive, unknown
+from varflow.evaluation import health, psis
+from varflow.evaluation.estimate import Estimate
+from varflow.evaluation.evaluation import Evaluation
+from varflow.evaluation.importance import POINTS, importance_sample
+from varflow.evaluation.sums import Importance
+from varflow.model import Model
+
+if TYPE_CHECKING:
+    from varflow.data import Dataset
+
+#: Above this k̂ an importance estimate is unreliable (Vehtari et al. 2024).
+KHAT = 0.7
+
+
+def evaluate(
+    model: Model,
+    dataset: Dataset,
+    split: str = "test",
+    samples: int = 1000,
+    memory: int = 2**30,
+    seed: int = 0,
+    limit: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Evaluation:
+    """ELBO, log-likelihood, bits per dimension and the health of the latents.
+
+    Args:
+        model: on the device and in the dtype of the data set.
+        dataset: see :class:`varflow.data.Dataset`.
+        split: of the data set. Validation and test have one fixed binarization or dequantization.
+        samples: S latents for each point.
+        memory: bytes that decoding may take.
+        seed: of all latents; the same seed gives the same numbers on one kind of device.
+        limit: evaluate only the first so many points.
+        progress: called with (points done, points).
+
+    Raises:
+        SpecError: an unknown split, samples < 1, a limit beyond the split, or parts that do not fit the data.
+        NonFiniteError: a term of the model is NaN.
+
+    Cost: points × samples draws and decoder passes.
+    """
+    positive(samples=samples)
+    if split not in dataset.sizes:
+        raise unknown("split", split, dataset.sizes)
+    size = dataset.sizes[split]
+    points = size if limit is None else limit
+    positive(**{"limit" if limit is not None else split: points})
+    if points > size:
+        raise SpecError(
+            f"limit: was {points}; {dataset.name} has {size} {split} points, use at most that"
+        )
+    combinations.check(model, dataset.support)
+
+    def batches() -> Iterator[Any]:
+        for start in range(0, points, POINTS):
+            with random.stream(seed, start // POINTS):
+                yield dataset.batch(split, torch.arange(start, min(start + POINTS, points)))
+
+    parts, ladjs, means = [], [], []
+    for number, batch in enumerate(batches()):
+        parts.append(importance_sample(model, batch.x, samples, memory, seed, number * POINTS))
+        ladjs.append(batch.ladj.double().cpu())
+        means.append(batch.x.double().flatten(1).mean(1).cpu())
+        if progress is not None:
+            progress(min((number + 1) * POINTS, points), points)
+    found = Importance.concatenate(parts)
+    report = _Report(samples, points, f"{dataset.name} {split}, {dataset.protocol}", seed)
+    bits = dataset.bits_per_dim(found.log_px, torch.cat(ladjs))
+    report.likelihood(found, bits, dataset)
+    per_latent = report.latents(model, (batch.x for batch in batches()))
+    per_example = {name: getattr(found, name).numpy() for name in Importance.__dataclass_fields__}
+    per_example["index"] = np.arange(points, dtype=np.float64)
+    per_example["x_mean"] = torch.cat(means).numpy()
+    per_example["data_ladj"] = torch.cat(ladjs).numpy()
+    if bits is not None:
+        per_example["bits_per_dim"] = bits.numpy()
+    data = {**dataset.describe(), "split": split}
+    return Evaluation(data, report.estimates, per_example, per_latent, report.notes)
+
+
+class _Report:
+    """Collects estimates that share samples, points, protocol and seed."""
+
+    def __init__(self, samples: int, points: int, protocol: str, seed: int) -> None:
+        self.samples, self.points, self.protocol, self.seed = samples, points, protocol, seed
+        self.estimates: dict[str, Estimate] = {}
+        self.notes: list[str] = []
+
+    def add(
+        self,
+        name: str,
+        value: float,
+        error: float | None,
+        mc: float | None,
+        unit: str,
+        how: str,
+        **more: Any,
+    ) -> None:
+        error, mc = (None if e is None or math.isnan(e) else e for e in (error, mc))
+        settings = {"samples": self.samples, "points": self.points, **more}
+        self.estimates[name] = Estimate(
+            name,
+            value,
+            error,
+            mc,
+            unit=unit,
+            estimator=how,
+            protocol=self.protocol,
+            seed=self.seed,
+            **settings,
+        )
+
+    def mean(
+        self, name: str, values: Tensor, variances: Tensor, unit: str, how: str, **more: Any
+    ) -> None:
+        """The mean of ``values`` [N], each with the Monte-Carlo variance ``variances`` [N]."""
+        error = values.std().item() / math.sqrt(self.points) if self.points > 1 else None
+        mc = variances.sum().sqrt().item() / self.points
+        self.add(name, values.mean().item(), error, mc, unit, how, **more)
+
+    def likelihood(self, found: Importance, bits: Tensor | None, dataset: Dataset) -> None:
+        share = (found.khat > KHAT).double().mean().item()
+        enough = self.samples >= psis.FEWEST
+        weights = {"khat": share if enough else None, "ess": found.ess.mean().item()}
+        averaged = "mean over the samples"
+        self.mean("elbo", found.elbo, found.elbo_variance, "nats", f"{averaged} of log w")
+        self.mean(
+            "log_likelihood",
+            found.log_likelihood,
+            found.log_likelihood_variance,
+            "nats",
+            f"{averaged} of log p(x|z)",
+        )
+        self.mean("kl", found.kl, found.kl_variance, "nats", f"{averaged} of log q(z|x) − log p(z)")
+        self.mean(
+            "ladj", found.ladj, found.ladj_variance, "nats", f"{averaged} of the flow's log|det|"
+        )
+        how = (
+            f"−log of the mean of {self.samples} importance weights, an upper bound in expectation"
+        )
+        self.mean("nll", -found.log_px, found.log_px_variance, "nats", how, **weights)
+        if bits is not None:
+            dims = math.prod(dataset.event_shape) * math.log(2)
+            variances = found.log_px_variance / dims**2
+            self.mean(
+                "bits_per_dim",
+                bits,
+                variances,
+                "bits/dim",
+                f"nll per dimension, {dataset.levels} levels",
+                **weights,
+            )
+        if not enough:
+            self.notes.append(
+                f"samples: {self.samples} are too few for Pareto k̂; use {psis.FEWEST} or more"
+            )
+        elif share > 0:
+            self.notes.append(
+                f"nll: k̂ > {KHAT} at {100 * share:.1f} % of the points; there log p(x) is underestimated "
+                "and its Monte-Carlo error too: use more samples"
+            )
+        if self.points == 1:
+            self.notes.append("points: 1; there is no standard error and no health of the latents")
+
+    def latents(self, model: Model, batches: Iterator[Tensor]) -> dict[str, np.ndarray]:
+        if self.points < 2:
+            return {}
+        found = health.latents(model, batches, seed=self.seed)
+        units = health.active_units(found)
+        how = f"latents with variance over data of E_q[z] > {health.ACTIVE}, "
+        how += (
+            f"means of {found.samples} draws, corrected for their noise"
+            if found.samples
+            else "exact means"
+        )
+        self.add(
+            "active_units",
+            float(units.count),
+            units.uncertain,
+            units.uncertain_monte_carlo,
+            f"of {len(units.activity)} latents",
+            how,
+            samples=found.samples,
+        )
+        aggregate = health.aggregated_distance(found.draw, model.prior, self.seed)
+        shared = {"samples": 1, "points": aggregate.points}
+        self.add(
+            "aggregated_distance",
+            aggregate.distance,
+            aggregate.standard_error,
+            aggregate.monte_carlo_error,
+            "",
+            f"energy distance of q(z) from p(z), {aggregate.points} draws of each; two samples of "
+            f"p(z) score {aggregate.noise_mean:.2g} ± {aggregate.noise:.2g} (sd)",
+            **shared,
+        )
+        arrays = {
+            "activity": units.activity,
+            "mean": aggregate.mean,
+            "scale": aggregate.scale,
+            "prior_mean": aggregate.prior_mean,
+            "prior_scale": aggregate.prior_scale,
+        }
+        if found.kl is not None:
+            arrays["kl"] = found.kl.mean(0)
+        return {name: values.cpu().numpy() for name, values in arrays.items()}

@@ -1,0 +1,123 @@
+"""The results of an evaluation: shown as a table, kept in a run folder."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.cells import cell_len, set_cell_size
+
+from varflow.errors import RunError
+from varflow.evaluation.estimate import Estimate
+from varflow.files import make_folder, read_json, write_atomically, write_json
+
+#: Raised when the saved form changes its meaning.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of one evaluation.
+
+    Attributes:
+        data: what the data set says of itself (``Dataset.describe()``), with the split.
+        estimates: name → :class:`Estimate`: elbo, log_likelihood, kl, ladj, nll, bits_per_dim,
+            active_units, aggregated_distance; what does not apply is left out.
+        per_example: float64 arrays ``[N]`` by name: log_px, elbo, their variances, terms, ess, khat, and
+            the positions ``index`` and means ``x_mean`` of the test points.
+        per_latent: float64 arrays ``[D]``: activity, mean and scale of the aggregated posterior, kl.
+        notes: what a reader has to know before using the numbers.
+    """
+
+    data: dict[str, Any]
+    estimates: dict[str, Estimate]
+    per_example: dict[str, np.ndarray]
+    per_latent: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Plain text: a row for each estimate, then how they were obtained, then the notes."""
+        estimates = list(self.estimates.values())
+        rows = [("", "value ± se over points", "unit", "MC error", "k̂ > 0.7", "ESS")]
+        rows += [
+            (
+                e.name,
+                e.figures(),
+                e.unit,
+                e.error(e.monte_carlo_error),
+                "" if e.khat is None else f"{100 * e.khat:.1f} %",
+                "" if e.ess is None else f"{100 * e.ess:.2g} %",
+            )
+            for e in estimates
+        ]
+        widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(set_cell_size(cell, w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        first = estimates[0]
+        lines += [
+            f"{first.protocol}; {first.points} points, {first.samples} samples each, seed {first.seed}"
+        ]
+        lines += [f"{e.name}: {e.estimator}" for e in estimates]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``evaluation/{split}.npz`` and ``.json`` into a run folder, each whole or not at all.
+
+        Raises:
+            RunError: they could not be written.
+        """
+        room = Path(folder) / "evaluation"
+        make_folder(room)
+        path = room / f"{self.data['split']}.json"
+        arrays = {f"per_example/{name}": a for name, a in self.per_example.items()}
+        arrays |= {f"per_latent/{name}": a for name, a in self.per_latent.items()}
+        # The numbers first: a JSON file promises that its arrays are there.
+        write_atomically(path.with_suffix(".npz"), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+        write_json(
+            path,
+            {
+                "version": VERSION,
+                "data": self.data,
+                "estimates": {name: e.to_dict() for name, e in self.estimates.items()},
+                "notes": self.notes,
+            },
+        )
+        return path
+
+    @staticmethod
+    def load(folder: str | Path, split: str = "test") -> Evaluation:
+        """What :meth:`save` wrote.
+
+        Raises:
+            RunError: missing, damaged, or of another version.
+        """
+        path = Path(folder) / "evaluation" / f"{split}.json"
+        values = read_json(path)
+        if not isinstance(values, Mapping) or values.get("version") != VERSION:
+            raise RunError(f"{path}: no evaluation of version {VERSION}; evaluate the run again")
+        groups: dict[str, dict[str, np.ndarray]] = {"per_example": {}, "per_latent": {}}
+        try:
+            with (
+                open(path.with_suffix(".npz"), "rb") as file,
+                np.load(file, allow_pickle=False) as arrays,
+            ):
+                for key in arrays.files:
+                    group, _, name = key.partition("/")
+                    groups[group][name] = arrays[key]
+            estimates = {name: Estimate.from_dict(e) for name, e in values["estimates"].items()}
+            return Evaluation(values["data"], estimates, **groups, notes=list(values["notes"]))
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            zipfile.BadZipFile,
+        ) as error:
+            raise RunError(f"{path}: damaged ({error!r}); evaluate the run again") from error

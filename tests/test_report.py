@@ -1,0 +1,265 @@
+"""The report: one page that needs nothing else, and says what is missing."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from varflow import RunSpec, figures, report
+from varflow.errors import RunError
+from varflow.evaluation import Estimate
+from varflow.report import command, write_report
+
+HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/a.png>"
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and visible text, and checks that tags are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text += data + "\n"
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def read(folder: Path) -> Page:
+    return Page(write_report(folder).read_text())
+
+
+def put(folder: Path, name: str, value) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def estimate(name: str, value: float, **changes) -> Estimate:
+    return Estimate(
+        name, value, 0.25, 0.02, 100, 250, "nats", "mean of log w", "digits, dynamic", 0, **changes
+    )
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run folder with everything but an evaluation and figures."""
+    spec = RunSpec().replace(data="digits", flow="planar", latent=2, epochs=3)
+    put(tmp_path, "spec.json", spec.to_dict())
+    put(tmp_path, "run.json", {"recipe": "digits", "own_parts": [], "outcome": {"step": 20}})
+    put(tmp_path, "data.json", {"name": "digits", "protocol": "dynamic", "sizes": {"test": 250}})
+    put(tmp_path, "environment.json", {"torch": "2.13", "engine": {"threads": 2}})
+    rows = [
+        {
+            "step": k,
+            "epoch": k / 10,
+            "split": s,
+            "elbo": -30.0 + k,
+            "log_likelihood": -20.0,
+            "kl": 4.0,
+        }
+        for k in range(0, 21, 5)
+        for s in ("train", "validation")
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_missing_pieces_are_said(run: Path) -> None:
+    page = read(run)
+    assert "Not evaluated yet" in page.text
+    assert "No figures have been drawn" in page.text
+    assert "validation ELBO of -10.00 nats at step 20" in page.text
+    # The learning curves are drawn for the page where no gallery was.
+    assert [image["alt"] for image in page.all("img")] == ["Learning curves"]
+
+
+def test_a_bare_spec_is_enough(tmp_path: Path) -> None:
+    put(tmp_path, "spec.json", RunSpec().to_dict())
+    page = read(tmp_path)
+    assert "No metrics have been recorded" in page.text
+    assert "data.json is not in the folder" in page.text
+    assert "environment.json is not in the folder" in page.text
+
+
+def test_sections_come_in_the_order_of_interest(run: Path) -> None:
+    text = write_report(run).read_text()
+    heads = re.findall(r"<h2>(.*?)</h2>", text)
+    assert heads == [
+        "Results", "Figures", "Training", "Configuration", "Data", "Environment",
+        "How to reproduce",
+    ]  # fmt: skip
+
+
+def test_estimates_lead_with_both_errors_and_what_they_mean(run: Path) -> None:
+    estimates = [
+        estimate("elbo", -90.25),
+        estimate("nll", 88.5, khat=0.125),
+        estimate("bits_per_dim", 1.5),
+        estimate("of another name", float("inf")),
+    ]
+    values = {"estimates": {e.name: e.to_dict() for e in estimates}}
+    put(run, "evaluation/test.json", values)
+    page = read(run)
+    assert "Not evaluated yet" not in page.text
+    assert "test split" in page.text
+    for shown in ("88.500 ± 0.250", "-90.250 ± 0.250", "0.02", "12.5%", "of another name", "inf"):
+        assert shown in page.text
+    # First −log p(x), then the ELBO, then bits/dim.
+    assert page.text.index("88.500") < page.text.index("-90.250") < page.text.index("1.500")
+    assert "standard error over the examples" in page.text
+    assert "digits, dynamic" in page.text
+
+
+def test_figures_are_embedded_in_order_and_curves_stand_with_training(run: Path) -> None:
+    figure, _ = figures.canvas(1, 1, 3, 2)
+    for name in ("samples", "latents", "curves"):
+        figures.save(figure, run / "figures" / f"{name}.png", dpi=20)
+    index = [
+        {"file": f"{name}.png", "title": name.title(), "caption": f"about {name} < 1"}
+        for name in ("samples", "curves", "latents", "lost")
+    ]
+    put(run, "figures/index.json", index)
+    page = read(run)
+    images = page.all("img")
+    assert [image["alt"] for image in images] == ["Samples", "Latents", "Learning curves"]
+    kind, _, blob = images[0]["src"].partition(",")
+    assert kind == "data:image/png;base64"
+    assert base64.b64decode(blob) == (run / "figures" / "samples.png").read_bytes()
+    assert (images[0]["width"], images[0]["height"]) == ("36", "24")
+    assert "about samples < 1" in page.text
+    assert "lost.png is listed, but not in the folder" in page.text
+
+
+def test_an_index_shows_nothing_from_elsewhere_and_no_other_kind_of_file(run: Path) -> None:
+    (run / "secret.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 40)
+    put(run, "figures/index.json", [{"file": "../secret.png"}, {"file": "text.png"}])
+    (run / "figures" / "text.png").write_text("no picture")
+    page = read(run)
+    assert [image["alt"] for image in page.all("img")] == ["Learning curves"]
+    assert "secret.png is listed, but not in the folder" in page.text
+    assert "text: not a PNG" in page.text
+
+
+def test_hostile_names_are_text(run: Path) -> None:
+    put(run, "spec.json", RunSpec().replace(data=HOSTILE, epochs=1).to_dict())
+    put(run, "data.json", {"name": HOSTILE, HOSTILE: HOSTILE})
+    put(run, "environment.json", {"processor": HOSTILE, "nested": {HOSTILE: [HOSTILE]}})
+    put(
+        run, "run.json", {"recipe": HOSTILE, "own_parts": [HOSTILE], "outcome": {"reason": HOSTILE}}
+    )
+    hostile = Estimate(HOSTILE, 1.0, 0.1, 0.1, 1, 1, HOSTILE, HOSTILE, HOSTILE, 0).to_dict()
+    put(run, "evaluation/test.json", {"estimates": {HOSTILE: hostile}})
+    figures.save(figures.canvas(1, 1, 1, 1)[0], run / "figures" / "a.png", dpi=20)
+    put(run, "figures/index.json", [{"file": "a.png", "title": HOSTILE, "caption": HOSTILE}])
+    page = read(run)
+    assert not page.all("script")
+    assert len(page.all("img")) == 2
+    assert page.text.count("<script>alert('x')</script>") >= 8
+
+
+def test_nothing_is_fetched(run: Path) -> None:
+    text = write_report(run).read_text()
+    page = Page(text)
+    assert "http" not in text
+    assert not page.all("script")
+    assert not page.all("link")
+    assert "@import" not in text
+    assert "url(" not in text
+    assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
+
+
+def test_changed_settings_are_marked(run: Path) -> None:
+    text = write_report(run).read_text()
+    marked = re.findall(r'<tr class="changed"><td[^>]*>(.*?)</td>', text)
+    assert marked == ["data", "latent", "flow", "epochs"]
+    assert "<td>mnist</td>" in text
+
+
+def test_parts_given_in_python_are_told(run: Path) -> None:
+    put(run, "run.json", {"own_parts": ["likelihood"], "data_given": True})
+    text = read(run).text
+    assert "Given in Python: likelihood" in text
+    assert "call varflow.fit with the same objects" in text
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out(run: Path) -> None:
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 25, "split": "validation", "elb')
+    assert "at step 20" in read(run).text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("spec.json", "{", "cannot be read as JSON"),
+        ("spec.json", "[1]", "holds a list"),
+        ("evaluation/test.json", "{}", "no estimates"),
+        ("evaluation/test.json", '{"estimates": {"elbo": {"value": 1}}}', "missing or unknown"),
+    ],
+)
+def test_damaged_files_are_named(run: Path, name: str, content: str, message: str) -> None:
+    write_report(run)
+    before = (run / "report.html").read_text()
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text(content)
+    with pytest.raises(RunError, match=message):
+        write_report(run)
+    assert (run / "report.html").read_text() == before
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="a run folder"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("recipe", ["digits", "planar-2d", None])
+def test_the_command_repeats_the_spec_exactly(recipe: str | None, monkeypatch, tmp_path) -> None:
+    from varflow import cli, fitting
+
+    spec = RunSpec().replace(
+        data="digits", latent=3, flow="iaf", amortized=True, weight_norm=True, flip=False,
+        base_moments="fixed", scale="0.5", clip=2.5, steps=7, data_dir=str(tmp_path / "with space"),
+    )  # fmt: skip
+    fitted = []
+
+    def catch(what, **options):
+        fitted.append(what)
+        raise RunError("seen")
+
+    monkeypatch.setattr(fitting, "fit", catch)
+    words = shlex.split(command(spec.to_dict(), recipe))
+    assert words[:2] == ["varflow", "fit"]
+    with pytest.raises(SystemExit):
+        cli.main(words[1:])
+    assert fitted == [spec]
+
+
+def test_command_of_defaults_is_the_recipe_alone() -> None:
+    from varflow.recipes import find
+
+    assert command(find("digits").spec.to_dict(), "digits") == "varflow fit digits"
+    assert report.command is command

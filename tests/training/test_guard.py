@@ -1,0 +1,87 @@
+"""A NaN stops the run, is named, and costs nothing that was good."""
+
+import pytest
+import torch
+
+import varflow as vf
+from varflow.errors import NonFiniteError
+from varflow.run import read_state
+
+SETTINGS = {"latent": 3, "hidden": 16, "layers": 1, "threads": 1, "quiet": True}
+
+
+def test_the_first_module_and_the_step_are_named_and_the_last_good_state_is_kept(tmp_path):
+    class Fragile(torch.nn.Module):
+        """Its output overflows once its weight has drifted far enough."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = vf.networks.MLP(3, (1, 8, 8), hidden=(8,))
+            self.drift = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, z):
+            # An update of Adam moves the parameter by lr; after 250 of them the output is NaN.
+            return self.inner(z) + 0.0 * torch.sqrt(0.25 - self.drift)
+
+    class Pushed(vf.likelihoods.Bernoulli):
+        def log_prob(self, x, z):
+            return super().log_prob(x, z) + self.decoder.drift
+
+    likelihood = Pushed(Fragile(), (1, 8, 8))
+    with pytest.raises(NonFiniteError) as error:
+        vf.fit(
+            "digits",
+            parts={"likelihood": likelihood},
+            out=tmp_path / "run",
+            epochs=30,
+            lr=1e-3,
+            **SETTINGS,
+        )
+    message = str(error.value)
+    assert "module 'likelihood.decoder' (Fragile)" in message
+    assert "a NaN" in message
+    assert "smaller lr (was 0.001)" in message
+    state = read_state(tmp_path / "run")
+    step = int(message.split(":")[0].removeprefix("step "))
+    assert 240 <= step <= 262
+    assert 0 < state["step"] <= step
+    assert all(t.isfinite().all() for t in state["model"].values())
+    run = vf.load(tmp_path / "run", parts={"likelihood": Pushed(Fragile(), (1, 8, 8))})
+    assert run.model.likelihood.decoder.drift.isfinite()
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    class Kink(torch.nn.Module):
+        """Finite values with an infinite slope."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = vf.networks.MLP(3, (1, 8, 8), hidden=(8,))
+            self.bend = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, z):
+            return self.inner(z) + self.bend.abs().sqrt()
+
+    with pytest.raises(NonFiniteError, match=r"gradient of parameter 'likelihood\.decoder\.bend'"):
+        vf.fit(
+            "digits",
+            parts={"likelihood": vf.likelihoods.Bernoulli(Kink(), (1, 8, 8))},
+            steps=20,
+            **SETTINGS,
+        )
+
+
+def test_a_rate_that_explodes_names_a_term_or_module():
+    with pytest.raises(NonFiniteError, match=r"step \d+: .*(term|module|parameter).*The last good"):
+        vf.fit("digits", steps=400, lr=1e6, optimizer="sgd", **SETTINGS)
+
+
+def test_the_flow_is_named_when_the_flow_is_at_fault():
+    posterior = vf.posteriors.Gaussian(
+        3, vf.networks.MLP((1, 8, 8), hidden=(8,)), flow=vf.flows.Planar(3, length=2)
+    )
+    with torch.no_grad():
+        posterior.flow.b[1] = float("inf")
+        posterior.flow.u[1] = 1.0
+    with pytest.raises(NonFiniteError, match=r"parameter 'posterior\.flow\.b'"):
+        vf.fit("digits", parts={"posterior": posterior}, steps=20, **SETTINGS)
