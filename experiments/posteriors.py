@@ -44,7 +44,7 @@ class Case:
         if self.flow == "none":
             return ["--flow", "none"]
         sharing = "--amortized" if self.amortized else "--no-amortized"
-        return ["--flow", self.flow, "--length", str(self.length), sharing]
+        return ["--flow", self.flow, "--length", str(self.length), sharing, "--context", "moments"]
 
 
 CASES = [Case("none")] + [
@@ -82,9 +82,11 @@ def fit(options: argparse.Namespace, cases: list[Case]) -> None:
         out = folder(options, case, seed)
         if not (out / "evaluation" / "test.json").exists():
             begin = ["fit", "dense", "--data", options.data, *case.flags, "--seed", str(seed)]
-            begin += ["--epochs", str(options.epochs), "--device", options.device]
-            run([*begin, "--out", str(out), "--overwrite", "--quiet", "--no-report"])
-            run(["evaluate", str(out), "--samples", str(options.samples), "--device", options.device])
+            begin += ["--epochs", str(options.epochs), "--out", str(out), "--overwrite"]
+            # One thread each where several run at once: two pools on the same cores wait for each other.
+            machine = ["--device", options.device, *(["--threads", "1"] if options.jobs > 1 else [])]
+            run([*begin, *machine, "--quiet", "--no-report"])
+            run(["evaluate", str(out), "--samples", str(options.samples), *machine])
         print(out, flush=True)
 
     with ThreadPoolExecutor(options.jobs) as pool:
