@@ -1,17 +1,17 @@
-"""One thread (the machines that run this are shared), and shapes checked wherever signatures state them."""
+"""One thread: the machines that run this are shared, and two thread pools on the same cores wait for each other."""
 
 import os
 
-from jaxtyping import install_import_hook
+# With VARFLOW_TEST_SHAPES=1 shapes and types are checked wherever signatures state them (tests/test_shapes.py).
+# Not always: the checks come before varflow's own, whose messages are tested too.
+if os.environ.get("VARFLOW_TEST_SHAPES") == "1":
+    from jaxtyping import install_import_hook
 
-# The checks wrap every call; what torch.compile traces has to be plain, so subprocesses that compile leave it out.
-_CHECKED = ["flows", "likelihoods", "priors", "posteriors", "model", "evaluation"]
+    checked = ["flows", "likelihoods", "priors", "posteriors", "model", "evaluation", "networks"]
+    install_import_hook([f"varflow.{room}" for room in checked], "beartype.beartype")
 
-if os.environ.get("VARFLOW_TEST_SHAPES", "1") == "1":
-    install_import_hook([f"varflow.{room}" for room in _CHECKED], "beartype.beartype")
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 torch.set_flush_denormal(True)
 torch.set_num_threads(1)

@@ -126,10 +126,10 @@ def test_estimates_lead_with_both_errors_and_what_they_mean(run: Path) -> None:
     page = read(run)
     assert "Not evaluated yet" not in page.text
     assert "test split" in page.text
-    for shown in ("88.500 ± 0.250", "-90.250 ± 0.250", "0.02", "12.5%", "of another name", "inf"):
+    for shown in ("88.50 ± 0.25", "-90.25 ± 0.25", "0.02", "12.5%", "of another name", "inf"):
         assert shown in page.text
     # First −log p(x), then the ELBO, then bits/dim.
-    assert page.text.index("88.500") < page.text.index("-90.250") < page.text.index("1.500")
+    assert page.text.index("88.50") < page.text.index("-90.25") < page.text.index("1.50")
     assert "standard error over the examples" in page.text
     assert "digits, dynamic" in page.text
 

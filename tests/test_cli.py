@@ -1,0 +1,182 @@
+"""The command line: what a user types, what comes back, and what is said of mistakes."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from varflow import recipes
+from varflow.cli import main
+from varflow.specs import setting_names
+
+TINY = ["--latent", "2", "--hidden", "8", "--layers", "1", "--threads", "1", "--quiet"]
+
+
+def call(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return end.value.code, out, err
+
+
+def test_help_is_instant_and_names_every_command(capsys):
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    for command in ("recipes", "fit", "evaluate", "sample", "reconstruct", "report", "data", "demo"):
+        assert command in out
+    assert call(capsys)[0] == 2
+
+
+def test_help_and_names_need_no_torch():
+    script = (
+        "import sys\nfrom varflow.cli import main\n"
+        "for words in (['--help'], ['recipes'], ['fit', 'dense', '--help'], ['recipes', 'dense'], ['data', '--help']):\n"
+        "    try:\n        main(words)\n    except SystemExit as end:\n        assert end.code == 0, words\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - began < 20
+
+
+def test_help_of_fit_has_every_setting_with_the_default_of_the_recipe(capsys):
+    code, out, _ = call(capsys, "fit", "planar-2d", "--help")
+    assert code == 0
+    for name in setting_names():
+        assert "--" + name.replace("_", "-") in out, name
+    assert "500" in out
+    assert "(default: planar)" in " ".join(out.split())
+
+
+def test_recipes_are_listed_and_described(capsys):
+    _, out, _ = call(capsys, "recipes")
+    for name in recipes.TABLE:
+        assert name in out
+    _, out, _ = call(capsys, "recipes", "planar-2d")
+    assert "length=3" in out
+
+
+@pytest.mark.parametrize("recipe", recipes.every(), ids=lambda r: r.name)
+def test_every_recipe_is_a_valid_spec_that_survives_writing(recipe):
+    recipe.spec.validate()
+    assert type(recipe.spec).from_dict(recipe.spec.to_dict()) == recipe.spec
+    assert recipe.summary
+    assert recipe.source
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["fitt"], "command: unknown 'fitt'; did you mean 'fit'?"),
+        (["fit"], "recipe: missing"),
+        (["fit", "dens"], "recipe: unknown value 'dens'; did you mean 'dense'?"),
+        (["fit", "digits", "--flow", "plannar"], "did you mean 'planar'?"),
+        (["fit", "digits", "--flwo", "planar"], "--flwo: unknown setting; did you mean 'flow'?"),
+        (["fit", "digits", "--length", "0"], "length: was 0; use 1 or more"),
+        (["fit", "digits", "--length", "two"], "--length: was 'two'; use an integer"),
+        (["fit", "digits", "--lr", "fast"], "--lr: was 'fast'; use a number"),
+        (["fit", "digits", "--lr", "-1"], "lr: was -1.0; use a number above 0"),
+        (["fit", "digits", "--lr", "nan"], "lr: was nan; use a finite number"),
+        (["fit", "digits", "--network", "cnn"], "--network: unknown value 'cnn'; did you mean 'conv'?"),
+        (["fit", "digits", "--optimizer", "adan"], "did you mean 'adam'?"),
+        (["fit", "digits", "--protocol", "dynamik"], "did you mean 'dynamic'?"),
+        (["fit", "digits", "--flow"], "--flow: needs a value"),
+        (["fit", "digits", "--flow", "iaf", "--flow", "maf"], "--flow: given twice"),
+        (["fit", "digits", "planar"], "'planar': not expected here"),
+        (["fit", "digits", "--steps", "3", "--epochs", "3"], "give one of the two"),
+        (["fit", "digits", "--base-moments", "fixed"], "leaves nothing that depends on x"),
+        (["fit", "digits", "--protocol", "grey", "--likelihood", "bernoulli"], "grey"),
+        (["fit", "digits", "--scale", "-2", "--likelihood", "gaussian"], "scale: was -2"),
+        (["fit", "digits", "--latent", "1", "--flow", "nice", "--length", "4"], "needs at least 2"),
+        (["fit", "digits", "--device", "gpu"], "device: unknown device 'gpu'"),
+        (["fit", "digits", "--data", "/nowhere.npy"], "/nowhere.npy"),
+        (["fit", "mnist-data", "--data", "mnits"], "recipe: unknown value"),
+        (["fit", "digits", "--data", "mnits"], "mnits"),
+        (["fit", "--resume", "/nowhere"], "holds no run"),
+        (["fit", "digits", "--resume", "/nowhere"], "resume: given beside a recipe"),
+        (["evaluate"], "run: missing"),
+        (["evaluate", "/nowhere"], "holds no run"),
+        (["evaluate", "/nowhere", "--samples", "many"], "--samples: was 'many'; use an integer"),
+        (["evaluate", "/nowhere", "--split", "tst"], "did you mean 'test'?"),
+        (["recipes", "dens"], "did you mean 'dense'?"),
+        (["data", "download"], "name: missing"),
+        (["data", "download", "imagenet"], "unknown value 'imagenet'"),
+        (["data", "lst"], "did you mean 'list'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_sentence_with_code_2(capsys, tmp_path, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, *words)
+    assert code == 2
+    assert sentence in err
+    assert err.startswith("varflow: ")
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+    assert out == ""
+    assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+def test_the_whole_way_of_a_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--flow", "planar", "--length", "2", "--amortized", "--steps", "40", "--out", "run"]
+    code, out, err = call(capsys, "fit", "digits", *TINY, *flags)
+    assert code == 0, err
+    assert "40 steps" in out
+    assert (tmp_path / "run" / "report.html").exists()
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    code, out, err = call(capsys, "evaluate", "run", "--samples", "50", "--limit", "40", "--threads", "1")
+    assert code == 0, err
+    for word in ("elbo", "nll", "active_units", "±"):
+        assert word in out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "bits_per_dim" in page or "bits/dim" in page
+    code, out, _ = call(capsys, "sample", "run", "--count", "9")
+    assert code == 0
+    sheet = tmp_path / "run" / "figures" / "sample.png"
+    assert sheet.exists()
+    before = sheet.read_bytes()
+    call(capsys, "sample", "run", "--count", "9")
+    assert sheet.read_bytes() == before
+    call(capsys, "sample", "run", "--count", "9", "--seed", "1")
+    assert sheet.read_bytes() != before
+    assert call(capsys, "reconstruct", "run", "--count", "6", "--out", "pairs")[0] == 0
+    assert (tmp_path / "pairs.png").exists()
+    assert (tmp_path / "pairs.npy").exists()
+    assert call(capsys, "report", "run")[0] == 0
+    code, _, err = call(capsys, "reconstruct", "run", "--count", "100000")
+    assert code == 2
+    assert "has 250" in err
+    code, _, err = call(capsys, "fit", "digits", *TINY, "--steps", "5", "--out", "run")
+    assert code == 2
+    assert "already holds a run" in err
+
+
+def test_every_flow_fits_with_one_flag(capsys, tmp_path):
+    from varflow import flows
+
+    for name in flows.TABLE:
+        for sharing in ("--amortized", "--no-amortized"):
+            out = str(tmp_path / f"{name}{sharing}")
+            flags = ["--flow", name, sharing, "--length", "2", "--steps", "2", "--no-report"]
+            code, _, err = call(capsys, "fit", "digits", *TINY, *flags, "--out", out)
+            assert code == 0, (name, sharing, err)
+
+
+def test_data_are_listed_and_checked(capsys):
+    code, out, _ = call(capsys, "data")
+    assert code == 0
+    assert "digits" in out
+    code, out, _ = call(capsys, "data", "check", "digits")
+    assert code == 0
+    assert "1297" in out
+
+
+@pytest.mark.parametrize("module", ["varflow", "varflow.cli", "varflow.specs", "varflow.recipes"])
+def test_imports_are_light(module):
+    script = f"import sys, {module}; print([m for m in ('torch', 'numpy', 'tyro', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
+    assert done.stdout.strip() == "[]", done.stderr
