@@ -41,11 +41,13 @@ def main() -> None:
     rows = []
     for row in times_table(flushed):
         default = row[0].rpartition(":")[0] + ": foreach"
-        rows.append([*row, str(ratio(kept[row[0]], flushed[row[0]])), str(ratio(flushed[row[0]], flushed[default]))])
+        against = ratio(flushed[row[0]], flushed[default])
+        rows.append([*row, str(ratio(kept[row[0]], flushed[row[0]])), str(against)])
     head = ["optimizer", "ms per update", "p10–p90", "denormals kept / flushed", "against foreach"]
     about = (
-        "One update of the dense VAE 784-400-400-40, and of the same with 16 amortized planar steps as modules of their "
-        "own, after training for as many steps as the warm-up says. varflow uses the fused way, and stacked parameters."
+        "One update of the dense VAE 784-400-400-40, and of the same with 16 amortized planar steps as modules "
+        "of their own, after training for as many steps as the warm-up says. varflow uses the fused way, and "
+        "stacked parameters."
     )
     report.write(MODULE, options, "Adam alone", [about, report.table(head, rows)])
 

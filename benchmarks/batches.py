@@ -44,8 +44,8 @@ def main() -> None:
         met = "met" if share.value < limit else "missed"
         rows.append([name, *(f"{100 * x:.2g} %" for x in share), f"{100 * limit:g} %", met])
     parts = [
-        "Batches of 128 of MNIST (uint8 in memory), against varflow's training step of the dense VAE 784-400-400-40, the "
-        "cheapest model here. A share of a step is the same share of an epoch.",
+        "Batches of 128 of MNIST (uint8 in memory), against varflow's training step of the dense VAE "
+        "784-400-400-40, the cheapest model here. A share of a step is the same share of an epoch.",
         report.table(["work", "ms", "p10–p90"], times_table(times)),
         report.table(["work", "share of an epoch", "from", "to (95 %)", "below", ""], rows),
     ]

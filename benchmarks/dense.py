@@ -189,8 +189,11 @@ def normflows_planar(batches: Batches) -> Step:
     return script(batches, [Planar((LATENT,)) for _ in range(LENGTH)])
 
 
-def floor() -> Step:
-    """The matrix products alone, forward and backward, of 784-400-400-80 and 40-400-400-784."""
+def floor(onednn: bool = False) -> Step:
+    """The matrix products alone, forward and backward, of 784-400-400-80 and 40-400-400-784.
+
+    With torch's own products (MKL in the usual builds), or with oneDNN's.
+    """
     sizes = [(PIXELS, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 2 * LATENT),
              (LATENT, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, PIXELS)]  # fmt: skip
     layers = []
@@ -200,7 +203,7 @@ def floor() -> Step:
         dx = torch.empty_like(x) if number else None
         layers.append((x, w, g, torch.empty_like(g), torch.empty_like(w), dx))
 
-    def step() -> None:
+    def plain() -> None:
         for x, w, _, y, _, _ in layers:
             torch.mm(x, w.t(), out=y)
         for x, w, g, _, dw, dx in layers:
@@ -208,7 +211,16 @@ def floor() -> Step:
             if dx is not None:
                 torch.mm(g, w, out=dx)
 
-    return step
+    def other() -> None:
+        product = torch.ops.mkldnn._linear_pointwise
+        for x, w, *_ in layers:
+            product(x, w, None, "none", [], "")
+        for x, w, g, _, _, dx in layers:
+            product(g.t(), x.t(), None, "none", [], "")
+            if dx is not None:
+                product(g, w.t(), None, "none", [], "")
+
+    return other if onednn else plain
 
 
 def _body(width: int) -> nn.Sequential:

@@ -71,8 +71,8 @@ def training_parts(flushed: Times, kept: Times, bars: Sequence[Bar]) -> list[str
     head = ["contestant", "ms per step", "p10–p90", "denormals kept", f"against {bars[0].theirs} [95 %]"]
     checks = table(["ratio of medians", "found [95 %]", "at most", "aim", ""], bars_table(flushed, bars))
     return [
-        "Dense VAE 784-400-400-40, dynamically binarized MNIST, batch 128, float32, Adam 1e-3. A step is data → loss → "
-        "backward → update, after the warm-up; denormals flushed for all but in the fourth column.",
+        "Dense VAE 784-400-400-40, dynamically binarized MNIST, batch 128, float32, Adam 1e-3. A step is data → loss "
+        "→ backward → update, after the warm-up; denormals flushed for all, but in the fourth column.",
         table(head, rows),
         checks,
     ]

@@ -14,7 +14,7 @@ PROGRAMS = {
     "python": ["-c", "pass"],
     "import torch": ["-c", "import torch"],
     "import torch, varflow": ["-c", "import torch, varflow"],
-    "import torch, varflow and what fit needs": ["-c", "import torch, varflow; varflow.fit, varflow.Model, varflow.build"],
+    "import torch, varflow and what fit needs": ["-c", "import torch, varflow; varflow.fit, varflow.Model"],
     "varflow --help": ["-m", "varflow", "--help"],
     "varflow fit --help": ["-m", "varflow", "fit", "--help"],
 }

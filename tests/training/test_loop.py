@@ -1,6 +1,9 @@
 """The loop: budgets, warm-up, early stopping, optimizers, precision, randomness."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -252,3 +255,17 @@ def test_cuda_trains():
     outcome = loop.run()
     assert math.isfinite(outcome.best_elbo)
     assert {p.device.type for p in loop.model.parameters()} == {"cuda"}
+
+
+def test_denormals_that_cannot_be_flushed_are_noticed():
+    # A pool started before the flag was set keeps its own: the flag belongs to each thread.
+    script = (
+        "import torch; torch.ones(1 << 22).add_(1.0)\n"
+        "from varflow.specs import TrainingSpec\nfrom varflow.training import Engine\n"
+        "print(torch.get_num_threads(), Engine.start(TrainingSpec()).denormals_flushed)"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.split() == ["2", "False"]
