@@ -113,6 +113,8 @@ class ObjectiveSpec:
     """Epochs over which the weight of the KL term grows linearly from 0 to beta."""
     samples: int = 1
     """Posterior samples for each example in a training step."""
+    control: bool = True
+    """Subtract the control variate of mean zero from the KL term: the same objective with less noise."""
 
 
 @dataclass(frozen=True)

@@ -117,11 +117,63 @@ def test_the_objective_is_the_elbo_for_beta_one_and_differs_for_others():
     x = loop.dataset.batch("validation", torch.arange(20)).x
     with random.stream(0):
         terms = loop.model.terms(x)
-    elbo = vf.objectives.ELBO()
+    elbo = vf.objectives.ELBO(control=False)
     assert torch.allclose(elbo(terms, 1.0), -terms.log_weight.mean())
     by_hand = (0.3 * (terms.log_q - terms.log_prior) - terms.log_likelihood).mean()
     assert torch.allclose(elbo(terms, 0.3), by_hand)
     assert torch.allclose(elbo(terms, torch.tensor(1.0)), elbo(terms, 1.0), rtol=1e-6)
+
+
+def test_without_a_flow_the_control_variate_leaves_the_closed_form_kl():
+    loop = make(precision="float64")
+    x = loop.dataset.batch("validation", torch.arange(20)).x
+    q = loop.model.posterior(x)
+    terms = loop.model.terms(x, 3, q)
+    normal = torch.distributions.Normal
+    exact = torch.distributions.kl_divergence(normal(q.mean, q.log_scale.exp()), normal(0.0, 1.0)).sum(-1)
+    assert torch.allclose(terms.kl - terms.draw.control, exact.expand(3, -1), atol=1e-12)
+    loss = vf.objectives.ELBO()(terms, 0.7)
+    assert torch.allclose(loss, (0.7 * exact - terms.log_likelihood).mean(), atol=1e-12)
+
+
+@pytest.mark.parametrize("flow", [{}, {"flow": "planar", "length": 4}, {"flow": "iaf", "length": 2}])
+@pytest.mark.parametrize("amortized", [False, True])
+def test_the_control_variate_has_mean_zero_and_so_has_its_gradient(flow, amortized):
+    loop = make(amortized=amortized, precision="float64", **flow)
+    with torch.no_grad():
+        for parameter in loop.model.posterior.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    x = loop.dataset.batch("validation", torch.arange(4)).x
+    with random.stream(3):
+        control = loop.model.terms(x, 40_000).draw.control.mean(1)
+    error = control.std() / len(control) ** 0.5
+    assert abs(control.mean()) < 4 * error
+    parameters = [p for p in loop.model.posterior.encoder.parameters()]
+    slopes = []
+    for block in control.chunk(40):
+        found = torch.autograd.grad(block.mean(), parameters, retain_graph=True)
+        slopes.append(torch.cat([g.flatten() for g in found]))
+    slopes = torch.stack(slopes)
+    score = slopes.mean(0) / (slopes.std(0) / len(slopes) ** 0.5 + 1e-12)
+    # Thousands of correlated components: their mean square is 1 where the mean is zero.
+    assert score.square().mean() < 2.5
+
+
+def test_the_control_variate_lowers_the_noise_of_the_gradient():
+    loop = make()
+    x = loop.dataset.batch("train", torch.arange(64)).x
+    parameters = list(loop.model.posterior.parameters())
+
+    def noise(control: bool) -> float:
+        objective, found = vf.objectives.ELBO(control=control), []
+        for step in range(200):
+            with random.stream(0, step):
+                loss = objective(loop.model.terms(x), 1.0)
+            gradient = torch.autograd.grad(loss, parameters)
+            found.append(torch.cat([g.flatten() for g in gradient]))
+        return torch.stack(found).var(0).sum().item()
+
+    assert noise(True) < 0.5 * noise(False)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "adamax", "rmsprop", "sgd"])

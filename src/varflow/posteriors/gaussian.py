@@ -51,10 +51,12 @@ class GaussianConditional(Conditional):
             device=self.mean.device,
             batch_dim=1 if self.mean.ndim > 1 else None,
         )
-        z0 = self.mean + self.log_scale.exp() * noise
+        scale = self.log_scale.exp()
+        z0 = self.mean + scale * noise
         # log q₀ at its own sample is −½ε² − Σ log σ: no difference z₀ − μ, no division by σ.
         constant = 0.5 * self.mean.shape[-1] * math.log(2 * math.pi)
-        log_q0 = -0.5 * noise.square().sum(-1) - constant - self.log_scale.sum(-1)
+        squares = noise.square().sum(-1)
+        log_q0 = -0.5 * squares - constant - self.log_scale.sum(-1)
         if self.flow is None:
             z, ladj = z0, torch.zeros_like(log_q0)
             log_q = log_q0
@@ -63,8 +65,11 @@ class GaussianConditional(Conditional):
                 z, ladj = self.flow.push(z0, self.flow_local)
             log_q = log_q0 - ladj
         if hold:
-            log_q = self._held().log_prob(z)
-        return Draw(z, log_q, z0, ladj)
+            return Draw(z, self._held().log_prob(z), z0, ladj)
+        # E ½ε² = D/2 and E ½z₀² = ½(μ² + σ²): the closed forms behind log q₀ and log N(z₀; 0, I).
+        expected = (self.mean.square() + scale.square() - 1.0).sum(-1)
+        control = 0.5 * (z0.square().sum(-1) - squares - expected)
+        return Draw(z, log_q, z0, ladj, control)
 
     def log_prob(self, z: Float[Tensor, "... features"]) -> Float[Tensor, "..."]:
         """log q(z|x) of any point, through the exact inverse of the flow; nats."""

@@ -108,7 +108,9 @@ class Loop:
         self.validate_every = max(1, round(every))
         options = spec.objective
         self.objective = resolve(OBJECTIVES[options.objective])(
-            beta=options.beta, warmup=round(options.warmup * self.steps_per_epoch)
+            beta=options.beta,
+            warmup=round(options.warmup * self.steps_per_epoch),
+            control=options.control,
         )
         self.optimizer = build_optimizer(model, spec.optimizer)
         self.step = 0
