@@ -29,7 +29,7 @@ def measure(options: argparse.Namespace) -> Times:
                 model(batches()).backward()
                 optimizer.step()
             contestants.append(Contestant(f"{label}: {way}", optimizer.step))
-    return interleave(contestants, options.blocks, options.steps)
+    return interleave(contestants, options.blocks, options.steps, clock=options.clock)
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def measure(options: argparse.Namespace) -> Times:
         Contestant(GATHER, gather, repeat=10),
         Contestant(BINARIZE, batches, repeat=10),
     ]
-    return interleave(contestants, options.blocks, options.steps)
+    return interleave(contestants, options.blocks, options.steps, clock=options.clock)
 
 
 def main() -> None:

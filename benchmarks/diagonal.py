@@ -29,7 +29,7 @@ def measure(options: argparse.Namespace) -> Times:
     contestants = [Contestant(name, step) for name, step in steps.items()]
     contestants.append(Contestant("matrix products alone", dense.floor(), repeat=2))
     contestants.append(Contestant("the same with oneDNN", dense.floor(onednn=True), repeat=2))
-    return interleave(contestants, options.blocks, options.steps)
+    return interleave(contestants, options.blocks, options.steps, clock=options.clock)
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def measure(options: argparse.Namespace) -> Times:
             return model.get_nll(few, n_samples=SAMPLES, batch_size=SAMPLES)
 
         contestants.append(Contestant(f"pythae, {flow}", theirs))
-    times = interleave(contestants, options.blocks, options.steps, settle=0)
+    times = interleave(contestants, options.blocks, options.steps, settle=0, clock=options.clock)
     per_image = {"varflow": options.images, "pythae": options.rival_images}
     return {name: [t / per_image[name.partition(",")[0]] for t in values] for name, values in times.items()}
 

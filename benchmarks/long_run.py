@@ -35,7 +35,7 @@ def measure(options: argparse.Namespace) -> Times:
             loop.load_state(copy.deepcopy(state))
 
         contestants.append(Contestant(f"update {age}", loop.update, reset))
-    return interleave(contestants, options.blocks, options.steps)
+    return interleave(contestants, options.blocks, options.steps, clock=options.clock)
 
 
 def main() -> None:

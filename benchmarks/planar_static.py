@@ -28,7 +28,7 @@ def measure(options: argparse.Namespace) -> Times:
     dense.train(steps, options.warmup)
     contestants = [Contestant(name, step) for name, step in steps.items()]
     contestants.append(Contestant("matrix products alone", dense.floor(), repeat=2))
-    return interleave(contestants, options.blocks, options.steps)
+    return interleave(contestants, options.blocks, options.steps, clock=options.clock)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.timing import Bar, Times, bars_table, ratio, times_table
+from benchmarks.timing import CLOCKS, Bar, Times, bars_table, ratio, times_table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,6 +29,8 @@ def parser(question: str, blocks: int, steps: int, warmup: int) -> argparse.Argu
     made.add_argument("--steps", type=int, default=steps, help="timed steps in a block")
     made.add_argument("--warmup", type=int, default=warmup, help="training steps before the first block")
     made.add_argument("--threads", type=int, default=2, help="CPU threads")
+    clock = "wall, or cpu: with one thread, for a busy machine"
+    made.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help=clock)
     made.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     made.add_argument("--keep-denormals", action="store_true", help="leave denormal numbers as they are")
     made.add_argument("--json", type=Path, help="write the raw times here, and no table")
@@ -37,6 +39,8 @@ def parser(question: str, blocks: int, steps: int, warmup: int) -> argparse.Argu
 
 def start(options: argparse.Namespace) -> None:
     """Threads and denormals: before torch does anything in parallel, so that all threads inherit them."""
+    if options.clock == "cpu" and options.threads != 1:
+        sys.exit("--clock cpu: adds up the time of all threads; give --threads 1")
     import torch
 
     torch.set_flush_denormal(not options.keep_denormals)
@@ -57,7 +61,7 @@ def both_ways(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "times.json"
         given = ["--blocks", options.blocks, "--steps", options.steps, "--warmup", options.warmup]
-        given += ["--threads", options.threads, "--keep-denormals", "--json", path]
+        given += ["--threads", options.threads, "--clock", options.clock, "--keep-denormals", "--json", path]
         subprocess.run([sys.executable, "-m", module, *map(str, given)], check=True)
         return flushed, json.loads(path.read_text())
 
@@ -91,7 +95,8 @@ def machine(options: argparse.Namespace) -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     load = f"load average {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
-    return f"{model}, {os.cpu_count()} cores, {options.threads} threads; {', '.join(versions)}; {load}"
+    run = f"{model}, {os.cpu_count()} cores, threads: {options.threads}, {options.clock} time"
+    return f"{run}; {', '.join(versions)}; {load}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -103,6 +108,8 @@ def write(module: str, options: argparse.Namespace, title: str, parts: Sequence[
     """``results/<question>.md``, whole or not at all; also printed."""
     question = module.rpartition(".")[2]
     given = f"--blocks {options.blocks} --steps {options.steps} --warmup {options.warmup} --threads {options.threads}"
+    if options.clock != "wall":
+        given += f" --clock {options.clock}"
     about = [f"`python -m {module} {given}`", machine(options)]
     text = "\n\n".join([f"# {title}", *about, *parts]) + "\n"
     options.out.mkdir(parents=True, exist_ok=True)

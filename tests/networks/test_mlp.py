@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from varflow.errors import ShapeError, SpecError
-from varflow.networks import MLP
+from varflow.networks import MLP, Linear
 from varflow.networks.mlp import ACTIVATIONS
 from varflow.specs import ACTIVATIONS as SPEC_ACTIVATIONS
 
@@ -45,7 +45,7 @@ def test_a_gated_layer_is_a_linear_map_times_the_sigmoid_of_another():
 def test_without_hidden_layers_a_decoder_is_linear():
     network = MLP(3, (2, 2), hidden=()).to(double)
     x, y = torch.randn(2, 3, dtype=double)
-    assert [type(m) for m in network.modules()].count(nn.Linear) == 1
+    assert [type(m) for m in network.modules()].count(Linear) == 1
     torch.testing.assert_close(
         network(x + y) + network(torch.zeros(3, dtype=double)), network(x) + network(y)
     )

@@ -11,6 +11,7 @@ SETTINGS = {"latent": 4, "hidden": 16, "layers": 1, "threads": 1, "quiet": True,
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize(
     "flow",

@@ -85,9 +85,9 @@ def test_records_hold_the_terms_and_they_add_up():
 
 def test_best_weights_are_kept_and_last_on_request():
     # A rate this large gets worse again, so that best and last differ.
-    best = make(lr=0.3, steps=60, seed=3)
+    best = make(lr=1.0, steps=60, seed=3)
     best.run()
-    last = make(lr=0.3, steps=60, seed=3, keep="last")
+    last = make(lr=1.0, steps=60, seed=3, keep="last")
     outcome = last.run()
     assert outcome.best_step < 60
     assert not torch.equal(weights(best), weights(last))

@@ -106,7 +106,8 @@ class _Drawn(Conditional):
     local = ()
 
     def __init__(self, draw: Draw, samples: slice, points: slice) -> None:
-        self.slice = Draw(*(field[samples, points] for field in draw))
+        z, log_q, z0, ladj = (t[samples, points] for t in draw[:4])
+        self.slice = Draw(z, log_q, z0, ladj)
 
     def draw(self, samples: int = 0, log_joint: Any = None, hold: bool = False) -> Draw:
         return self.slice

@@ -14,6 +14,7 @@ from varflow.errors import SpecError, positive
 from varflow.flows.compose import Compose
 from varflow.flows.elementwise import Affine
 from varflow.flows.flow import Flow, Local
+from varflow.networks.linear import linear
 
 
 class _Coupling(Flow):
@@ -68,7 +69,7 @@ class _Coupling(Flow):
         weights = [weight.unbind(0) for weight in self.weights]
         biases = [bias.unbind(0) for bias in self.biases]
         if local and self.context_weight is not None:
-            shift = F.linear(local[0], self.context_weight.flatten(0, 1), self.biases[0].flatten())
+            shift = linear(local[0], self.context_weight.flatten(0, 1), self.biases[0].flatten())
             biases[0] = shift.unflatten(-1, (self.length, -1)).unbind(-2)
         return [
             _Step([w[t] for w in weights], [b[t] for b in biases], self.outputs)
@@ -214,10 +215,10 @@ class _Step(NamedTuple):
 
     def __call__(self, kept: Tensor, size: int) -> tuple[Tensor, ...]:
         """``outputs`` tensors of ``size`` features, the size of the half that moves."""
-        h = F.relu(F.linear(kept, self.weights[0][:, : kept.shape[-1]]) + self.biases[0])
+        h = F.relu(linear(kept, self.weights[0][:, : kept.shape[-1]]) + self.biases[0])
         for weight, bias in zip(self.weights[1:-1], self.biases[1:-1], strict=True):
-            h = F.relu(F.linear(h, weight, bias))
-        out = F.linear(h, self.weights[-1], self.biases[-1])
+            h = F.relu(linear(h, weight, bias))
+        out = linear(h, self.weights[-1], self.biases[-1])
         return out.unflatten(-1, (self.outputs, -1))[..., :size].unbind(-2)
 
 

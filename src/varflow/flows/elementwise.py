@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from varflow.errors import positive
 from varflow.flows.flow import Flow, Local
+from varflow.networks.linear import Linear
 
 
 class Affine(Flow):
@@ -35,7 +36,7 @@ class Affine(Flow):
         super().__init__(features, context_features)
         positive(length=length)
         if context_features:
-            self.parameters_of = nn.Linear(context_features, 2 * features)
+            self.parameters_of = Linear(context_features, 2 * features)
             nn.init.zeros_(self.parameters_of.weight)
             nn.init.zeros_(self.parameters_of.bias)
         else:

@@ -12,6 +12,7 @@ from varflow.errors import positive
 from varflow.flows._batch import align
 from varflow.flows._reflections import overlaps, reflect, unit
 from varflow.flows.flow import Flow, Local
+from varflow.networks.linear import Linear
 
 
 class Householder(Flow):
@@ -52,7 +53,7 @@ class Householder(Flow):
         positive(length=length)
         self.length = length
         if context_features:
-            self.head = nn.Linear(context_features, features)
+            self.head = Linear(context_features, features)
             self.weight = nn.Parameter(torch.empty(length - 1, features, features))
             self.bias = nn.Parameter(torch.empty(length - 1, features))
         else:

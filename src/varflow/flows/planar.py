@@ -14,6 +14,7 @@ from varflow.errors import positive
 from varflow.flows._batch import align
 from varflow.flows._chain import log_det, unwind, wind
 from varflow.flows.flow import Flow, Local
+from varflow.networks.linear import Linear
 
 
 class Planar(Flow):
@@ -67,7 +68,7 @@ class Planar(Flow):
         self.paper_constraint = paper_constraint
         self._shift = 0.0 if paper_constraint else math.log(math.e - 1)
         if context_features:
-            self.head = nn.Linear(context_features, length * (2 * features + 1))
+            self.head = Linear(context_features, length * (2 * features + 1))
         else:
             self.u = nn.Parameter(torch.empty(length, features))
             self.w = nn.Parameter(torch.empty(length, features))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from varflow.errors import positive
 from varflow.flows._chain import log_mean
 from varflow.flows.flow import Flow, Local
+from varflow.networks.linear import Linear
 
 _SHIFT = math.log(math.e - 1)
 
@@ -54,7 +55,7 @@ class Radial(Flow):
         positive(length=length)
         self.length = length
         if context_features:
-            self.head = nn.Linear(context_features, length * (features + 2))
+            self.head = Linear(context_features, length * (features + 2))
         else:
             self.center = nn.Parameter(torch.empty(length, features))
             self.a = nn.Parameter(torch.empty(length))

@@ -15,6 +15,7 @@ from varflow.flows._batch import align
 from varflow.flows._chain import log_det, unwind
 from varflow.flows._reflections import overlaps, reflect, unit
 from varflow.flows.flow import Flow, Local
+from varflow.networks.linear import Linear
 
 
 class _Step(NamedTuple):
@@ -84,7 +85,7 @@ class Sylvester(Flow):
         self.length, self.rank, self.reflections = length, rank, reflections
         self._sizes = [reflections * features, rank * rank, rank, rank, rank]
         if context_features:
-            self.head = nn.Linear(context_features, length * sum(self._sizes))
+            self.head = Linear(context_features, length * sum(self._sizes))
         else:
             self.packed = nn.Parameter(torch.empty(length, sum(self._sizes)))
         self.reset_parameters()

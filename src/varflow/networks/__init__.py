@@ -7,6 +7,7 @@ _EXPORTS = {
     "ConvEncoder": "varflow.networks.conv:ConvEncoder",
     "ConvDecoder": "varflow.networks.conv:ConvDecoder",
     "MADE": "varflow.networks.made:MADE",
+    "Linear": "varflow.networks.linear:Linear",
 }
 
 __getattr__, __dir__ = attach(__name__, _EXPORTS)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from varflow.errors import SpecError, unknown
+from varflow.networks.linear import Linear
 from varflow.networks.mlp import Shape, as_shape, check_input
 
 NORMALIZATIONS = ("none", "group", "layer", "batch")
@@ -217,7 +218,7 @@ class ConvDecoder(nn.Module):
         sizes = pyramid(self.out_shape, scales)
         channels = base * 2 ** (len(sizes) - 1)
         self.start = (channels, *sizes[-1])
-        self.first = nn.Linear(in_features, math.prod(self.start))
+        self.first = Linear(in_features, math.prod(self.start))
         layers: list[nn.Module] = []
         for coarse, fine in zip(sizes[:0:-1], sizes[-2::-1], strict=True):
             layers += [ResidualBlock(channels, options) for _ in range(blocks)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varflow.errors import SpecError
+from varflow.networks.linear import linear
 
 
 class MADE(nn.Module):
@@ -104,7 +105,7 @@ class MADE(nn.Module):
         biases = [bias.unbind(0) for bias in self.biases]
         if context is not None and self.context_weight is not None:
             # One product for all steps; the first bias then differs between examples.
-            shift = F.linear(context, self.context_weight.flatten(0, 1), self.biases[0].flatten())
+            shift = linear(context, self.context_weight.flatten(0, 1), self.biases[0].flatten())
             biases[0] = shift.unflatten(-1, (self.length, -1)).unbind(-2)
         return [
             Step(self, [w[t] for w in weights], [b[t] for b in biases], reverse=t % 2 == 1)
@@ -151,7 +152,7 @@ class Step:
         h = self._ordered(z)
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             h = F.relu(_affine(h, weight, bias))
-        out = F.linear(h, self.weights[-1], self.biases[-1])
+        out = linear(h, self.weights[-1], self.biases[-1])
         return self._ordered(out.unflatten(-1, (self.outputs, self.features)))
 
     def sequential(
@@ -182,7 +183,7 @@ class Step:
             top = known[-1]
             raw = out_biases[degree]
             if top is not None:
-                raw = F.linear(top, out_weights[degree][:, : top.shape[-1]], raw)
+                raw = linear(top, out_weights[degree][:, : top.shape[-1]], raw)
             value = update(self.features - 1 - degree if self.reverse else degree, raw)
             known[0] = _append(known[0], value.unsqueeze(-1), batch)
             values.append(value)
@@ -202,7 +203,7 @@ class Step:
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x·Wᵀ + b, where b may differ between examples."""
-    return F.linear(x, weight, bias) if bias.ndim == 1 else F.linear(x, weight) + bias
+    return linear(x, weight, bias) if bias.ndim == 1 else linear(x, weight) + bias
 
 
 def _append(known: Tensor | None, new: Tensor, batch: Sequence[int]) -> Tensor:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, is_autocast_enabled, nn
 
 from varflow.errors import ShapeError, SpecError, unknown
+from varflow.networks.linear import Linear
 
 Shape = tuple[int, ...]
 
@@ -83,11 +84,11 @@ class MLP(nn.Module):
         self.activation, self.gated = activation, gated
         widths = (math.prod(self.in_shape), *self.hidden)
         self.layers = nn.ModuleList(
-            nn.Linear(before, (2 if gated else 1) * after) for before, after in pairwise(widths)
+            Linear(before, (2 if gated else 1) * after) for before, after in pairwise(widths)
         )
         self.out_shape = widths[-1:] if out_shape is None else as_shape("out_shape", out_shape)
         self.features = math.prod(self.out_shape)
-        self.last = None if out_shape is None else nn.Linear(widths[-1], self.features)
+        self.last = None if out_shape is None else Linear(widths[-1], self.features)
 
     def forward(self, x: Float[Tensor, "*batch_in"]) -> Float[Tensor, "*batch_out"]:
         """``[*batch, *in_shape]`` → ``[*batch, *out_shape]``."""

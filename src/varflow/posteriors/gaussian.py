@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from varflow import random
 from varflow.errors import ShapeError, SpecError, positive, unknown
 from varflow.flows.flow import Flow, Local
+from varflow.networks.linear import Linear
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 
 FlowFactory = Callable[..., Flow]
@@ -183,9 +184,9 @@ class Gaussian(Posterior):
                 self.mean = nn.Parameter(torch.zeros(features))
                 self.log_scale = nn.Parameter(torch.zeros(features))
             else:
-                self.moments = nn.Linear(width, 2 * features)
+                self.moments = Linear(width, 2 * features)
         self.mixer = (
-            nn.Linear(2 * features, features)
+            Linear(2 * features, features)
             if flow is not None and flow.context_features and context == "moments"
             else None
         )

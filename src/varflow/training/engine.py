@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from varflow.errors import SpecError
+from varflow.networks import linear
 from varflow.specs import TrainingSpec
 
 
@@ -21,6 +22,7 @@ class Engine:
         precision: float32, float64 or bf16.
         threads: CPU threads.
         compile: whether the training step is compiled.
+        products: which library multiplies float32 matrices on the CPU; see :mod:`varflow.networks.linear`.
         denormals_flushed: whether denormal numbers are flushed to zero in all CPU threads. Adam's moments
             go denormal after some hundred steps on real images, and arithmetic on them is many times slower.
     """
@@ -29,6 +31,7 @@ class Engine:
     precision: str
     threads: int
     compile: bool
+    products: str
     denormals_flushed: bool
 
     @staticmethod
@@ -48,8 +51,15 @@ class Engine:
             raise SpecError(
                 f"device: was {device}, but no CUDA device is available here; use device=cpu"
             )
+        if decided:
+            linear.use_library(decided["products"])
         return Engine(
-            device, spec.precision, torch.get_num_threads(), spec.compile, denormals_flushed()
+            device,
+            spec.precision,
+            torch.get_num_threads(),
+            spec.compile,
+            linear.library(),
+            denormals_flushed(),
         )
 
     @property

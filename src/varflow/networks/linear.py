@@ -1,0 +1,150 @@
+"""x Wᵀ + b by the faster of the two CPU libraries that torch carries.
+
+torch sends float32 products to its BLAS, usually MKL, which leaves the wide vector units of some
+processors idle: on an AMD EPYC the same product took oneDNN, the library behind torch's
+convolutions, half the time. Which one is faster is measured once per process, on one thread, in a few
+milliseconds; results differ in the last bits, so a run stores the choice and a resumed run keeps it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from varflow.errors import unknown
+
+Library = Literal["blas", "onednn"]
+
+#: Below so many multiply-adds a call is overhead, and BLAS has less of it.
+_SMALL = 1 << 20
+#: oneDNN has to be so much faster to be chosen: a tie stays where torch put it.
+_MARGIN = 1.25
+_chosen: Library | None = None
+
+
+def library() -> Library:
+    """The library in use; measured at the first call."""
+    global _chosen
+    if _chosen is None:
+        _chosen = _measure()
+    return _chosen
+
+
+def use_library(name: Library) -> None:
+    """Use ``name`` from here on, e.g. what an interrupted run had used.
+
+    Raises:
+        SpecError: no such library.
+    """
+    global _chosen
+    if name not in ("blas", "onednn"):
+        raise unknown("library", str(name), ["blas", "onednn"])
+    _chosen = name if name == "blas" or _available() else "blas"
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x ``[..., I]``, W ``[O, I]``, b ``[O]`` → x Wᵀ + b ``[..., O]``, as ``torch.nn.functional.linear``."""
+    if (
+        x.dtype is not torch.float32
+        or weight.dtype is not torch.float32
+        or x.device.type != "cpu"
+        or x.numel() * weight.shape[0] < _SMALL
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or library() == "blas"
+    ):
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    out: Tensor = _Product.apply(rows, weight, bias)
+    return out.reshape(*x.shape[:-1], weight.shape[0])
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear``, its product by :func:`linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class _Product(torch.autograd.Function):
+    """x Wᵀ + b for x ``[N, I]``; its derivatives are products again, and differentiate the same way."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(
+            _dense(x), _dense(weight), bias, "none", [], ""
+        )
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, bias = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+        ctx.has_bias = bias is not None
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        return (
+            _Product.apply(grad, weight.t(), None) if wants_x else None,
+            _Product.apply(grad.t(), x.t(), None) if wants_weight else None,
+            grad.sum(0) if ctx.has_bias and wants_bias else None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, x_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        out = x.new_zeros(x.shape[0], weight.shape[0])
+        if x_t is not None:
+            out = out + F.linear(x_t, weight)
+        if weight_t is not None:
+            out = out + F.linear(x, weight_t)
+        return out if bias_t is None else out + bias_t
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, int]:
+        # One batched product; oneDNN's entry has no batched form.
+        x, weight = (
+            t if dim is None else t.movedim(dim, 0)
+            for t, dim in ((x, in_dims[0]), (weight, in_dims[1]))
+        )
+        out = x @ weight.transpose(-1, -2)
+        if bias is not None:
+            out = out + (bias if in_dims[2] is None else bias.movedim(in_dims[2], 0).unsqueeze(1))
+        return (out, 0) if out.dim() == 3 else (out.expand(info.batch_size, *out.shape), 0)
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """As it is where rows or columns lie side by side; a copy of anything else."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
+
+
+def _available() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@torch.no_grad()
+def _measure() -> Library:
+    if not _available():
+        return "blas"
+    x, weight, bias = torch.ones(128, 400), torch.ones(400, 400), torch.ones(400)
+    try:
+        products: list[Any] = [_Product.forward, F.linear]
+        best = [float("inf"), float("inf")]
+        # In turn, and the best of each: the machine may be busy.
+        for _ in range(12):
+            for number, product in enumerate(products):
+                began = time.perf_counter()
+                product(x, weight, bias)
+                best[number] = min(best[number], time.perf_counter() - began)
+    except (RuntimeError, NotImplementedError):
+        return "blas"
+    return "onednn" if best[0] * _MARGIN < best[1] else "blas"
