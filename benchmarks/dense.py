@@ -18,9 +18,9 @@ from varflow import random
 from varflow.building import build
 from varflow.data import load
 from varflow.data.dataset import Dataset
-from varflow.run import Memory
+from varflow.runfolder import Memory
 from varflow.specs import RunSpec
-from varflow.training.engine import Engine, denormals_flushed
+from varflow.training.engine import Engine
 from varflow.training.loop import Loop
 from varflow.training.progress import Progress
 
@@ -41,7 +41,9 @@ def varflow_loop(dataset: Dataset, options: argparse.Namespace, compiled: bool =
         steps=10**6, compile=compiled, threads=options.threads, device="cpu", **settings,
     )  # fmt: skip
     spec.validate()
-    engine = Engine("cpu", "float32", options.threads, compiled, denormals_flushed())
+    engine = Engine.start(spec.training)
+    # The engine flushes denormals in this thread, whatever was asked for; the other threads exist already.
+    torch.set_flush_denormal(not options.keep_denormals)
     loop = Loop(build(spec, dataset), dataset, spec, engine, Memory(), Progress(0, quiet=True))
     loop.model.train()
     return loop

@@ -32,7 +32,8 @@ def test_help_is_instant_and_names_every_command(capsys):
 def test_help_and_names_need_no_torch():
     script = (
         "import sys\nfrom varflow.cli import main\n"
-        "for words in (['--help'], ['recipes'], ['fit', 'dense', '--help'], ['recipes', 'dense'], ['data', '--help']):\n"
+        "helps = ['--help'], ['recipes'], ['fit', 'dense', '--help'], ['recipes', 'dense'], ['data', '--help']\n"
+        "for words in helps:\n"
         "    try:\n        main(words)\n    except SystemExit as end:\n        assert end.code == 0, words\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
     )
@@ -101,6 +102,11 @@ def test_every_recipe_is_a_valid_spec_that_survives_writing(recipe):
         (["evaluate", "/nowhere"], "holds no run"),
         (["evaluate", "/nowhere", "--samples", "many"], "--samples: was 'many'; use an integer"),
         (["evaluate", "/nowhere", "--split", "tst"], "did you mean 'test'?"),
+        (["evaluate", "/nowhere", "--memory", "nan"], "memory: was nan"),
+        (["evaluate", "/nowhere", "--threads", "0"], "threads: was 0"),
+        (["fit", "digits", "--no-flow"], "--no-flow: unknown setting"),
+        (["fit", "digits", "--amortized=False"], "use --amortized or --no-amortized"),
+        (["fit", "digits", "--optimizer", "sgd", "--nesterov"], "nesterov: needs momentum"),
         (["recipes", "dens"], "did you mean 'dense'?"),
         (["data", "download"], "name: missing"),
         (["data", "download", "imagenet"], "unknown value 'imagenet'"),

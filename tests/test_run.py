@@ -12,7 +12,7 @@ import torch
 
 import varflow as vf
 from varflow.errors import RunError, SpecError
-from varflow.run import DATA, RUN, SPEC, STATE, WEIGHTS, read_state
+from varflow.runfolder import DATA, RUN, SPEC, STATE, WEIGHTS, read_state
 
 SETTINGS = {"latent": 2, "hidden": 8, "layers": 1, "threads": 1, "quiet": True}
 
@@ -114,7 +114,7 @@ def test_damaged_files_are_named(folder):
 
 
 def test_weights_that_are_not_finite_are_refused(folder):
-    from varflow.run import read_weights, save_weights
+    from varflow.runfolder import read_weights, save_weights
 
     weights = read_weights(folder / WEIGHTS)
     name = next(iter(weights))
@@ -159,6 +159,67 @@ def test_a_size_limit_hit_while_saving_loses_nothing(folder):
     assert not list(folder.glob(".*.part"))
     assert read_state(folder)["step"] == step
     assert vf.resume(folder, steps=60, quiet=True).outcome["step"] == 60
+
+
+@pytest.mark.parametrize("size", [40_000, 4_000])
+def test_a_size_limit_hit_while_recording_ends_the_fit_with_a_message(tmp_path, size):
+    """Curves and metrics grow; the fit must stop with a sentence, not wait for a writer that died."""
+
+    def small_files() -> None:
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    small = ["--latent", "2", "--hidden", "2", "--layers", "1", "--threads", "1", "--quiet"]
+    words = ["fit", "digits", *small, "--epochs", "400", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-m", "varflow", *words],
+        capture_output=True,
+        text=True,
+        preexec_fn=small_files,
+        timeout=100,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "free space" in done.stderr.lower()
+
+
+def test_a_smaller_budget_leaves_the_run_as_it_is(folder):
+    before = (folder / SPEC).read_bytes()
+    with pytest.raises(RunError, match="is finished"):
+        vf.resume(folder, steps=10, quiet=True)
+    assert (folder / SPEC).read_bytes() == before
+
+
+def test_other_data_than_the_run_was_fitted_with_are_refused(tmp_path):
+    path = tmp_path / "d.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(200, 3)))
+    vf.fit("digits", path, steps=10, out=tmp_path / "run", **SETTINGS)
+    vf.load(tmp_path / "run").evaluate(samples=5)
+    np.save(path, np.random.default_rng(1).normal(size=(300, 3)))
+    with pytest.raises(RunError, match="the run was fitted with"):
+        vf.load(tmp_path / "run").evaluate(samples=5)
+    with pytest.raises(RunError, match="the run was fitted with"):
+        vf.resume(tmp_path / "run", steps=20, quiet=True)
+
+
+def test_other_files_that_were_tampered_with_are_named(folder):
+    (folder / "metrics.jsonl").write_bytes(b"[]\n\xff\xfe\n")
+    assert vf.load(folder).metrics == []
+    (folder / RUN).write_text("[]")
+    with pytest.raises(RunError, match=r"run\.json: not what varflow wrote"):
+        vf.load(folder)
+
+
+def test_grey_values_have_no_bits_per_dim_and_no_density(tmp_path):
+    with pytest.raises(SpecError, match="grey"):
+        vf.fit("digits", protocol="grey", steps=5, **SETTINGS)
+    run = vf.fit("digits", protocol="grey", likelihood="bernoulli", grey=True, steps=5, **SETTINGS)
+    assert "bits_per_dim" not in run.evaluate(samples=30, limit=20).estimates
+    run = vf.fit("digits", protocol="uniform", steps=5, **SETTINGS)
+    assert "bits_per_dim" in run.evaluate(samples=30, limit=20).estimates
 
 
 def test_a_model_of_your_own_and_a_tensor(tmp_path):

@@ -26,7 +26,7 @@ class Form:
 
     Attributes:
         event_shape: shape of one example.
-        support: the values it takes: binary, unit or real.
+        support: the values it takes: binary, grey, unit or real.
     """
 
     event_shape: tuple[int, ...]

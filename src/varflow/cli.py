@@ -266,6 +266,8 @@ def _finish(run: Any, command: Fit) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     options = _parse(Evaluate, arguments, "run")
+    if not 0 < options.memory < 2**20:
+        raise SpecError(f"memory: was {options.memory}; use gibibytes, above 0")
     run = _open(options.run, options.device, options.threads, options.data_dir)
     from varflow.evaluation import Progress
 
@@ -409,13 +411,15 @@ def _check_flags(arguments: list[str], types: dict[str, Any]) -> set[str]:
         flag, has_value, value = word[2:].partition("=")
         name = flag.replace("-", "_")
         plain = name.removeprefix("no_") if name.startswith("no_") and name not in types else name
-        if plain not in types:
+        if plain not in types or (plain != name and types[plain] is not bool):
             known = [n.replace("_", "-") for n in types]
             raise SpecError(f"--{flag}: unknown setting; {suggestion(flag, known)}")
         if plain in given:
             raise SpecError(f"--{flag}: given twice; give it once")
         given.add(plain)
         if types[plain] is bool:
+            if has_value:
+                raise SpecError(f"--{flag}: takes no value; use --{plain} or --no-{plain}")
             continue
         if not has_value:
             if position >= len(arguments) or arguments[position].startswith("--"):

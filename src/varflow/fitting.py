@@ -17,16 +17,17 @@ from varflow import recipes
 from varflow.building import PARTS, Form, build
 from varflow.data.dataset import Dataset
 from varflow.errors import RunError, SpecError
-from varflow.files import write_json
+from varflow.files import read_json, write_json
 from varflow.model import Model
-from varflow.run import (
+from varflow.run import Run
+from varflow.runfolder import (
     RUN,
     SPEC,
     Memory,
-    Run,
     RunFolder,
+    check_data,
     prepare,
-    read_form,
+    read_about,
     read_metrics,
     read_state,
     write_start,
@@ -89,10 +90,7 @@ def fit(
     model = build(spec, dataset, own)
     folder = None if out is None else Path(out)
     about = {"recipe": recipe, "own_parts": sorted(own), "data_given": data is not None}
-    if folder is not None:
-        prepare(folder, overwrite)
-        write_start(folder, spec, dataset, about, environment(spec, engine))
-    return _train(spec, model, dataset, engine, folder, about, quiet, None)
+    return _train(spec, model, dataset, engine, folder, about, quiet, None, overwrite)
 
 
 def resume(
@@ -121,8 +119,6 @@ def resume(
         raise RunError(
             f"folder: {path} holds no run (no {SPEC}); give the folder that `varflow fit` wrote"
         )
-    from varflow.files import read_json
-
     spec = RunSpec.from_dict(read_json(path / SPEC))
     for name in budget:
         if name not in ("epochs", "steps"):
@@ -132,7 +128,7 @@ def resume(
     if budget:
         spec = spec.replace(**budget)
         spec.validate()
-    about = read_json(path / RUN)
+    about = read_about(path)
     for name in about.get("own_parts", []):
         if name not in (parts or {}):
             raise RunError(
@@ -145,14 +141,8 @@ def resume(
             "data: this run was fitted to data given in Python; pass them again with data=..."
         )
     dataset = as_dataset(data, spec).to(engine.device, engine.dtype)
-    form = read_form(path)
-    if Form(tuple(dataset.event_shape), dataset.support) != form:
-        raise RunError(
-            f"data: are {dataset.event_shape} {dataset.support}, the run was fitted to {form}"
-        )
+    check_data(dataset, path)
     model = build(spec, dataset, parts)
-    if budget:
-        write_json(path / SPEC, spec.to_dict())
     return _train(spec, model, dataset, engine, path, about, quiet, state)
 
 
@@ -215,12 +205,17 @@ def _train(
     about: dict[str, Any],
     quiet: bool,
     state: dict[str, Any] | None,
+    overwrite: bool = False,
 ) -> Run:
     model.to(device=engine.device, dtype=engine.dtype)
     sink = Memory() if folder is None else RunFolder(folder)
     progress = Progress(0, quiet=quiet)
     loop = Loop(model, dataset, spec, engine, sink, progress)
     progress.steps = loop.steps
+    if folder is not None and state is None:
+        # Only now: whatever is wrong with the settings has been said, and no half-made run is left.
+        prepare(folder, overwrite)
+        write_start(folder, spec, dataset, about, environment(spec, engine))
     if isinstance(sink, RunFolder):
         sink.watch(loop.kept_weights)
     if state is not None:
@@ -231,6 +226,7 @@ def _train(
                 "give a larger budget, e.g. epochs or steps, to go on"
             )
         assert isinstance(sink, RunFolder)
+        write_json(sink.folder / SPEC, spec.to_dict())
         sink.rewind(state)
     if not engine.denormals_flushed:
         progress.say(

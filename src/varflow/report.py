@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from varflow.errors import DataError, RunError
 from varflow.evaluation.estimate import Estimate
 from varflow.figures import html
 from varflow.files import read_json, write_text
+from varflow.runfolder import read_metrics
 from varflow.specs import RunSpec, setting_types
 
 _NAMES = {
@@ -50,8 +50,8 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     spec = _read(folder / "spec.json", dict)
     about, data = (_read(folder / name, dict, {}) for name in ("run.json", "data.json"))
-    metrics = _metrics(folder / "metrics.jsonl")
-    title = _title(spec, data)
+    metrics = read_metrics(folder)
+    title = _title(spec, about, data)
     body = [
         html.heading(title, level=1),
         _lead(spec, about, data),
@@ -100,7 +100,9 @@ def command(spec: Mapping[str, Any], recipe: str | None = None) -> str:
     return shlex.join(words)
 
 
-def _title(spec: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+def _title(spec: Mapping[str, Any], about: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    if "posterior" in (about.get("own_parts") or ()):
+        return f"{data.get('name') or 'unnamed data'}: a model given in Python"
     settings = {name: value for _, name, value, _ in _rows(spec)}
     flow = settings.get("flow", "none")
     kind = "amortized " if settings.get("amortized") else ""
@@ -306,17 +308,6 @@ def _scored(metrics: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
         for row in metrics
         if row.get("split") == split and isinstance(row.get("elbo"), int | float)
     ]
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a line that a crash cut off ends the list."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return [row for row in rows if isinstance(row, dict)]
 
 
 def _read(path: Path, kind: type, missing: Any = None) -> Any:

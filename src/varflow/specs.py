@@ -306,6 +306,8 @@ class RunSpec:
                 "base_moments: a fixed base under a flow that does not see x leaves nothing that depends "
                 "on x; set amortized, or base_moments=learned"
             )
+        if self.optimizer.nesterov and self.optimizer.momentum == 0:
+            raise SpecError("nesterov: needs momentum; set momentum=0.9 or leave it out")
         scale = self.likelihood.scale
         if scale not in ("learned", "per-dimension", "decoder"):
             try:

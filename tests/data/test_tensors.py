@@ -63,7 +63,7 @@ def test_auto_follows_the_data() -> None:
         assert torch.equal(data.batch("train", torch.arange(16)).x, data.raw("train").float())
     floats = torch.rand(20, 6)
     assert vd.from_tensor(floats).support == "real"
-    assert vd.from_tensor(floats, None, "grey").support == "unit"
+    assert vd.from_tensor(floats, None, "grey").support == "grey"
     assert vd.from_tensor(floats, None, "dynamic").support == "binary"
 
 

@@ -7,7 +7,6 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from varflow.errors import ShapeError, SpecError
 from varflow.networks import MLP, Linear

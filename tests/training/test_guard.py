@@ -5,7 +5,7 @@ import torch
 
 import varflow as vf
 from varflow.errors import NonFiniteError
-from varflow.run import read_state
+from varflow.runfolder import read_state
 
 SETTINGS = {"latent": 3, "hidden": 16, "layers": 1, "threads": 1, "quiet": True}
 
@@ -85,3 +85,19 @@ def test_the_flow_is_named_when_the_flow_is_at_fault():
         posterior.flow.u[1] = 1.0
     with pytest.raises(NonFiniteError, match=r"parameter 'posterior\.flow\.b'"):
         vf.fit("digits", parts={"posterior": posterior}, steps=20, **SETTINGS)
+
+
+def test_a_number_that_is_not_finite_on_validation_alone_is_named(tmp_path):
+    class Careless(vf.likelihoods.Bernoulli):
+        """Finite in training, infinite in evaluation once it has been trained."""
+
+        calls = 0
+
+        def log_prob(self, x, z):
+            Careless.calls += self.training
+            value = super().log_prob(x, z)
+            return value if self.training or Careless.calls < 20 else value * float("inf")
+
+    likelihood = Careless(vf.networks.MLP(3, (1, 8, 8), hidden=(8,)), (1, 8, 8))
+    with pytest.raises(NonFiniteError, match=r"validation at step \d+: term log_likelihood"):
+        vf.fit("digits", parts={"likelihood": likelihood}, epochs=3, **SETTINGS)

@@ -12,7 +12,7 @@ import varflow as vf
 from varflow import random
 from varflow.errors import SpecError
 from varflow.fitting import as_dataset
-from varflow.run import Memory
+from varflow.runfolder import Memory
 from varflow.specs import RunSpec, TrainingSpec
 from varflow.training import Loop, Progress
 from varflow.training.engine import Engine, denormals_flushed
@@ -148,7 +148,7 @@ def test_the_control_variate_has_mean_zero_and_so_has_its_gradient(flow, amortiz
         control = loop.model.terms(x, 40_000).draw.control.mean(1)
     error = control.std() / len(control) ** 0.5
     assert abs(control.mean()) < 4 * error
-    parameters = [p for p in loop.model.posterior.encoder.parameters()]
+    parameters = list(loop.model.posterior.encoder.parameters())
     slopes = []
     for block in control.chunk(40):
         found = torch.autograd.grad(block.mean(), parameters, retain_graph=True)

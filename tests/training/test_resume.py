@@ -12,7 +12,7 @@ import torch
 
 import varflow as vf
 from varflow.errors import RunError, SpecError
-from varflow.run import METRICS, STATE, WEIGHTS, read_state
+from varflow.runfolder import METRICS, STATE, WEIGHTS, read_state
 
 SETTINGS = {
     "latent": 3,
@@ -58,7 +58,7 @@ FLAGS += [
     "--threads",
     "1",
     "--epochs",
-    "100",
+    "60",
     "--warmup",
     "2",
     "--optimizer",

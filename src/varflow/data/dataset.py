@@ -182,9 +182,10 @@ class Dataset:
         """−(log p(x) + ladj)/(D log 2), plus log₂ L where log p is a density of dequantized values.
 
         ``log_prob`` is of x, in nats. A uniform density, or a uniform mass over the levels, scores
-        log₂ L exactly. None for real numbers, which have no levels.
+        log₂ L exactly. None for real numbers, which have no levels, and for the protocol ``grey``: on
+        its points neither a density nor a Bernoulli of grey values is a probability of a picture.
         """
-        if self.levels is None:
+        if self.levels is None or self.support == "grey":
             return None
         bits = -(log_prob + ladj) / (math.prod(self.event_shape) * math.log(2))
         return bits if self._protocol.mass else bits + math.log2(self.levels)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from varflow.errors import DataError
 
-Support = Literal["binary", "unit", "real"]
+Support = Literal["binary", "grey", "unit", "real"]
 Encoded = tuple[Float[Tensor, "batch ..."], Float[Tensor, " batch"]]
 
 #: Dequantization noise is (k + 1/2)/GRID, k = 0 … GRID − 1: x lies strictly inside its bin, and far
@@ -127,7 +127,7 @@ class Grey(Protocol):
     does, such as that of a discretized logistic mixture.
     """
 
-    support = "unit"
+    support = "grey"
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         x = values.to(dtype) / self.top

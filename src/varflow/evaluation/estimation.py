@@ -68,8 +68,10 @@ def evaluate(
 
     def batches() -> Iterator[Any]:
         for start in range(0, points, POINTS):
+            index = torch.arange(start, min(start + POINTS, points))
             with random.stream(seed, start // POINTS):
-                yield dataset.batch(split, torch.arange(start, min(start + POINTS, points)))
+                batch = dataset.batch(split, index)
+            yield batch
 
     parts, ladjs, means = [], [], []
     for number, batch in enumerate(batches()):

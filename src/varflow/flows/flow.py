@@ -23,6 +23,7 @@ What every flow promises (``tests/flows/test_contract.py`` checks each of these 
 * No example touches another. No epsilon inside a logarithm, no clamping: the formulas are finite by
   construction.
 * A new flow is the identity (reflections excepted: an odd number of them cannot be).
+* Under autocast the public calls stay in float32.
 * Twice differentiable, and usable under ``torch.func.vmap`` and ``torch.func.functional_call``.
 * The ``length`` steps live in one module with stacked parameters ``[length, ...]``.
 """
@@ -30,7 +31,9 @@ What every flow promises (``tests/flows/test_contract.py`` checks each of these 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -89,14 +92,18 @@ class Flow(nn.Module, ABC):
             SpecError: a static flow was given a context, or an amortized one was not.
         """
         self.check(z, context)
-        return self.push(z, self.condition(context))
+        with without_autocast(z):
+            z, context = full_precision(z), None if context is None else full_precision(context)
+            return self.push(z, self.condition(context))
 
     def inverse(
         self, z: Float[Tensor, "... features"], context: Float[Tensor, "... context"] | None = None
     ) -> tuple[Float[Tensor, "... features"], Float[Tensor, "..."]]:
         """z′ → (z, ladj of the inverse map). Raises as :meth:`forward`."""
         self.check(z, context)
-        return self.pull(z, self.condition(context))
+        with without_autocast(z):
+            z, context = full_precision(z), None if context is None else full_precision(context)
+            return self.pull(z, self.condition(context))
 
     def check(self, z: Tensor, context: Tensor | None) -> None:
         name = type(self).__name__
@@ -122,3 +129,16 @@ class Flow(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"features={self.features}, context_features={self.context_features}"
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Inside, arithmetic on the device of ``tensor`` keeps its dtype."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """float32 at least: densities are not computed in half precision."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from varflow import random
 from varflow.errors import ShapeError, SpecError, positive, unknown
-from varflow.flows.flow import Flow, Local
+from varflow.flows.flow import Flow, Local, full_precision, without_autocast
 from varflow.networks.linear import Linear
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 
@@ -62,7 +62,7 @@ class GaussianConditional(Conditional):
             z, ladj = z0, torch.zeros_like(log_q0)
             log_q = log_q0
         else:
-            with _full_precision(z0):
+            with without_autocast(z0):
                 z, ladj = self.flow.push(z0, self.flow_local)
             log_q = log_q0 - ladj
         if hold:
@@ -79,7 +79,7 @@ class GaussianConditional(Conditional):
             raise ShapeError(f"z: shape {tuple(z.shape)}; this posterior needs [..., {features}]")
         ladj: Tensor | float = 0.0
         if self.flow is not None:
-            with _full_precision(z):
+            with without_autocast(z):
                 z, ladj = self.flow.pull(z, self.flow_local)
         scaled = (z - self.mean) * (-self.log_scale).exp()
         constant = 0.5 * features * math.log(2 * math.pi)
@@ -206,7 +206,7 @@ class Gaussian(Posterior):
         if self.flow is None:
             return GaussianConditional(mean, log_scale, None, ())
         context = self._context(hidden, mean, log_scale)
-        with _full_precision(mean):
+        with without_autocast(mean):
             local = self.flow.condition(context)
         return GaussianConditional(mean, log_scale, self.flow, local)
 
@@ -218,13 +218,13 @@ class Gaussian(Posterior):
         if self.flow is None or not self.flow.context_features or hidden is None:
             return None
         if self.mixer is None:
-            return _upcast(hidden)
+            return full_precision(hidden)
         # The flow-VAE scripts mix mean and log-variance; 2 log σ is the log-variance.
-        return _upcast(self.mixer(torch.cat([mean, 2 * log_scale], -1)))
+        return full_precision(self.mixer(torch.cat([mean, 2 * log_scale], -1)))
 
     def _base(self, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.moments is not None:
-            mean, log_scale = _upcast(self.moments(hidden)).chunk(2, -1)
+            mean, log_scale = full_precision(self.moments(hidden)).chunk(2, -1)
             return mean, log_scale
         if self.mean is not None and self.log_scale is not None:
             return self.mean, self.log_scale
@@ -243,13 +243,3 @@ def _check_fit(flow: Flow, features: int, context_features: int) -> None:
             f"flow: expects a context of {flow.context_features} features, the posterior gives "
             f"{context_features}; pass a callable such as functools.partial(Planar, length=8) instead"
         )
-
-
-def _upcast(tensor: Tensor) -> Tensor:
-    """float32 at least: densities are not computed in half precision."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-
-
-def _full_precision(tensor: Tensor) -> torch.autocast:
-    """Flows keep their dtype under autocast."""
-    return torch.autocast(tensor.device.type, enabled=False)

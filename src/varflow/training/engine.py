@@ -44,6 +44,8 @@ class Engine:
         # Flushing is a flag of each thread, inherited at creation: it must be set before torch starts its pool.
         torch.set_flush_denormal(True)
         threads = decided["threads"] if decided else spec.threads
+        if threads is not None and threads < 1:
+            raise SpecError(f"threads: was {threads}; use 1 or more")
         if threads is not None and threads != torch.get_num_threads():
             torch.set_num_threads(threads)
         device = decided["device"] if decided else _device(spec.device)

@@ -162,14 +162,13 @@ class Loop:
         if not self.engine.compile:
             return self._evaluate(x, weight)
         if self._compiled is None:
-            # The first step runs as it is and notes which random tensors it asks for; from then on
-            # they are drawn beforehand and the compiled step takes them as inputs.
-            recorder = random.Recorder(source)
-            with random.use(recorder):
-                result = self._evaluate(x, weight)
+            # One look at the step, in a stream of its own, notes which random tensors it asks for; they
+            # are drawn beforehand and the compiled step takes them as inputs.
+            recorder = random.Recorder(random.Stream(0))
+            with random.use(recorder), torch.no_grad():
+                self._evaluate(x, weight)
             self._requests = recorder.requests
             self._compiled = torch.compile(self._replayed)
-            return result
         noise = [source.draw(request) for request in self._requests]
         weight_tensor = torch.tensor(weight, dtype=self.engine.dtype, device=x.device)
         compiled: tuple[Tensor, Tensor] = self._compiled(x, weight_tensor, noise)
@@ -221,7 +220,7 @@ class Loop:
                     self._clock = time.perf_counter()
             self._tick()
             self.save()
-        if self._signal is not None:
+        if self._signal is not None and self.step < self.steps:
             name = signal.Signals(self._signal).name
             return self._outcome(False, f"{name} received at step {self.step}")
         if self.spec.training.keep == "best" and self.best_weights is not None:
@@ -243,7 +242,6 @@ class Loop:
             "pending": self._buffer[: self._filled].clone(),
             "metrics_bytes": self.sink.position(),
             "engine": self.engine.to_dict(),
-            "requests": [],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -319,6 +317,8 @@ class Loop:
             total += torch.stack([loss, *_means(terms)]).double() * len(index)
         self.model.train()
         means = (total / size).tolist()
+        if not all(map(math.isfinite, means)):
+            self._diagnose_validation()
         record: Record = {
             "step": self.step,
             "epoch": round(self.step / self.steps_per_epoch, 4),
@@ -378,6 +378,26 @@ class Loop:
         settings = self.spec.optimizer
         raise NonFiniteError(
             f"step {at}: {where}. The last good state (step {good}) is kept; "
+            + guard.advice(settings.lr, settings.clip, self.engine.precision)
+        )
+
+    def _diagnose_validation(self) -> None:
+        """Name what is not finite on the validation split; training was, up to here."""
+        finding = guard.Finding()
+        self.model.eval()
+        size = self.dataset.sizes["validation"]
+        for chunk, start in enumerate(range(0, size, _VALIDATION_CHUNK)):
+            index = torch.arange(start, min(start + _VALIDATION_CHUNK, size), device=self.engine.device)
+            with random.stream(VALIDATION_SEED, chunk), self.engine.autocast():
+                x = self.dataset.batch("validation", index).x
+                guard.inspect_terms(self.model, x, 1, finding)
+        at, good = self.step, self._good[0]
+        self._restore()
+        self.save()
+        settings = self.spec.optimizer
+        raise NonFiniteError(
+            f"validation at step {at}: {finding.where or 'a sum over the split is not finite'}. "
+            f"The last good state (step {good}) is kept; "
             + guard.advice(settings.lr, settings.clip, self.engine.precision)
         )
 
