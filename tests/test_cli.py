@@ -186,3 +186,25 @@ def test_imports_are_light(module):
     script = f"import sys, {module}; print([m for m in ('torch', 'numpy', 'tyro', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_convolutional_recipe_fits_svhn_files(capsys, tmp_path):
+    numpy = pytest.importorskip("numpy")
+    scipy_io = pytest.importorskip("scipy.io")
+    rng = numpy.random.default_rng(0)
+    for name, count in (("train", 60), ("test", 20)):
+        pictures = rng.integers(0, 256, size=(32, 32, 3, count), dtype=numpy.uint8)
+        labels = rng.integers(1, 11, size=(count, 1), dtype=numpy.uint8)
+        (tmp_path / "svhn").mkdir(exist_ok=True)
+        scipy_io.savemat(tmp_path / "svhn" / f"{name}_32x32.mat", {"X": pictures, "y": labels})
+    small = ["--base", "4", "--scales", "2", "--batch", "9", "--latent", "4", "--threads", "1", "--quiet"]
+    where = ["--data", "svhn", "--data-dir", str(tmp_path), "--out", str(tmp_path / "run")]
+    code, _, err = call(capsys, "fit", "conv-static", *small, *where, "--steps", "12")
+    assert code == 2
+    assert "MD5" in err
+    code, _, err = call(capsys, "fit", "conv-static", *small, *where, "--steps", "12", "--no-verify")
+    assert code == 0, err
+    code, out, err = call(capsys, "evaluate", str(tmp_path / "run"), "--samples", "30", "--threads", "1")
+    assert code == 0, err
+    assert "bits_per_dim" in out
+    assert "svhn test, logit; 20 points" in out

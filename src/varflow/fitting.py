@@ -157,6 +157,7 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
             protocol=settings.protocol,
             data_dir=settings.data_dir,
             flip=settings.flip,
+            verify=settings.verify,
         )
     if isinstance(data, Dataset):
         return data

@@ -63,15 +63,9 @@ class Run:
                     "data: this run was fitted to data given in Python, which the folder does not hold; "
                     "pass them again, e.g. load(folder, data=tensor)"
                 )
-            from varflow import data
+            from varflow.fitting import as_dataset
 
-            settings = self.spec.data
-            loaded = data.load(
-                settings.data,
-                protocol=settings.protocol,
-                data_dir=settings.data_dir,
-                flip=settings.flip,
-            )
+            loaded = as_dataset(None, self.spec)
             if self.folder is not None:
                 check_data(loaded, self.folder)
             home = next(self.model.parameters())

@@ -33,6 +33,8 @@ class DataSpec:
     """Folder of the named data sets; without it VARFLOW_DATA, then ~/.cache/varflow."""
     flip: bool | None = None
     """Horizontal flips in training; without it the data set's own default."""
+    verify: bool = True
+    """Compare the checksums of a named data set with the official ones."""
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def _cifar_arrays(place: Path, files: dict[str, bytes], official: bool, checks: 
         rows = ", ".join(f"{name} {len(y)}" for name, (_, y) in batches.items())
         raise DataError(
             f"{place}: pictures in {rows}; should be five train batches and a test batch of 10,000 "
-            "each. A file is missing or truncated; fetch it again, or pass verify=False to use "
+            "each. A file is missing or truncated; fetch it again, or pass verify=False (--no-verify) to use "
             "what is there as a subset"
         )
     train = (np.concatenate([x for x, _ in trains]), np.concatenate([y for _, y in trains]))

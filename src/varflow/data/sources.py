@@ -149,7 +149,7 @@ class Checks:
         if self.verify and expected is not None and found != expected:
             raise DataError(
                 f"{path}: its MD5 sum is {found}, should be {expected}; the file is damaged or "
-                "another one. Fetch it again, or pass verify=False to use it as it is"
+                "another one. Fetch it again, or pass verify=False (--no-verify) to use it as it is"
             )
         self.note(Path(path).name, found, found == expected)
 
