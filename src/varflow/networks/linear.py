@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from varflow.errors import unknown
 
@@ -53,14 +54,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or weight.dtype is not torch.float32
         or x.device.type != "cpu"
         or x.numel() * weight.shape[0] < _SMALL
-        or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
         or library() == "blas"
     ):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
-    out: Tensor = _Product.apply(rows, weight, bias)
-    return out.reshape(*x.shape[:-1], weight.shape[0])
+    return _product(rows, weight, bias).reshape(*x.shape[:-1], weight.shape[0])
 
 
 class Linear(nn.Linear):
@@ -70,31 +69,74 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+# An operator of our own around torch's, which the compiler takes for a step of an inference with constant
+# weights.
+_library = torch.library.Library("varflow", "DEF")
+_library.define("product(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not x.numel():
+        return F.linear(x, weight, bias)
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
+    return out
+
+
+_library.impl("product", _multiply, "CPU")
+
+
+@torch.library.register_fake("varflow::product", lib=_library)
+def _shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@torch.library.register_vmap("varflow::product", lib=_library)
+def _batched(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+    x, weight, bias = (
+        t if dim is None else t.movedim(dim, 0) for t, dim in zip(inputs, in_dims, strict=True)
+    )
+    if in_dims[1] is None and in_dims[2] is None:
+        rows: Tensor = torch.ops.varflow.product(x.flatten(0, 1), weight, bias)
+        return rows.unflatten(0, x.shape[:2]), 0
+    # One batched product; oneDNN's entry has no batched form.
+    out = x @ weight.mT
+    if bias is not None:
+        out = out + (bias if in_dims[2] is None else bias.unsqueeze(1))
+    return (out, 0) if out.dim() == 3 else (out.expand(info.batch_size, *out.shape), 0)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b for x ``[N, I]``."""
+    # The compiler refuses functions with a forward-mode derivative, and reads the operator. And a function that
+    # nobody differentiates, as in an ordinary backward pass, takes longer than a small product.
+    watched = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    if watched and not torch.compiler.is_compiling():
+        return _Product.apply(x, weight, bias)
+    return torch.ops.varflow.product.default(x, weight, bias)
+
+
 class _Product(torch.autograd.Function):
-    """x Wᵀ + b for x ``[N, I]``; its derivatives are products again, and differentiate the same way."""
+    """:func:`_product`; its derivatives are products again, and differentiate the same way."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            _dense(x), _dense(weight), bias, "none", [], ""
-        )
-        return out
+        return torch.ops.varflow.product.default(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(x, weight)
-        ctx.has_bias = bias is not None
+        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         return (
-            _Product.apply(grad, weight.t(), None) if wants_x else None,
-            _Product.apply(grad.t(), x.t(), None) if wants_weight else None,
-            grad.sum(0) if ctx.has_bias and wants_bias else None,
+            _product(grad, weight.t()) if wants_x else None,
+            _product(grad.t(), x.t()) if wants_weight else None,
+            grad.sum(0) if wants_bias else None,
         )
 
     @staticmethod
@@ -107,19 +149,12 @@ class _Product(torch.autograd.Function):
             out = out + F.linear(x, weight_t)
         return out if bias_t is None else out + bias_t
 
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, int]:
-        # One batched product; oneDNN's entry has no batched form.
-        x, weight = (
-            t if dim is None else t.movedim(dim, 0)
-            for t, dim in ((x, in_dims[0]), (weight, in_dims[1]))
-        )
-        out = x @ weight.transpose(-1, -2)
-        if bias is not None:
-            out = out + (bias if in_dims[2] is None else bias.movedim(in_dims[2], 0).unsqueeze(1))
-        return (out, 0) if out.dim() == 3 else (out.expand(info.batch_size, *out.shape), 0)
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+torch.library.register_autograd("varflow::product", _Product.backward, setup_context=_save, lib=_library)
 
 
 def _dense(matrix: Tensor) -> Tensor:
@@ -137,7 +172,7 @@ def _measure() -> Library:
         return "blas"
     x, weight, bias = torch.ones(128, 400), torch.ones(400, 400), torch.ones(400)
     try:
-        products: list[Any] = [_Product.forward, F.linear]
+        products: list[Any] = [_multiply, F.linear]
         best = [float("inf"), float("inf")]
         # In turn, and the best of each: the machine may be busy.
         for _ in range(12):
