@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from varflow.errors import SpecError, VarflowError, suggestion, unknown
+from varflow.flags import check_flags, parse
 from varflow.specs import RunSpec, setting_types
 
 _HELP = """\
@@ -210,7 +211,7 @@ def _fit(arguments: list[str]) -> int:
     asks_help = any(a in ("-h", "--help") for a in arguments)
     default = recipes.find(name).spec if name else RunSpec()
     types = {**setting_types(), **get_type_hints(Fit)}
-    given = _check_flags(arguments, types)
+    given = check_flags(arguments, types)
     if "steps" in given and "epochs" not in given:
         default = default.replace(steps=1)
 
@@ -265,7 +266,7 @@ def _finish(run: Any, command: Fit) -> int:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    options = _parse(Evaluate, arguments, "run")
+    options = parse(Evaluate, arguments, "run")
     if not 0 < options.memory < 2**20:
         raise SpecError(f"memory: was {options.memory}; use gibibytes, above 0")
     run = _open(options.run, options.device, options.threads, options.data_dir)
@@ -286,7 +287,7 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _sample(arguments: list[str]) -> int:
-    options = _parse(Sample, arguments, "run")
+    options = parse(Sample, arguments, "run")
     run = _open(options.run)
     _at_least_one("count", options.count)
     from varflow import random
@@ -300,7 +301,7 @@ def _sample(arguments: list[str]) -> int:
 
 
 def _reconstruct(arguments: list[str]) -> int:
-    options = _parse(Reconstruct, arguments, "run")
+    options = parse(Reconstruct, arguments, "run")
     run = _open(options.run)
     _at_least_one("count", options.count)
     import torch
@@ -322,13 +323,13 @@ def _reconstruct(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    options = _parse(Report, arguments, "run")
+    options = parse(Report, arguments, "run")
     print(_open(options.run).report())
     return 0
 
 
 def _data(arguments: list[str]) -> int:
-    options = _parse(Data, arguments, "action", "name")
+    options = parse(Data, arguments, "action", "name")
     from varflow import data
 
     if options.action == "list":
@@ -348,7 +349,7 @@ def _data(arguments: list[str]) -> int:
 
 
 def _demo(arguments: list[str]) -> int:
-    options = _parse(Demo, arguments)
+    options = parse(Demo, arguments)
     from varflow.demo import demo
 
     demo(Path(options.out), options.epochs, options.seed)
@@ -368,87 +369,6 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 # -- shared --------------------------------------------------------------------------------------
-
-
-def _parse(kind: type, arguments: list[str], *positional: str) -> Any:
-    """An instance of ``kind`` from flags; leading words fill the ``positional`` fields."""
-    words = 0
-    while words < min(len(arguments), len(positional)) and not arguments[words].startswith("-"):
-        words += 1
-    leading = [
-        part
-        for name, word in zip(positional, arguments, strict=False)
-        for part in (f"--{name}", word)
-    ]
-    flags = leading[: 2 * words] + arguments[words:]
-    given = _check_flags(flags, get_type_hints(kind))
-    if not any(a in ("-h", "--help") for a in flags):
-        for name in positional:
-            required = next(f for f in fields(kind) if f.name == name)
-            if name not in given and required.default is required.default_factory:
-                raise SpecError(
-                    f"{name}: missing; give the folder of a run, e.g. varflow {kind.__name__.lower()} runs/planar"
-                )
-    import tyro
-
-    return tyro.cli(kind, prog=f"varflow {kind.__name__.lower()}", args=flags)
-
-
-def _check_flags(arguments: list[str], types: dict[str, Any]) -> set[str]:
-    """The settings named on a command line, each with a value that fits its type.
-
-    tyro reports the same mistakes in a box of several lines; here they are one sentence.
-    """
-    if any(a in ("-h", "--help") for a in arguments):
-        return set()
-    given = set()
-    position = 0
-    while position < len(arguments):
-        word = arguments[position]
-        position += 1
-        if not word.startswith("--"):
-            raise SpecError(f"'{word}': not expected here; settings are given as --name value")
-        flag, has_value, value = word[2:].partition("=")
-        name = flag.replace("-", "_")
-        plain = name.removeprefix("no_") if name.startswith("no_") and name not in types else name
-        if plain not in types or (plain != name and types[plain] is not bool):
-            known = [n.replace("_", "-") for n in types]
-            raise SpecError(f"--{flag}: unknown setting; {suggestion(flag, known)}")
-        if plain in given:
-            raise SpecError(f"--{flag}: given twice; give it once")
-        given.add(plain)
-        if types[plain] is bool:
-            if has_value:
-                raise SpecError(f"--{flag}: takes no value; use --{plain} or --no-{plain}")
-            continue
-        if not has_value:
-            if position >= len(arguments) or arguments[position].startswith("--"):
-                raise SpecError(f"--{flag}: needs a value")
-            value = arguments[position]
-            position += 1
-        _check_value(flag, value, types[plain])
-    return given
-
-
-def _check_value(flag: str, value: str, kind: Any) -> None:
-    from types import UnionType
-
-    options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    if type(None) in options and value == "None":
-        return
-    literals = [c for option in options if get_origin(option) is Literal for c in get_args(option)]
-    if literals:
-        if value not in literals:
-            raise unknown(f"--{flag}", value, literals)
-        return
-    if bool in options and value not in ("True", "False"):
-        raise unknown(f"--{flag}", value, ["True", "False"])
-    for number, words in ((int, "an integer"), (float, "a number")):
-        if number in options:
-            try:
-                number(value)
-            except ValueError:
-                raise SpecError(f"--{flag}: was '{value}'; use {words}") from None
 
 
 def _open(
