@@ -33,6 +33,7 @@ def parser(question: str, blocks: int, steps: int, warmup: int) -> argparse.Argu
     made.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help=clock)
     made.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     made.add_argument("--keep-denormals", action="store_true", help="leave denormal numbers as they are")
+    made.add_argument("--flushed-only", action="store_true", help="skip the second process, which keeps them")
     made.add_argument("--json", type=Path, help="write the raw times here, and no table")
     return made
 
@@ -59,6 +60,8 @@ def both_ways(
         options.json.write_text(json.dumps(measure(options)))
         return None
     flushed = measure(options)
+    if options.flushed_only:
+        return flushed, {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "times.json"
         given = ["--blocks", options.blocks, "--steps", options.steps, "--warmup", options.warmup]
@@ -71,8 +74,8 @@ def training_parts(flushed: Times, kept: Times, bars: Sequence[Bar]) -> list[str
     """The tables of a question about training steps."""
     rows = []
     for row in times_table(flushed):
-        plain = kept[row[0]]
-        rows.append([*row, f"{np.median(plain) * 1e3:.3g}", str(ratio(flushed[row[0]], flushed[bars[0].theirs]))])
+        plain = f"{np.median(kept[row[0]]) * 1e3:.3g}" if kept else "not measured"
+        rows.append([*row, plain, str(ratio(flushed[row[0]], flushed[bars[0].theirs]))])
     head = ["contestant", "ms per step", "p10–p90", "denormals kept", f"against {bars[0].theirs} [95 %]"]
     checks = table(["ratio of medians", "found [95 %]", "at most", "aim", ""], bars_table(flushed, bars))
     return [
@@ -109,6 +112,8 @@ def write(module: str, options: argparse.Namespace, title: str, parts: Sequence[
     """``results/<question>.md``, whole or not at all; also printed."""
     question = module.rpartition(".")[2]
     given = f"--blocks {options.blocks} --steps {options.steps} --warmup {options.warmup} --threads {options.threads}"
+    if options.flushed_only:
+        given += " --flushed-only"
     if options.clock != "wall":
         given += f" --clock {options.clock}"
     about = [f"`python -m {module} {given}`", machine(options)]
