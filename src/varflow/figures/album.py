@@ -240,6 +240,25 @@ def _latents(scene: _Scene) -> Drawn | None:
     return figure, "latents", "Latents before and after the flow", caption
 
 
+def _latents_after(scene: _Scene) -> Drawn | None:
+    """The right panel by itself where the shared axes leave it small."""
+    count = scene.size(_LATENTS)
+    if scene.flow is None or count < 2:
+        return None
+    z0, z = scene.encode(count)
+    if not bool((z0.std(0) > 2 * z.std(0)).any()):
+        return None
+    labels = scene.dataset.labels(scene.split)
+    contours = isinstance(scene.model.prior, StandardNormal)
+    figure, axes = canvas(1, 1, 6.2, 6.0)
+    latent.latent_scatter(z, None if labels is None else labels[:count], axes[0, 0], contours)
+    caption = (
+        f"The draws after the flow, by themselves: one of q(z|x) for each of {count:,} {scene.examples}. "
+        "The base of the flow is more than twice as wide."
+    )
+    return figure, "latents_after", "Latents after the flow", caption
+
+
 def _aggregate(scene: _Scene) -> Drawn | None:
     count = scene.size(_LATENTS)
     if count < 2 or not isinstance(scene.model.prior, StandardNormal):
@@ -275,12 +294,14 @@ def _flow(scene: _Scene) -> Drawn | None:
     for k, panel in enumerate(axes[0]):
         q: Any = scene.model.posterior(scene.batch(k, k + 1))
         mean, scale = q.mean[0].tolist(), (3 * q.log_scale[0].exp()).tolist()
-        warp.flow_grid(_with_local(flow, q), panel, extent=tuple(scale), centre=tuple(mean))
-        panel.set_title(f"{scene.split} example {k + 1}")
+        push = _with_local(flow, q)
+        moved = push(q.mean)[0][0] - q.mean[0]
+        warp.flow_grid(_moved_back(push, moved), panel, extent=tuple(scale), centre=tuple(mean))
+        panel.set_title(f"{scene.split} example {k + 1}\nμ moves by ({moved[0]:.2f}, {moved[1]:.2f})")
     caption = (
         "A regular grid over μ(x) ± 3 σ(x) of q₀(z₀|x) (light) and its image under the flow of the "
         f"same x, coloured by log|det| in nats; the first {count} {scene.examples}. The flow is "
-        "amortized: each x has its own."
+        "amortized: each x has its own. The image is drawn back on μ; how far μ moves is in the title."
     )
     return figure, "flow", "The flow", caption
 
@@ -293,6 +314,18 @@ def _with_local(flow: Any, q: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         return moved[:, 0], ladj[:, 0]
 
     return push
+
+
+def _moved_back(
+    push: Callable[[Tensor], tuple[Tensor, Tensor]], by: Tensor
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """``push`` less a translation, which would otherwise set the scale of the picture."""
+
+    def shifted(z: Tensor) -> tuple[Tensor, Tensor]:
+        z, ladj = push(z)
+        return z - by.to(z), ladj
+
+    return shifted
 
 
 def _curves(scene: _Scene) -> Drawn | None:
@@ -330,5 +363,6 @@ def _weights(scene: _Scene) -> Drawn | None:
 
 
 _FIGURES: tuple[Callable[[_Scene], Drawn | None], ...] = (
-    _samples, _reconstructions, _pairs, _decoded, _latents, _flow, _aggregate, _curves, _weights,
+    _samples, _reconstructions, _pairs, _decoded, _latents, _latents_after, _flow, _aggregate,
+    _curves, _weights,
 )  # fmt: skip
