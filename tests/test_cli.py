@@ -161,6 +161,14 @@ def test_the_whole_way_of_a_run(capsys, tmp_path, monkeypatch):
     assert "already holds a run" in err
 
 
+@pytest.mark.parametrize(("recipe", "budget"), [("dense-static", "--epochs"), ("digits", "--steps")])
+def test_either_budget_replaces_that_of_the_recipe(capsys, tmp_path, recipe, budget):
+    words = ["fit", recipe, "--data", "digits", *TINY, budget, "1", "--no-report", "--out", str(tmp_path / "run")]
+    code, out, err = call(capsys, *words)
+    assert code == 0, err
+    assert ("10 steps" if budget == "--epochs" else "1 steps") in out
+
+
 def test_every_flow_fits_with_one_flag(capsys, tmp_path):
     from varflow import flows
 

@@ -214,6 +214,8 @@ def _fit(arguments: list[str]) -> int:
     given = check_flags(arguments, types)
     if "steps" in given and "epochs" not in given:
         default = default.replace(steps=1)
+    if "epochs" in given and "steps" not in given:
+        default = default.replace(epochs=1.0)
 
     import tyro
 
