@@ -8,6 +8,7 @@ from varflow._lazy import attach
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "Ensemble": "varflow.ensemble:Ensemble",
     "Model": "varflow.model:Model",
     "Terms": "varflow.model:Terms",
     "Run": "varflow.run:Run",
@@ -16,6 +17,7 @@ _EXPORTS = {
     "fit": "varflow.fitting:fit",
     "load": "varflow.run:load",
     "resume": "varflow.fitting:resume",
+    "combinations": "varflow.combinations",
     "data": "varflow.data",
     "errors": "varflow.errors",
     "evaluation": "varflow.evaluation",
@@ -26,9 +28,11 @@ _EXPORTS = {
     "objectives": "varflow.objectives",
     "posteriors": "varflow.posteriors",
     "priors": "varflow.priors",
+    "hmc": "varflow.hmc",
     "random": "varflow.random",
     "recipes": "varflow.recipes",
     "specs": "varflow.specs",
+    "targets": "varflow.targets",
     "training": "varflow.training",
 }
 

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from varflow import combinations, flows, likelihoods, priors
+from varflow import combinations, flows, likelihoods, priors, targets
 from varflow._lazy import resolve
+from varflow.data.unobserved import Unobserved
+from varflow.ensemble import Ensemble
 from varflow.errors import SpecError, suggestion
 from varflow.model import Model
 from varflow.networks import MLP, ConvDecoder, ConvEncoder
-from varflow.posteriors import Gaussian
+from varflow.posteriors import Gaussian, Posterior
 from varflow.specs import RunSpec
 
 PARTS = ("prior", "likelihood", "posterior")
@@ -25,8 +27,8 @@ class Form:
     """What a model has to know of the data.
 
     Attributes:
-        event_shape: shape of one example.
-        support: the values it takes: binary, grey, unit or real.
+        event_shape: shape of one example; of the latents, for a target.
+        support: the values it takes: binary, grey, unit or real; none for a target.
     """
 
     event_shape: tuple[int, ...]
@@ -55,12 +57,63 @@ def build(
     form = Form(tuple(data.event_shape), data.support)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.training.seed if seed is None else seed)
-        posterior = own.get("posterior") or _posterior(spec, form)
-        likelihood = own.get("likelihood") or _likelihood(spec, form)
-        prior = own.get("prior") or resolve(priors.TABLE[spec.prior.prior])(spec.posterior.latent)
-    model = Model(prior, likelihood, posterior)  # type: ignore[arg-type]
+        if form.support == "none":
+            prior, likelihood = _target(spec, own)
+            posterior: Any = own.get("posterior") or _posterior(spec, prior.event_shape[0], None)
+        else:
+            latent = spec.posterior.latent
+            posterior = own.get("posterior") or _posterior(
+                spec, latent, _encoder(spec, form.event_shape)
+            )
+            likelihood = own.get("likelihood") or _likelihood(spec, form)
+            prior = own.get("prior") or resolve(priors.TABLE[spec.prior.prior])(latent)
+    model = Model(prior, likelihood, posterior)
     combinations.check(model, form.support)
     return model
+
+
+def build_ensemble(
+    spec: RunSpec, data: Any, parts: Mapping[str, nn.Module] | None = None
+) -> Ensemble:
+    """``spec.training.fits`` models with the seeds seed, seed + 1, … and data_seed, data_seed + 1, …"""
+    seed, data_seed = spec.training.seed, spec.target.data_seed
+    return Ensemble(
+        [
+            build(spec.replace(seed=seed + fit, data_seed=data_seed + fit), data, parts)
+            for fit in range(spec.training.fits)
+        ]
+    )
+
+
+def unobserved(spec: RunSpec, model: Model) -> Unobserved:
+    """The batches of a target's model."""
+    settings = spec.target
+    facts: dict[str, Any] = {}
+    if settings.target == "gaussian-model":
+        names = ("observations", "noise", "correlation", "batches", "data_seed")
+        facts = {name: getattr(settings, name) for name in names}
+    batches = getattr(model.likelihood, "batches", "full")
+    rows = getattr(model.likelihood, "rows", None)
+    return Unobserved(settings.target, model.prior.event_shape[0], rows, batches == "separate", facts)
+
+
+def _target(spec: RunSpec, own: Mapping[str, nn.Module]) -> tuple[Any, nn.Module | None]:
+    """Prior and likelihood of a target: the target and nothing, or N(0, I) and the Gaussian model."""
+    if "prior" in own:
+        return own["prior"], own.get("likelihood")
+    settings = spec.target
+    if settings.target == "gaussian-model":
+        made = own.get("likelihood") or targets.simulate(
+            settings.dimensions,
+            settings.observations,
+            settings.noise,
+            settings.batches,
+            spec.training.batch,
+            settings.data_seed,
+            settings.correlation,
+        )
+        return priors.StandardNormal(settings.dimensions), made
+    return resolve(targets.TABLE[settings.target])(settings.dimensions), own.get("likelihood")
 
 
 def flow_factory(spec: RunSpec) -> Callable[..., Any] | None:
@@ -77,15 +130,28 @@ def flow_factory(spec: RunSpec) -> Callable[..., Any] | None:
     return make
 
 
-def _posterior(spec: RunSpec, form: Form) -> Gaussian:
+def _posterior(spec: RunSpec, features: int, encoder: nn.Module | None) -> Posterior:
     settings = spec.posterior
-    return Gaussian(
-        settings.latent,
-        _encoder(spec, form.event_shape),
+    gaussian = Gaussian(
+        features,
+        encoder,
         flow_factory(spec),
         amortized=settings.amortized,
         context=settings.context,
         base=settings.base_moments,
+    )
+    if not settings.leapfrog:
+        return gaussian
+    from varflow.posteriors import Hamiltonian
+
+    return Hamiltonian(
+        gaussian,
+        settings.leapfrog,
+        tempering=settings.tempering,
+        step=settings.step_shape,
+        bound=settings.step_bound,
+        initial_step=settings.initial_step,
+        initial_temperature=settings.initial_temperature,
     )
 
 

@@ -59,14 +59,19 @@ class FitCommand:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Estimates on a split, with their errors; per-example results are kept in the run."""
+    """Estimates on a split, with their errors; per-example results are kept in the run.
+
+    A fit to a target is set beside its exact answers instead.
+    """
 
     run: str
     """Folder of the run."""
-    split: Literal["test", "validation", "train"] = "test"
-    """The split."""
-    samples: int = 1000
-    """Importance samples for each example."""
+    split: Literal["auto", "test", "validation", "train"] = "auto"
+    """The split; auto is test. A target has none."""
+    samples: int | None = None
+    """Importance samples: 1000 for each example, 100,000 for each fit to a target, unless given."""
+    grid: int | None = None
+    """Targets in one or two dimensions: KL by quadrature too, on so many panels along each."""
     limit: int | None = None
     """The first examples of the split alone."""
     memory: float = 1.0
@@ -83,7 +88,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw from p(x): pictures as a PNG sheet, and the numbers as .npy."""
+    """Draw from p(x): pictures as a PNG sheet, and the numbers as .npy. Of a fit to a target: z from q(z)."""
 
     run: str
     """Folder of the run."""
@@ -244,7 +249,7 @@ def _fit(arguments: list[str]) -> int:
         spec.validate()
         out = (
             command.out
-            or f"runs/{name}-{Path(spec.data.data).stem}-{_flow_name(spec)}-seed{spec.training.seed}"
+            or f"runs/{name}-{_subject(spec)}-{_flow_name(spec)}-seed{spec.training.seed}"
         )
         run = fitting.fit(
             spec, out=out, overwrite=command.overwrite, quiet=command.quiet, recipe=name
@@ -257,10 +262,16 @@ def _finish(run: Any, command: Fit) -> int:
     if outcome["signal"] is not None:
         print(f"{outcome['reason']}; saved. Go on with: varflow fit --resume {run.folder}")
         return 128 + int(outcome["signal"])
-    print(
-        f"{run.folder}: {outcome['step']} steps in {outcome['seconds']:.0f} s, {outcome['reason']}; "
-        f"best validation ELBO {outcome['best_elbo']:.2f} nats at step {outcome['best_step']}"
-    )
+    if run.infers_target:
+        last = run.metrics[-1]["elbo"] if run.metrics else float("nan")
+        how = "last training ELBO" + (" (mean over the fits)" if run.spec.training.fits > 1 else "")
+        bound = f"{how} {last:.4f} nats"
+    else:
+        bound = (
+            f"best validation ELBO {outcome['best_elbo']:.2f} nats at step {outcome['best_step']}"
+        )
+    took = f"{outcome['step']} steps in {outcome['seconds']:.0f} s"
+    print(f"{run.folder}: {took}, {outcome['reason']}; {bound}")
     if command.report:
         print(f"report: {run.report()}")
     print(f"next: varflow evaluate {run.folder}")
@@ -274,14 +285,22 @@ def _evaluate(arguments: list[str]) -> int:
     run = _open(options.run, options.device, options.threads, options.data_dir)
     from varflow.evaluation import Progress
 
+    more = {}
+    if options.grid is not None:
+        if not run.infers_target:
+            raise SpecError(f"grid: was {options.grid}; it is for targets, leave it out")
+        more["grid"] = options.grid
+    if options.samples is not None:
+        _at_least_one("samples", options.samples)
     with Progress() as progress:
         result = run.evaluate(
-            options.split,
+            None if options.split == "auto" else options.split,
             options.samples,
             memory=int(options.memory * 2**30),
             seed=options.seed,
             limit=options.limit,
             progress=progress,
+            **more,
         )
     print(result.table())
     print(f"report: {run.report()}")
@@ -294,8 +313,13 @@ def _sample(arguments: list[str]) -> int:
     _at_least_one("count", options.count)
     from varflow import random
 
+    if run.infers_target and options.mean:
+        raise SpecError("mean: a target has no likelihood to take the mean of; leave it out")
     with random.stream(options.seed):
-        x = run.model.sample(options.count, mean=options.mean)
+        if run.infers_target:
+            x = _positions(run, options.count)
+        else:
+            x = run.model.sample(options.count, mean=options.mean)
     target = Path(options.out) if options.out else run.folder / "figures" / "sample"
     for path in _write_examples(run, target, x, None):
         print(path)
@@ -310,6 +334,10 @@ def _reconstruct(arguments: list[str]) -> int:
 
     from varflow import random
 
+    if run.infers_target:
+        raise SpecError(
+            "run: was fitted to a target, which has no data; varflow sample draws from q(z)"
+        )
     size = run.dataset.sizes[options.split]
     if options.count > size:
         raise SpecError(
@@ -387,16 +415,34 @@ def _open(
     return run
 
 
-def _flow_name(spec: Any) -> str:
+def _subject(spec: RunSpec) -> str:
+    """What is modelled or inferred, for the name of a folder."""
+    target = spec.target
+    if target.target == "none":
+        return Path(spec.data.data).stem
+    return target.target + ("" if target.dimensions == 2 else f"-{target.dimensions}d")
+
+
+def _flow_name(spec: RunSpec) -> str:
     posterior = spec.posterior
+    moved = f"-leapfrog{posterior.leapfrog}" if posterior.leapfrog else ""
     if posterior.flow == "none":
-        return "none"
-    return f"{posterior.flow}{posterior.length}" + ("-amortized" if posterior.amortized else "")
+        return "none" + moved
+    seen = "-amortized" if posterior.amortized else ""
+    return f"{posterior.flow}{posterior.length}{seen}{moved}"
 
 
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise SpecError(f"{name}: was {value}; use 1 or more")
+
+
+def _positions(run: Any, count: int) -> Any:
+    """z ~ q(z): ``[count, D]``, or ``[fits, count, D]`` where several fits were trained together."""
+    import torch
+
+    z = torch.stack([member.encode(None, count).z for member in run.members()])
+    return z if len(z) > 1 else z[0]
 
 
 def _write_examples(run: Any, target: Path, x: Any, originals: Any) -> list[Path]:

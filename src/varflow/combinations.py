@@ -3,35 +3,107 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from varflow.errors import SpecError
 from varflow.model import Model
 
 
-def _support(model: Any, support: str) -> str | None:
+@dataclass(frozen=True)
+class Combination:
+    """What is put together.
+
+    Attributes:
+        model: prior, likelihood and posterior.
+        support: the values of the data; "none" for a target.
+        objective: None where nothing is trained.
+    """
+
+    model: Model
+    support: str
+    objective: Any = None
+
+    @property
+    def follows_gradient(self) -> bool:
+        """Whether the posterior moves along ∇ log p(x, z)."""
+        return bool(getattr(self.model.posterior, "uses_gradient", False))
+
+
+def _support(given: Combination) -> str | None:
+    check = getattr(given.model.likelihood, "check_support", None)
+    if check is None or given.support == "none":
+        return None
     try:
-        model.likelihood.check_support(support)
+        check(given.support)
     except SpecError as error:
         return str(error)
-    except AttributeError:
-        return None
     return None
 
 
-#: name of the rule → what it says of a model and the support of its data, or None.
-RULES: dict[str, Callable[[Model, str], str | None]] = {
+def _target_and_encoder(given: Combination) -> str | None:
+    if given.support != "none" or not given.model.posterior.reads_x:
+        return None
+    return "posterior: reads x, and a target has none; build it without an encoder"
+
+
+def _data_without_likelihood(given: Combination) -> str | None:
+    if given.support == "none" or given.model.likelihood is not None:
+        return None
+    return "likelihood: missing, so the model says nothing of the data; give one, or fit without data"
+
+
+def _hamiltonian_and_held(given: Combination) -> str | None:
+    if not (given.follows_gradient and getattr(given.objective, "hold", False)):
+        return None
+    return (
+        f"gradient: '{given.objective.gradient}' needs log q(z|x) of any z, which a Hamiltonian posterior has not; "
+        "use gradient=total"
+    )
+
+
+def _hamiltonian_and_coupled(given: Combination) -> str | None:
+    likelihood = given.model.likelihood
+    if not given.follows_gradient or likelihood is None:
+        return None
+    coupled = [m for m in likelihood.modules() if getattr(m, "couples_examples", False)]
+    coupled += [m for m in likelihood.modules() if "BatchNorm" in type(m).__name__]
+    if not coupled:
+        return None
+    return (
+        f"posterior: a Hamiltonian one follows the gradient of log p(x|z) of each example, and this decoder's "
+        f"{type(coupled[0]).__name__} couples the examples of a batch; use normalization=group, layer or none"
+    )
+
+
+def _free_bits_and_mixing(given: Combination) -> str | None:
+    if not getattr(given.objective, "free_bits", 0):
+        return None
+    flow = getattr(given.model.posterior, "flow", None)
+    if flow is None and not given.follows_gradient:
+        return None
+    what = "a Hamiltonian posterior" if given.follows_gradient else f"a {type(flow).__name__} flow"
+    return f"free_bits: are counted for each latent, and {what} mixes latents; use flow=none, or beta with a warmup"
+
+
+#: name of the rule → what it says, or None.
+RULES: dict[str, Callable[[Combination], str | None]] = {
     "likelihood × values of the data": _support,
+    "target × posterior that reads x": _target_and_encoder,
+    "data × no likelihood": _data_without_likelihood,
+    "Hamiltonian × path or doubly reparameterised gradients": _hamiltonian_and_held,
+    "Hamiltonian × decoder with batch statistics": _hamiltonian_and_coupled,
+    "free bits × posterior that mixes latents": _free_bits_and_mixing,
 }
 
 
-def check(model: Model, support: str) -> None:
+def check(model: Model, support: str, objective: Any = None) -> None:
     """Apply every rule.
 
     Raises:
         SpecError: the sentence of the first rule that refuses.
     """
     for rule in RULES.values():
-        sentence = rule(model, support)
+        sentence = rule(Combination(model, support, objective))
         if sentence is not None:
             raise SpecError(sentence)

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from varflow import recipes
-from varflow.building import PARTS, Form, build
+from varflow import native, recipes
+from varflow.building import PARTS, Form, build, build_ensemble, unobserved
 from varflow.data.dataset import Dataset
+from varflow.data.unobserved import Unobserved
+from varflow.ensemble import Ensemble
 from varflow.errors import RunError, SpecError
 from varflow.files import read_json, write_json
 from varflow.model import Model
@@ -28,6 +30,7 @@ from varflow.runfolder import (
     check_data,
     prepare,
     read_about,
+    read_form,
     read_metrics,
     read_state,
     write_start,
@@ -39,7 +42,7 @@ from varflow.training.progress import Progress
 
 
 def fit(
-    what: str | RunSpec | Model,
+    what: str | RunSpec | Model | Ensemble,
     data: Any = None,
     *,
     out: str | Path | None = None,
@@ -52,9 +55,10 @@ def fit(
     """Maximise the objective, and give back the run.
 
     Args:
-        what: the name of a recipe, a :class:`~varflow.RunSpec`, or a :class:`~varflow.Model` of your own.
-        data: without it the spec's data set; else a name or a path, a tensor or array ``[N, *event]``
-            (see :func:`varflow.data.from_tensor`), or a data set.
+        what: the name of a recipe, a :class:`~varflow.RunSpec`, a :class:`~varflow.Model` of your own, or an
+            :class:`~varflow.Ensemble` of models of targets, which are trained together.
+        data: not for a target; without it the spec's data set; else a name or a path, a tensor or array
+            ``[N, *event]`` (see :func:`varflow.data.from_tensor`), or a data set.
         out: folder of the run; without it nothing is written.
         parts: parts of your own (prior, likelihood, posterior) in place of the spec's.
         overwrite: replace the run that ``out`` holds.
@@ -86,8 +90,17 @@ def fit(
     spec = spec.replace(**settings) if settings else spec
     spec.validate()
     engine = Engine.start(spec.training)
-    dataset = as_dataset(data, spec).to(engine.device, engine.dtype)
-    model = build(spec, dataset, own)
+    model: Model | Ensemble
+    dataset: Dataset | Unobserved
+    if data is None and (spec.target.target != "none" or _nothing_observed(what)):
+        model, dataset = for_target(spec, own)
+    else:
+        if spec.target.target != "none":
+            raise SpecError(
+                f"data: given beside target={spec.target.target}, which has none; leave one of the two out"
+            )
+        dataset = as_dataset(data, spec).to(engine.device, engine.dtype)
+        model = build(spec, dataset, own)
     folder = None if out is None else Path(out)
     about = {"recipe": recipe, "own_parts": sorted(own), "data_given": data is not None}
     return _train(spec, model, dataset, engine, folder, about, quiet, None, overwrite)
@@ -140,9 +153,14 @@ def resume(
         raise RunError(
             "data: this run was fitted to data given in Python; pass them again with data=..."
         )
-    dataset = as_dataset(data, spec).to(engine.device, engine.dtype)
+    dataset: Dataset | Unobserved
+    model: Model | Ensemble
+    if read_form(path).support == "none":
+        model, dataset = for_target(spec, dict(parts or {}))
+    else:
+        dataset = as_dataset(data, spec).to(engine.device, engine.dtype)
+        model = build(spec, dataset, parts)
     check_data(dataset, path)
-    model = build(spec, dataset, parts)
     return _train(spec, model, dataset, engine, path, about, quiet, state)
 
 
@@ -181,26 +199,58 @@ def environment(spec: RunSpec, engine: Engine) -> dict[str, Any]:
 
 
 def _what(
-    what: str | RunSpec | Model, parts: Mapping[str, nn.Module] | None
+    what: str | RunSpec | Model | Ensemble, parts: Mapping[str, nn.Module] | None
 ) -> tuple[RunSpec, dict[str, nn.Module]]:
     own = dict(parts or {})
     if isinstance(what, str):
         return recipes.find(what).spec, own
     if isinstance(what, RunSpec):
         return what, own
+    if isinstance(what, Ensemble):
+        if own:
+            raise SpecError("parts: given beside an ensemble, whose models have theirs")
+        return RunSpec(), {"ensemble": what}
     if isinstance(what, Model):
         if own:
             raise SpecError("parts: given beside a model, which has its own; give one of the two")
-        return RunSpec(), {name: getattr(what, name) for name in PARTS}
+        named = {name: getattr(what, name) for name in PARTS}
+        return RunSpec(), {name: part for name, part in named.items() if part is not None}
     raise SpecError(
         f"what: was {type(what).__name__}; use the name of a recipe, a RunSpec or a Model"
     )
 
 
+def _nothing_observed(what: Any) -> bool:
+    """Whether a model given in Python has no data to be fitted to."""
+    if isinstance(what, Ensemble):
+        return True
+    return isinstance(what, Model) and (what.likelihood is None or hasattr(what.likelihood, "batches"))
+
+
+def for_target(
+    spec: RunSpec, own: dict[str, nn.Module]
+) -> tuple[Model | Ensemble, Unobserved]:
+    """The model of a target, or the stacked fits, and what stands for their data."""
+    ensemble = own.get("ensemble")
+    if isinstance(ensemble, Ensemble):
+        return ensemble, unobserved(spec, ensemble.member(0))
+    nowhere = Form((1,), "none")
+    if spec.training.fits == 1:
+        model = build(spec, nowhere, own)
+        return model, unobserved(spec, model)
+    if own:
+        raise SpecError(
+            f"fits: was {spec.training.fits}, with parts of your own ({', '.join(own)}); build the models and "
+            "pass varflow.Ensemble([...]) instead"
+        )
+    ensemble = build_ensemble(spec, nowhere)
+    return ensemble, unobserved(spec, ensemble.member(0))
+
+
 def _train(
     spec: RunSpec,
-    model: Model,
-    dataset: Dataset,
+    model: Model | Ensemble,
+    dataset: Dataset | Unobserved,
     engine: Engine,
     folder: Path | None,
     about: dict[str, Any],
@@ -233,6 +283,11 @@ def _train(
         progress.say(
             "note: denormal numbers are not flushed in all CPU threads (torch had started them before); "
             "long fits will slow down. Call fit before other torch work, or torch.set_flush_denormal(True) first"
+        )
+    if state is not None and state["engine"].get("native") and not engine.native:
+        progress.say(
+            f"note: the run was begun with compiled planar chains, and there are none here ({native.reason()}); "
+            "it goes on in torch, equal up to rounding"
         )
     try:
         with progress:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from varflow.errors import SpecError
 from varflow.posteriors.posterior import Conditional, Draw, Posterior
+from varflow.priors.normal import StandardNormal
 from varflow.priors.prior import Prior
 
 
@@ -30,7 +31,7 @@ class Terms:
         log_prior: log p(z) ``[S, B]``.
         log_q: log q(z|x) ``[S, B]``.
         draw: what the posterior returned, with its own fields (base samples, ladj).
-        kl_groups: log q − log p of each group of latents ``[S, B, G]``, where the posterior has groups.
+        kl_groups: KL(q(z|x) ‖ p(z)) of each latent ``[1 or S, B, D]``, in closed form, where it splits so; else None.
         auxiliary: further losses of a part, by name, each a scalar.
     """
 
@@ -53,13 +54,46 @@ class Terms:
         return self.log_q - self.log_prior
 
 
+class LogJoint:
+    """z → log p(x, z) of one batch x: what posteriors that follow its gradient are given.
+
+    Attributes:
+        affine_gradient: (b, a), each ``[D]``, where ∇ log p(x, z) = b − a ⊙ z for all z; else None.
+    """
+
+    def __init__(self, model: Model, x: Tensor | None) -> None:
+        self.model, self.x = model, x
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.model.log_joint(z, self.x)
+
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(log p(x, z), its gradient in z) in forward operations, or None where a part does not write it."""
+        explicit = getattr(self.model.likelihood, "value_and_gradient", None)
+        if explicit is None or not isinstance(self.model.prior, StandardNormal):
+            return None
+        found = explicit(self.x, z)
+        return found and (found[0] + self.model.prior.log_prob(z), found[1] - z)
+
+    @property
+    def affine_gradient(self) -> tuple[Tensor, Tensor] | None:
+        of = getattr(self.model.likelihood, "affine_gradient", None)
+        if of is None or not isinstance(self.model.prior, StandardNormal):
+            return None
+        b, a = of(self.x)
+        return b, a + 1
+
+
 class Model(nn.Module):
     """p(z) p(x|z) with q(z|x).
 
+    Without a likelihood nothing is observed: the prior is then a target, a density of z that need not be
+    normalized, and inference fits q(z) to it.
+
     Args:
-        prior: p(z).
-        likelihood: p(x|z), which owns the decoder.
-        posterior: q(z|x), which owns the encoder.
+        prior: p(z), or a :class:`~varflow.targets.Target`.
+        likelihood: p(x|z), which owns the decoder; None for a target.
+        posterior: q(z|x), which owns the encoder, if there is one.
 
     Raises:
         SpecError: parts that do not combine.
@@ -75,7 +109,7 @@ class Model(nn.Module):
         torch.Size([3, 5])
     """
 
-    def __init__(self, prior: Prior, likelihood: nn.Module, posterior: Posterior) -> None:
+    def __init__(self, prior: Prior, likelihood: nn.Module | None, posterior: Posterior) -> None:
         super().__init__()
         features = getattr(posterior, "features", None)
         if features is not None and prior.event_shape != (features,):
@@ -83,52 +117,79 @@ class Model(nn.Module):
                 f"prior: is over events of shape {prior.event_shape}, the posterior draws ({features},); "
                 "build both with the same number of features"
             )
-        self.prior, self.likelihood, self.posterior = prior, likelihood, posterior
+        self.prior, self.posterior = prior, posterior
+        self.likelihood: Any = likelihood
 
-    def log_joint(self, z: Float[Tensor, "..."], x: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def log_joint(
+        self, z: Float[Tensor, "..."], x: Shaped[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "..."]:
         """log p(x, z) = log p(x|z) + log p(z): z ``[S, B, D]``, x ``[B, *event]`` → ``[S, B]``, nats."""
-        return self.likelihood.log_prob(x, z) + self.prior.log_prob(z)  # type: ignore[operator]
+        log_prior = self.prior.log_prob(z)
+        if self.likelihood is None:
+            return log_prior
+        return self.likelihood.log_prob(x, z) + log_prior
+
+    def infer(self, x: Shaped[Tensor, "..."] | None = None) -> Conditional:
+        """q(z|x), or q(z) where the posterior does not read x."""
+        return self.posterior(x if self.posterior.reads_x else None)
 
     def terms(
         self,
-        x: Shaped[Tensor, "..."],
+        x: Shaped[Tensor, "..."] | None = None,
         samples: int = 1,
         q: Conditional | None = None,
         hold: bool = False,
+        groups: bool = False,
     ) -> Terms:
         """The terms of log w for S samples of each example of x ``[B, *event]``.
 
         Args:
-            x: a batch, as the data set's protocol gives it.
+            x: a batch, as the data set's protocol gives it; None for a target. A model of global latents takes
+                what its likelihood reads, and its terms are ``[S]``.
             samples: S.
-            q: q(z|x) where it is already there (refined, or encoded before); else ``posterior(x)``.
+            q: q(z|x) where it is already there (refined, or encoded before); else :meth:`infer`.
             hold: see :meth:`varflow.posteriors.Conditional.draw`.
+            groups: fill ``kl_groups``.
         """
-        q = self.posterior(x) if q is None else q
-        draw = q.draw(samples, log_joint=lambda z: self.log_joint(z, x), hold=hold)
-        log_likelihood = self.likelihood.log_prob(x, draw.z)  # type: ignore[operator]
-        return Terms(draw.z, log_likelihood, self.prior.log_prob(draw.z), draw.log_q, draw)
+        q = self.infer(x) if q is None else q
+        draw = q.draw(samples, log_joint=LogJoint(self, x), hold=hold)
+        log_prior = self.prior.log_prob(draw.z)
+        if self.likelihood is None:
+            log_likelihood = torch.zeros_like(draw.log_q)
+        elif draw.log_joint is not None:
+            log_likelihood = draw.log_joint - log_prior
+        else:
+            log_likelihood = self.likelihood.log_prob(x, draw.z)
+        kl_groups = q.kl_groups(self.prior) if groups else None
+        return Terms(draw.z, log_likelihood, log_prior, draw.log_q, draw, kl_groups)
 
-    def forward(self, x: Tensor, samples: int = 1) -> Terms:
-        return self.terms(x, samples)
+    def forward(self, x: Tensor | None = None, samples: int = 1, **options: bool) -> Terms:
+        return self.terms(x, samples, **options)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def sample(self, count: int, mean: bool = False) -> Tensor:
-        """x ~ p(x): ``[count, *event]``; with ``mean`` the likelihood's mean instead of its noise."""
+        """x ~ p(x): ``[count, *event]``; with ``mean`` the likelihood's mean instead of its noise.
+
+        Raises:
+            SpecError: there is no likelihood; a target is sampled by ``target.sample``.
+        """
         return self._observe(self.prior.sample((count,)), mean)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, mean: bool = True) -> Tensor:
-        """One z ~ q(z|x) for each example, decoded: ``[B, *event]``."""
-        return self._observe(
-            self.posterior(x).draw(1, log_joint=lambda z: self.log_joint(z, x)).z[0], mean
-        )
+        """One z ~ q(z|x) for each example, decoded: ``[B, *event]``. Raises as :meth:`sample`."""
+        return self._observe(self.encode(x).z[0], mean)
 
-    @torch.no_grad()
-    def encode(self, x: Tensor, samples: int = 1) -> Draw:
-        """Samples of q(z|x) with their densities."""
-        return self.posterior(x).draw(samples, log_joint=lambda z: self.log_joint(z, x))
+    def encode(self, x: Tensor | None = None, samples: int = 1) -> Draw:
+        """Samples of q(z|x) with their densities; no gradients."""
+        with torch.no_grad():
+            return self.infer(x).draw(samples, log_joint=LogJoint(self, x))
 
     def _observe(self, z: Tensor, mean: bool) -> Tensor:
-        likelihood: Any = self.likelihood
-        return likelihood.mean(z) if mean else likelihood.sample(z)
+        if self.likelihood is None:
+            raise SpecError(
+                "likelihood: this model has none, so there is no x to draw; use model.encode() for samples of "
+                "q(z), or model.prior.sample((n,)) for exact ones"
+            )
+        x: Tensor = self.likelihood.mean(z) if mean else self.likelihood.sample(z)
+        return x

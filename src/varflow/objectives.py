@@ -1,17 +1,41 @@
-"""Terms → a scalar to minimise. Sums over the event, means over the batch, nats."""
+"""Terms → a scalar to minimise. Sums over the event, means over the batch, nats.
+
+Every objective is a function of :class:`varflow.Terms` and of a weight that follows the step. ``hold``
+and ``groups`` say what it needs of :meth:`varflow.Model.terms`.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+
+from varflow._lazy import resolve
+from varflow.errors import SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from varflow.model import Terms
+    from varflow.specs import ObjectiveSpec
 
 #: name in a spec → the objective.
-TABLE = {"elbo": "varflow.objectives:ELBO"}
+TABLE = {
+    "elbo": "varflow.objectives:ELBO",
+    "annealed": "varflow.objectives:AnnealedELBO",
+    "iwae": "varflow.objectives:ImportanceWeighted",
+}
+
+Gradient = Literal["total", "path", "dreg"]
+
+
+def build(spec: ObjectiveSpec, steps_per_epoch: int) -> Objective:
+    """The objective of ``spec``."""
+    kind = resolve(TABLE[spec.objective])
+    objective: Objective = kind.from_spec(spec, steps_per_epoch)
+    return objective
 
 
 @dataclass(frozen=True)
@@ -28,11 +52,46 @@ class ELBO:
             anything else the β-VAE's loss (Higgins et al. 2017).
         warmup: updates over which the weight grows linearly from 0.
         control: subtract the control variate; without it the plain sample mean.
+        free_bits: λ nats: the KL of each latent, averaged over the batch, costs max(λ, KL)
+            (Kingma et al. 2016, eq. 15, with one latent a group).
+        gradient: ``"total"`` derivative, or ``"path"``: the derivative through z alone, without the
+            score of q, whose mean is zero (Roeder, Wu and Duvenaud 2017). It vanishes where q is exact.
+
+    Raises:
+        SpecError: free bits for terms without a KL of each latent.
     """
 
     beta: float = 1.0
     warmup: int = 0
     control: bool = True
+    free_bits: float = 0.0
+    gradient: Literal["total", "path"] = "total"
+    bound: ClassVar[str] = "ELBO"
+
+    @classmethod
+    def from_spec(cls, spec: ObjectiveSpec, steps_per_epoch: int) -> ELBO:
+        return cls(
+            beta=spec.beta,
+            warmup=round(spec.warmup * steps_per_epoch),
+            control=spec.control,
+            free_bits=spec.free_bits,
+            gradient=_one_of(spec, "total", "path"),  # type: ignore[arg-type]
+        )
+
+    @property
+    def hold(self) -> bool:
+        """Whether log q has to depend on the parameters through z alone."""
+        return self.gradient == "path"
+
+    @property
+    def groups(self) -> bool:
+        """Whether the terms need the KL of each latent."""
+        return self.free_bits > 0
+
+    @property
+    def final(self) -> float:
+        """The weight at the end."""
+        return self.beta
 
     def weight(self, step: int) -> float:
         """β_t at an update (the first is 0)."""
@@ -40,7 +99,106 @@ class ELBO:
 
     def __call__(self, terms: Terms, weight: float | Tensor) -> Tensor:
         """The loss, a scalar in nats. ``weight`` is β_t, a float or (for a compiled step) a tensor."""
+        if self.free_bits:
+            if terms.kl_groups is None:
+                raise SpecError(
+                    "free_bits: this posterior and prior have no KL of each latent; use flow=none and prior=normal"
+                )
+            each = terms.kl_groups.flatten(0, -2).mean(0)
+            return weight * each.clamp(min=self.free_bits).sum() - terms.log_likelihood.mean()
         kl = terms.kl
         if self.control and terms.draw.control is not None:
             kl = kl - terms.draw.control
         return (weight * kl - terms.log_likelihood).mean()
+
+
+@dataclass(frozen=True)
+class AnnealedELBO:
+    """E_q[log q(z) − β_t log p(x, z)], with β_t = min(1, start + step / steps).
+
+    The whole log-joint is tempered, so that a fit to a density of several modes begins with a flat one
+    (Rezende and Mohamed 2015, eq. 20: start = 0.01 and 10,000 steps).
+
+    Args:
+        steps: updates over which β_t grows by 1; 0 for none.
+        start: β at the first update.
+        gradient: as :class:`ELBO`.
+    """
+
+    steps: int = 10_000
+    start: float = 0.01
+    gradient: Literal["total", "path"] = "total"
+    groups: ClassVar[bool] = False
+    final: ClassVar[float] = 1.0
+    bound: ClassVar[str] = "ELBO"
+
+    @classmethod
+    def from_spec(cls, spec: ObjectiveSpec, steps_per_epoch: int) -> AnnealedELBO:
+        return cls(steps=spec.anneal, gradient=_one_of(spec, "total", "path"))  # type: ignore[arg-type]
+
+    @property
+    def hold(self) -> bool:
+        return self.gradient == "path"
+
+    def weight(self, step: int) -> float:
+        """β_t at an update (the first is 0)."""
+        return min(1.0, self.start + step / self.steps) if self.steps else 1.0
+
+    def __call__(self, terms: Terms, weight: float | Tensor) -> Tensor:
+        """The loss, a scalar in nats."""
+        return (terms.log_q - weight * (terms.log_likelihood + terms.log_prior)).mean()
+
+
+@dataclass(frozen=True)
+class ImportanceWeighted:
+    """−E log (1/S) Σ_s w_s, the importance-weighted bound (Burda, Grosse and Salakhutdinov 2016, eq. 8).
+
+    Args:
+        gradient: ``"total"``, or ``"dreg"``: the doubly reparameterised gradient (Tucker et al. 2019, eq. 8).
+            Parameters of q get Σ_s w̃_s² ∂log w_s/∂z ∂z/∂φ, whose signal does not drown for many
+            samples; all others their usual Σ_s w̃_s ∂log w_s/∂θ. Both are unbiased.
+
+    The path gradient of the ELBO is not offered here: for S > 1 it is biased.
+    """
+
+    gradient: Literal["total", "dreg"] = "total"
+    groups: ClassVar[bool] = False
+    final: ClassVar[float] = 1.0
+    bound: ClassVar[str] = "importance-weighted bound"
+
+    @classmethod
+    def from_spec(cls, spec: ObjectiveSpec, steps_per_epoch: int) -> ImportanceWeighted:
+        return cls(gradient=_one_of(spec, "total", "dreg"))  # type: ignore[arg-type]
+
+    @property
+    def hold(self) -> bool:
+        return self.gradient == "dreg"
+
+    def weight(self, step: int) -> float:
+        return 1.0
+
+    def __call__(self, terms: Terms, weight: float | Tensor = 1.0) -> Tensor:
+        """The loss, a scalar in nats."""
+        log_w = terms.log_weight
+        bound = (torch.logsumexp(log_w, 0) - math.log(log_w.shape[0])).mean()
+        if not self.hold or not torch.is_grad_enabled():
+            return -bound
+        share = torch.softmax(log_w.detach(), 0)
+        if terms.z.requires_grad:
+            events = terms.z.ndim - log_w.ndim
+            factor = share.reshape(*share.shape, *[1] * events)
+            terms.z.register_hook(lambda grad: grad * factor)
+        # The value of the bound, with the gradient of the weighted sum.
+        weighted = (share * log_w).sum(0).mean()
+        return -(weighted + (bound - weighted).detach())
+
+
+def _one_of(spec: ObjectiveSpec, *choices: str) -> str:
+    if spec.gradient not in choices:
+        raise SpecError(
+            f"gradient: '{spec.gradient}' does not go with objective={spec.objective}; use {' or '.join(choices)}"
+        )
+    return spec.gradient
+
+
+Objective = ELBO | AnnealedELBO | ImportanceWeighted

@@ -7,12 +7,14 @@ and several processes draw the *global* batch and keep their own slice of it.
 Inside ``with stream(seed, step):`` the draws below follow that rule. Outside of it they use torch's
 global generator, so that a user who calls ``torch.manual_seed`` gets what they expect.
 
-Parts never call ``torch.randn`` themselves; they call :func:`normal` or :func:`uniform` here.
+Parts never call ``torch.randn`` themselves; they call :func:`normal`, :func:`uniform` or
+:func:`uniform16` here.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -128,7 +130,20 @@ def _fill(request: Request, source: torch.Generator | None) -> Tensor:
         return torch.randn(request.shape, **options)  # type: ignore[call-overload]
     if request.kind == "uniform":
         return torch.rand(request.shape, **options)  # type: ignore[call-overload]
-    raise ValueError(f"kind: unknown distribution '{request.kind}'; choices: normal, uniform")
+    if request.kind == "uniform16":
+        return _midpoints(request, source)
+    raise ValueError(
+        f"kind: unknown distribution '{request.kind}'; choices: normal, uniform, uniform16"
+    )
+
+
+def _midpoints(request: Request, source: torch.Generator | None) -> Tensor:
+    count = math.prod(request.shape)
+    words = torch.empty(-(-count // 4), dtype=torch.int64, device=request.device)
+    # Without an upper end all 64 bits of a word are drawn: four numbers each.
+    words.random_(-(2**63), None, generator=source)
+    short = words.view(torch.int16)[:count].view(request.shape)
+    return short.to(request.dtype).add_(2**15 + 0.5).mul_(2.0**-16)
 
 
 def _request(
@@ -172,3 +187,19 @@ def uniform(
 ) -> Tensor:
     """Uniform numbers on [0, 1) of ``shape``; ``batch_dim`` names the dimension that ranks share."""
     return _request("uniform", shape, purpose, dtype, device, batch_dim)
+
+
+def uniform16(
+    shape: Sequence[int],
+    purpose: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    batch_dim: int | None = None,
+) -> Tensor:
+    """(k + 1/2)/2¹⁶ with k uniform on 0 … 2¹⁶ − 1, otherwise as :func:`uniform`.
+
+    Noise for data, where 2¹⁶ values are enough: never 0 or 1, P(u < p) within 2⁻¹⁷ of p for every p, and
+    on a CPU less than half the time of :func:`uniform`. Exact in float32 and float64.
+    """
+    return _request("uniform16", shape, purpose, dtype, device, batch_dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +25,40 @@ _NAMES = {
     "bits_per_dim": "bits/dim",
     "active_units": "active latents",
     "aggregated_distance": "distance of q(z) from p(z)",
+    "kl_q_p": "KL(q‖p)",
+    "kl_p_q": "KL(p‖q)",
+    "kl_q_p_grid": "KL(q‖p), quadrature",
+    "kl_p_q_grid": "KL(p‖q), quadrature",
+    "eubo": "EUBO",
+    "log_z": "log Z",
+    "log_z_error": "error of log Z",
+    "ess_reverse": "reverse effective sample size",
+    "ess_forward": "forward effective sample size",
+    "mode_coverage": "mode coverage",
+    "mode_divergence": "divergence over modes",
+    "mean_error": "error of the mean",
+    "covariance_error": "error of the covariance",
+    "log_evidence": "log p(D)",
+    "log_evidence_best": "log p(D), maximum likelihood",
+    "evidence_gap": "log p(D) short of the maximum",
+    "log_evidence_blocks": "Σ log p(block)",
+    "log_evidence_blocks_best": "Σ log p(block), maximum likelihood",
+    "diagonal_gap": "least gap of a diagonal q",
+    "shift_error": "‖Δ − x̄‖²",
+    "shift_error_truth": "‖Δ − Δ*‖²",
+    "scale_error": "‖σ − σ*‖²",
+    "scale_error_best": "‖σ − σ̂‖²",
+    "scale_floor": "floor of ‖σ − σ*‖²",
+    "scale_floor_expected": "expected floor of ‖σ − σ*‖²",
+    "noise_error": "‖Σ − Σ*‖²",
+    "noise_error_best": "‖Σ − Σ̂‖²",
+    "noise_floor": "floor of ‖Σ − Σ*‖²",
+    "noise_floor_expected": "expected floor of ‖Σ − Σ*‖²",
 }
 #: The numbers that a reader looks for first.
-_HEADLINES = ("nll", "elbo", "bits_per_dim")
+_HEADLINES = (
+    "nll", "elbo", "bits_per_dim", "kl_q_p", "kl_p_q", "mode_coverage", "evidence_gap", "scale_error",
+)  # fmt: skip
 
 _ERRORS = (
     "± is one standard error over the examples of the split: how far the mean would move with "
@@ -34,6 +66,16 @@ _ERRORS = (
     "remove. The k̂ column is the share of examples whose importance weights have too heavy a tail "
     "to be trusted. The ELBO is a lower bound of log p(x); −log p(x) is estimated by importance "
     "sampling, which errs upwards on average."
+)
+
+#: Groups of settings that a fit to a target does not read.
+_OF_DATA = ("data", "network", "prior", "likelihood")
+
+_TARGET_ERRORS = (
+    "± is one standard error over fits that differ in their seeds; one fit has none. The Monte-Carlo "
+    "error is what more samples would remove. KL(q‖p) = log Z − ELBO and KL(p‖q) = EUBO − log Z are "
+    "0 where q is exact; effective sample sizes are 1 there. The k̂ column is the share of fits "
+    "whose importance weights have too heavy a tail to be trusted."
 )
 
 
@@ -63,7 +105,7 @@ def write_report(folder: str | Path) -> Path:
         *_training(folder, metrics, about),
         html.heading("Configuration"),
         *_settings(spec),
-        html.heading("Data"),
+        html.heading("Target" if data.get("support") == "none" else "Data"),
         _facts(data, "data.json"),
         html.heading("Environment"),
         _facts(_read(folder / "environment.json", dict, {}), "environment.json"),
@@ -105,6 +147,16 @@ def _title(spec: Mapping[str, Any], about: Mapping[str, Any], data: Mapping[str,
         return f"{data.get('name') or 'unnamed data'}: a model given in Python"
     settings = {name: value for _, name, value, _ in _rows(spec)}
     flow = settings.get("flow", "none")
+    if data.get("support") == "none":
+        base = "a fixed" if settings.get("base_moments") == "fixed" else "a Gaussian"
+        parts = [f"{base} base"]
+        parts += [] if flow == "none" else [f"{settings.get('length')} {flow} steps"]
+        steps = settings.get("leapfrog")
+        parts += [f"{steps} leapfrog steps"] if steps else []
+        fits = settings.get("fits", 1)
+        several = f", {fits} fits" if fits != 1 else ""
+        size = "×".join(map(str, data.get("event_shape") or ["?"]))
+        return f"{data.get('name')} in {size} dimensions: {', '.join(parts)}{several}"
     kind = "amortized " if settings.get("amortized") else ""
     posterior = "Gaussian posterior" + ("" if flow == "none" else f", {kind}{flow} flow")
     name = data.get("name") or settings.get("data", "unnamed data")
@@ -113,7 +165,8 @@ def _title(spec: Mapping[str, Any], about: Mapping[str, Any], data: Mapping[str,
 
 def _lead(spec: Mapping[str, Any], about: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     said = []
-    if protocol := data.get("protocol"):
+    protocol = data.get("protocol")
+    if protocol and data.get("support") != "none":
         said.append(f"Protocol of the data: {protocol}.")
     if recipe := about.get("recipe"):
         said.append(f"Recipe: {recipe}.")
@@ -143,20 +196,25 @@ def _results(folder: Path, metrics: list[dict[str, Any]]) -> list[str]:
                 )
             )
         return out
-    out = []
+    out, explained = [], []
     for file in files:
         estimates = _estimates(file)
-        out.append(html.heading(f"{file.stem} split", level=3))
+        of_target = file.stem == "target"
+        # One fit has no spread over fits.
+        lone = of_target and all(e.points == 1 for e in estimates)
+        shown = Estimate.number if lone else Estimate.figures
+        name = "Against the exact answers" if of_target else f"{file.stem} split"
+        out.append(html.heading(name, level=3))
         headlines = [e for name in _HEADLINES for e in estimates if e.name == name]
-        out.append(html.cards((_NAMES[e.name], e.figures(), e.unit) for e in headlines))
+        out.append(html.cards((_NAMES[e.name], shown(e), e.unit) for e in headlines))
         columns = (
-            "quantity", "value ± standard error", "unit", "Monte-Carlo error", "samples", "points",
-            "k̂ > 0.7", "estimator",
+            "quantity", "value" if lone else "value ± standard error", "unit", "Monte-Carlo error",
+            "samples", "fits" if of_target else "points", "k̂ > 0.7", "estimator",
         )  # fmt: skip
         rows = [
             (
                 _NAMES.get(e.name, e.name),
-                e.figures(),
+                shown(e),
                 e.unit,
                 "unknown" if e.monte_carlo_error is None else f"{e.monte_carlo_error:.2g}",
                 f"{e.samples:,}",
@@ -169,10 +227,14 @@ def _results(folder: Path, metrics: list[dict[str, Any]]) -> list[str]:
         out.append(html.table(columns, rows, whole=range(len(columns) - 1)))
         protocols = ", ".join(sorted({e.protocol for e in estimates}))
         seeds = ", ".join(sorted({str(e.seed) for e in estimates}))
+        kind = "Target" if of_target else "Protocol"
         out.append(
-            html.paragraph(f"Protocol: {protocols}. Seed of the estimates: {seeds}.", soft=True)
+            html.paragraph(f"{kind}: {protocols}. Seed of the estimates: {seeds}.", soft=True)
         )
-    return [*out, html.paragraph(_ERRORS, soft=True)]
+        notes = _read(file, dict).get("notes")
+        out += [html.paragraph(f"Note: {note}", soft=True) for note in notes or [] if of_target]
+        explained.append(_TARGET_ERRORS if of_target else _ERRORS)
+    return [*out, *(html.paragraph(text, soft=True) for text in dict.fromkeys(explained))]
 
 
 def _figures(folder: Path) -> list[str]:
@@ -197,7 +259,9 @@ def _figures(folder: Path) -> list[str]:
 def _training(folder: Path, metrics: list[dict[str, Any]], about: Mapping[str, Any]) -> list[str]:
     if not metrics:
         return [html.paragraph("No metrics have been recorded.")]
-    out = [_curves(folder / "figures" / "curves.png", metrics)]
+    # The curves of a fit to a target have log Z drawn in, and stand among the figures.
+    drawn = (folder / "figures" / "bound.png").exists()
+    out = [] if drawn else [_curves(folder / "figures" / "curves.png", metrics)]
     rows = []
     for split in ("train", "validation"):
         scored = _scored(metrics, split)
@@ -210,10 +274,14 @@ def _training(folder: Path, metrics: list[dict[str, Any]], about: Mapping[str, A
         "seconds",
     )  # fmt: skip
     out.append(html.table(columns, rows, whole=range(len(columns))))
-    note = "Terms in nats for each example. They steer the fit and carry no error estimates."
+    each = "for each example" if _scored(metrics, "validation") else "of the training steps"
+    note = f"Terms in nats {each}. They steer the fit and carry no error estimates."
     out.append(html.paragraph(note, soft=True))
     if outcome := about.get("outcome"):
-        out += [html.heading("How the fit ended", level=3), html.facts(outcome)]
+        # Without validations there is no best one.
+        never = outcome.get("best_elbo") == -math.inf
+        told = {k: v for k, v in outcome.items() if not (never and k in ("best_step", "best_elbo"))}
+        out += [html.heading("How the fit ended", level=3), html.facts(told)]
     return out
 
 
@@ -249,6 +317,8 @@ def _settings(spec: Mapping[str, Any]) -> list[str]:
         html.paragraph("Marked settings differ from the defaults in the last column.", soft=True)
     ]
     rows = _rows(spec)
+    if any(name == "target" and value != "none" for _, name, value, _ in rows):
+        rows = [row for row in rows if row[0] not in _OF_DATA]
     for group in dict.fromkeys(group for group, *_ in rows):
         own = [(name, value, default) for at, name, value, default in rows if at == group]
         out.append(html.heading(group, level=3))

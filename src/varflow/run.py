@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from varflow.building import PARTS, Form, build
+from varflow.building import PARTS, Form, build, build_ensemble, unobserved
 from varflow.data.dataset import Dataset
-from varflow.errors import RunError
+from varflow.data.unobserved import Unobserved
+from varflow.ensemble import Ensemble
+from varflow.errors import RunError, SpecError
 from varflow.files import read_json
 from varflow.model import Model
 from varflow.runfolder import (
+    SNAPSHOTS,
     SPEC,
     WEIGHTS,
     check_data,
@@ -24,6 +27,9 @@ from varflow.runfolder import (
 )
 from varflow.specs import RunSpec
 
+if TYPE_CHECKING:
+    from varflow.evaluation import Evaluation
+
 
 class Run:
     """A fitted model with what belongs to it.
@@ -31,7 +37,7 @@ class Run:
     Attributes:
         folder: where it lives, or None for a fit that was not written.
         spec: its settings.
-        model: in evaluation mode.
+        model: in evaluation mode; an :class:`~varflow.Ensemble` where several fits were trained together.
         form: shape and support of the data.
         metrics: the records of the fit.
         outcome: how the fit ended, as plain values.
@@ -40,12 +46,12 @@ class Run:
     def __init__(
         self,
         spec: RunSpec,
-        model: Model,
+        model: Model | Ensemble,
         form: Form,
         folder: Path | None = None,
         metrics: list[dict[str, Any]] | None = None,
         outcome: dict[str, Any] | None = None,
-        dataset: Dataset | None = None,
+        dataset: Dataset | Unobserved | None = None,
     ) -> None:
         self.spec, self.model, self.form, self.folder = spec, model, form, folder
         self.metrics, self.outcome = metrics or [], outcome or {}
@@ -55,7 +61,7 @@ class Run:
         return f"Run({self.folder or 'in memory'}, {self.outcome.get('step', 0)} steps)"
 
     @property
-    def dataset(self) -> Dataset:
+    def dataset(self) -> Any:
         """The data of the run, read again where it is not at hand, on the model's device."""
         if self._dataset is None:
             if self._given_data():
@@ -72,13 +78,52 @@ class Run:
             self._dataset = loaded.to(home.device, home.dtype)
         return self._dataset
 
-    def evaluate(self, split: str = "test", samples: int = 1000, **options: Any) -> Any:
-        """Estimates on a split; see :func:`varflow.evaluation.evaluate`. Saved in the run folder."""
+    @property
+    def infers_target(self) -> bool:
+        """Whether nothing is observed: a fit to a target, whose q(z) is the result."""
+        return self.form.support == "none"
+
+    def members(self) -> list[Model]:
+        """The models, one for each fit that was trained here, in the order of their seeds."""
+        return self.model.members() if isinstance(self.model, Ensemble) else [self.model]
+
+    def evaluate(
+        self, split: str | None = None, samples: int | None = None, **options: Any
+    ) -> Evaluation:
+        """Estimates with their errors, saved in the run folder.
+
+        Args:
+            split: of the data set, "test" unless given; a target has none.
+            samples: for each example, 1000 unless given; for each fit to a target 100,000.
+            **options: of :func:`varflow.evaluation.evaluate`, or of
+                :func:`varflow.evaluation.evaluate_target` where this is a fit to a target.
+
+        Raises:
+            SpecError: a split or a limit for a target.
+        """
         from varflow import evaluation
 
-        result = evaluation.evaluate(
-            self.model, self.dataset, split=split, samples=samples, **options
-        )
+        if self.infers_target:
+            for name, value in (("split", split), ("limit", options.pop("limit", None))):
+                if value not in (None, "target"):
+                    raise SpecError(f"{name}: was {value}; a target has no data, leave {name} out")
+            options.pop("memory", None)
+            result = evaluation.evaluate_target(
+                self.model,
+                100_000 if samples is None else samples,
+                data=self.dataset.describe(),
+                **options,
+            )
+        else:
+            assert isinstance(self.model, Model)
+            assert isinstance(self.dataset, Dataset)
+            result = evaluation.evaluate(
+                self.model,
+                self.dataset,
+                split="test" if split is None else split,
+                samples=1000 if samples is None else samples,
+                **options,
+            )
         if self.folder is not None:
             result.save(self.folder)
         return result
@@ -95,10 +140,16 @@ class Run:
         from varflow.evaluation import Evaluation
         from varflow.report import write_report
 
-        evaluated = (self.folder / "evaluation" / "test.json").exists()
-        evaluation = Evaluation.load(self.folder, "test") if evaluated else None
-        target = self.folder / "figures"
-        figures.gallery(self.model, self.dataset, self.metrics, target, evaluation=evaluation)
+        split = "target" if self.infers_target else "test"
+        evaluated = (self.folder / "evaluation" / f"{split}.json").exists()
+        evaluation = Evaluation.load(self.folder, split) if evaluated else None
+        folder = self.folder / "figures"
+        if self.infers_target:
+            figures.target_gallery(
+                self.model, self.metrics, folder, snapshots(self.folder), evaluation=evaluation
+            )
+        else:
+            figures.gallery(self.model, self.dataset, self.metrics, folder, evaluation=evaluation)
         return write_report(self.folder)
 
     def _given_data(self) -> bool:
@@ -135,23 +186,38 @@ def load(
     about = read_about(path)
     own = about.get("own_parts", [])
     for name in own:
-        if name not in PARTS or name not in (parts or {}):
+        if name not in (*PARTS, "ensemble") or name not in (parts or {}):
             raise RunError(
                 f"parts: the run was fitted with its own {name}; pass parts={{'{name}': ...}}"
             )
-    model = build(spec, form, parts)
+    model: Model | Ensemble
+    if "ensemble" in own:
+        model = (parts or {})["ensemble"]  # type: ignore[assignment]
+    elif spec.training.fits > 1:
+        model = build_ensemble(spec, form)
+    else:
+        model = build(spec, form, parts)
     weights = read_weights(path / WEIGHTS)
     if spec.training.precision == "float64":
         model.double()
     assign_weights(model, weights, path / WEIGHTS)
     model.to(device).eval()
-    dataset = None
+    dataset: Dataset | Unobserved | None = None
     if data is not None:
         from varflow.fitting import as_dataset
 
         home = next(model.parameters())
         dataset = as_dataset(data, spec).to(home.device, home.dtype)
+    elif form.support == "none":
+        dataset = unobserved(spec, model.member(0) if isinstance(model, Ensemble) else model)
     return Run(spec, model, form, path, read_metrics(path), about.get("outcome", {}), dataset)
+
+
+def snapshots(folder: Path) -> list[tuple[int, dict[str, Tensor]]]:
+    """(step, weights) that a fit to a target left behind, in order of the steps; they may be none."""
+    files = sorted((folder / SNAPSHOTS).glob("step-*.safetensors"))
+    found = [(path.stem.partition("-")[2], path) for path in files]
+    return [(int(step), read_weights(path)) for step, path in found if step.isdigit()]
 
 
 def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path) -> None:

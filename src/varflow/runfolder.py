@@ -8,6 +8,7 @@
     tensorboard/         the same curves for TensorBoard
     model.safetensors    the weights the run stands for
     state.pt             what a resumed fit needs to go on bit for bit
+    snapshots/           weights now and then, of a fit to a target
     evaluation/          estimates and per-example results
     figures/, report.html
 """
@@ -27,12 +28,14 @@ from torch import Tensor
 
 from varflow.building import Form
 from varflow.data.dataset import Dataset
+from varflow.data.unobserved import Unobserved
 from varflow.errors import RunError
 from varflow.files import make_folder, read_json, write_atomically, write_json
 from varflow.specs import RunSpec
 
 SPEC, RUN, DATA, ENVIRONMENT = "spec.json", "run.json", "data.json", "environment.json"
 METRICS, WEIGHTS, STATE = "metrics.jsonl", "model.safetensors", "state.pt"
+SNAPSHOTS = "snapshots"
 
 
 class RunFolder:
@@ -82,6 +85,11 @@ class RunFolder:
         if self._weights is not None:
             save_weights(self.folder / WEIGHTS, self._weights(), state["step"])
 
+    def snapshot(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        room = self.folder / SNAPSHOTS
+        make_folder(room)
+        save_weights(room / f"step-{step:08d}.safetensors", weights, step)
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
@@ -121,6 +129,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
+        self.snapshots: list[tuple[int, dict[str, Tensor]]] = []
 
     def record(self, record: dict[str, Any]) -> None:
         self.records.append(record)
@@ -130,6 +139,10 @@ class Memory:
 
     def save(self, state: dict[str, Any]) -> None:
         self.state = state
+
+    def snapshot(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        kept = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+        self.snapshots.append((step, kept))
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], step: int) -> None:
@@ -207,7 +220,7 @@ def read_form(folder: Path) -> Form:
         support = values["support"]
         if not shape or not all(type(n) is int and n > 0 for n in shape):
             raise ValueError(f"event_shape {shape}")
-        if support not in ("binary", "grey", "unit", "real"):
+        if support not in ("binary", "grey", "unit", "real", "none"):
             raise ValueError(f"support {support!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
@@ -216,7 +229,7 @@ def read_form(folder: Path) -> Form:
     return Form(shape, support)
 
 
-def describe_data(dataset: Dataset) -> dict[str, Any]:
+def describe_data(dataset: Dataset | Unobserved) -> dict[str, Any]:
     """What data.json holds."""
     return {
         **dataset.describe(),
@@ -226,7 +239,7 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def check_data(dataset: Dataset, folder: Path) -> None:
+def check_data(dataset: Dataset | Unobserved, folder: Path) -> None:
     """Whether these are the data a run was fitted to.
 
     Raises:
@@ -268,14 +281,14 @@ def prepare(folder: Path, overwrite: bool) -> None:
     if overwrite:
         for name in (SPEC, RUN, DATA, ENVIRONMENT, METRICS, WEIGHTS, STATE, "report.html"):
             (folder / name).unlink(missing_ok=True)
-        for name in ("tensorboard", "evaluation", "figures"):
+        for name in ("tensorboard", "evaluation", "figures", SNAPSHOTS):
             shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def write_start(
     folder: Path,
     spec: RunSpec,
-    dataset: Dataset,
+    dataset: Dataset | Unobserved,
     about: dict[str, Any],
     environment: dict[str, Any],
 ) -> None:

@@ -38,6 +38,28 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
+class TargetSpec:
+    """A density to infer instead of data: latents without a decoder."""
+
+    target: str = "none"
+    """none; a 2-D energy u1, u2, u3, u4; ring, mixture, banana, funnel; or gaussian-model: one global z behind
+    a data set of Gaussian observations."""
+    dimensions: int = 2
+    """D of a target of any dimension."""
+    observations: int = 10_000
+    """gaussian-model: how many observations are simulated."""
+    noise: Literal["diagonal", "full"] = "diagonal"
+    """gaussian-model: noise covariance."""
+    correlation: float = 0.9
+    """gaussian-model: correlation of neighbouring dimensions of the noise where it is full."""
+    batches: Literal["full", "minibatch", "separate"] = "full"
+    """gaussian-model: all data by sufficient statistics; minibatches whose likelihood is scaled up to the
+    whole; or every batch a complete data set, each paying its own KL."""
+    data_seed: int = 0
+    """gaussian-model: seed of the simulated data."""
+
+
+@dataclass(frozen=True)
 class NetworkSpec:
     """Encoder and decoder."""
 
@@ -100,7 +122,19 @@ class PosteriorSpec:
     context: Literal["features", "moments"] = "features"
     """What an amortized flow sees: the encoder's features, or a linear map of the base moments."""
     base_moments: Literal["learned", "fixed"] = "learned"
-    """Base of the flow: the encoder's mean and scale, or N(0, I)."""
+    """Base of the flow: a learned mean and scale (of x, where there is an encoder), or N(0, I)."""
+    leapfrog: int = 0
+    """Hamiltonian posterior: leapfrog steps after the flow; 0 for none."""
+    tempering: Literal["none", "fixed", "free"] = "none"
+    """Hamiltonian posterior: no tempering, the quadratic schedule, or a free factor for each step."""
+    step_shape: Literal["scalar", "dimension", "step", "both"] = "scalar"
+    """Hamiltonian posterior: one step size, one for each latent, for each leapfrog step, or for both."""
+    step_bound: float = 0.5
+    """Hamiltonian posterior: the largest step size."""
+    initial_step: float = 0.05
+    """Hamiltonian posterior: step size at the start."""
+    initial_temperature: float = 1.5
+    """Hamiltonian posterior: 1/√β₀ at the start."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +142,7 @@ class ObjectiveSpec:
     """What is maximised."""
 
     objective: str = "elbo"
-    """elbo."""
+    """elbo; annealed: the log-joint's weight grows to 1; iwae: the importance-weighted bound of `samples`."""
     beta: float = 1.0
     """Weight of the KL term; anything but 1 trains something else than the ELBO."""
     warmup: float = 0.0
@@ -117,6 +151,12 @@ class ObjectiveSpec:
     """Posterior samples for each example in a training step."""
     control: bool = True
     """Subtract the control variate of mean zero from the KL term: the same objective with less noise."""
+    free_bits: float = 0.0
+    """elbo: nats that each latent may spend for free."""
+    gradient: Literal["total", "path", "dreg"] = "total"
+    """total derivative; path: without the score of q (elbo, annealed); dreg: doubly reparameterised (iwae)."""
+    anneal: int = 10_000
+    """annealed: updates until the log-joint has its full weight."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +221,13 @@ class TrainingSpec:
     """Compile the training step with torch.compile: tens of seconds once, then faster steps."""
     threads: int | None = None
     """CPU threads; without it torch's choice."""
+    fits: int = 1
+    """Targets: fits with the seeds seed, seed + 1, … (and data_seed, …) stacked and trained together."""
 
 
 _GROUPS: dict[str, type] = {
     "data": DataSpec,
+    "target": TargetSpec,
     "network": NetworkSpec,
     "prior": PriorSpec,
     "likelihood": LikelihoodSpec,
@@ -200,6 +243,7 @@ class RunSpec:
     """A whole run, in the order data → parts → objective → loop."""
 
     data: DataSpec = field(default_factory=DataSpec)
+    target: TargetSpec = field(default_factory=TargetSpec)
     network: NetworkSpec = field(default_factory=NetworkSpec)
     prior: PriorSpec = field(default_factory=PriorSpec)
     likelihood: LikelihoodSpec = field(default_factory=LikelihoodSpec)
@@ -277,23 +321,33 @@ class RunSpec:
         for name, kind in setting_types().items():
             _check_type(name, self.get(name), kind)
         _among("protocol", self.data.protocol, ["auto", *PROTOCOLS])
+        if self.target.target != "none":
+            from varflow import targets
+
+            _among("target", self.target.target, ["none", *targets.TABLE])
         _among("flow", self.posterior.flow, ["none", *flows.TABLE])
         _among("prior", self.prior.prior, priors.TABLE)
         _among("likelihood", self.likelihood.likelihood, ["auto", *likelihoods.TABLE])
         _among("objective", self.objective.objective, objectives.TABLE)
         _among("optimizer", self.optimizer.optimizer, OPTIMIZERS)
         _among("activation", self.network.activation, ACTIVATIONS)
-        for name in ("layers", "hidden", "base", "blocks", "latent", "length", "samples", "batch"):
+        for name in (
+            "layers", "hidden", "base", "blocks", "latent", "length", "samples", "batch", "dimensions",
+            "observations", "fits",
+        ):  # fmt: skip
             _at_least(name, self.get(name), 1)
         for name in ("scales", "steps", "threads"):
             if self.get(name) is not None:
                 _at_least(name, self.get(name), 1)
-        for name in ("lr", "save_every", "validate_every"):
+        for name in ("lr", "save_every", "validate_every", "step_bound", "initial_step"):
             _above(name, self.get(name), 0.0)
         for name in ("epochs", "patience", "clip"):
             if self.get(name) is not None:
                 _above(name, self.get(name), 0.0)
-        for name in ("beta", "warmup", "weight_decay", "gain_decay", "eps", "momentum", "seed"):
+        for name in (
+            "beta", "warmup", "weight_decay", "gain_decay", "eps", "momentum", "seed", "data_seed", "free_bits",
+            "anneal", "leapfrog",
+        ):  # fmt: skip
             _at_least(name, self.get(name), 0)
         for name in ("beta1", "beta2", "alpha"):
             if not 0 <= self.get(name) < 1:
@@ -302,12 +356,7 @@ class RunSpec:
             raise SpecError("epochs: no budget; set epochs or steps")
         if self.training.epochs is not None and self.training.steps is not None:
             raise SpecError("epochs: set together with steps; give one of the two")
-        sees_x = self.posterior.amortized and self.posterior.flow != "none"
-        if self.posterior.base_moments == "fixed" and not sees_x:
-            raise SpecError(
-                "base_moments: a fixed base under a flow that does not see x leaves nothing that depends "
-                "on x; set amortized, or base_moments=learned"
-            )
+        self._validate_parts()
         if self.optimizer.nesterov and self.optimizer.momentum == 0:
             raise SpecError("nesterov: needs momentum; set momentum=0.9 or leave it out")
         scale = self.likelihood.scale
@@ -322,6 +371,32 @@ class RunSpec:
                 raise SpecError(
                     f"scale: was {scale}; use a positive number, learned, per-dimension or decoder"
                 )
+
+    def _validate_parts(self) -> None:
+        posterior = self.posterior
+        infers_target = self.target.target != "none"
+        sees_x = posterior.amortized and posterior.flow != "none"
+        if posterior.base_moments == "fixed" and not (sees_x or infers_target):
+            raise SpecError(
+                "base_moments: a fixed base under a flow that does not see x leaves nothing that depends "
+                "on x; set amortized, or base_moments=learned"
+            )
+        if infers_target and posterior.amortized:
+            raise SpecError(
+                "amortized: a target has no x to compute flow parameters from; leave it out"
+            )
+        if self.training.fits > 1 and not infers_target:
+            raise SpecError(
+                f"fits: was {self.training.fits}; only fits to a target are stacked, run the seeds one by one"
+            )
+        if posterior.initial_step >= posterior.step_bound:
+            raise SpecError(
+                f"initial_step: was {posterior.initial_step}; use less than step_bound={posterior.step_bound}"
+            )
+        if posterior.initial_temperature < 1:
+            raise SpecError(
+                f"initial_temperature: was {posterior.initial_temperature}; use 1 or more"
+            )
 
     def get(self, name: str) -> Any:
         """The value of a setting by its plain name."""

@@ -134,6 +134,43 @@ def test_binarization_is_exact_at_the_ends() -> None:
             assert part.draw(ends, torch.full((2,), u)).tolist() == [0.0, 1.0]
 
 
+#: Every number that 16 bits of noise can be.
+SIXTEEN = (torch.arange(2**16) + 0.5) / 2**16
+
+
+@pytest.mark.parametrize(
+    ("levels", "bound"), [(2, 0.0), (17, 0.0), (178, 2**-17 + 2**-24), (256, 2**-17)]
+)
+def test_the_table_of_probabilities_of_binarization(levels: int, bound: float) -> None:
+    part = LEVELS["dynamic"]("dynamic", levels)
+    values = torch.arange(levels, dtype=torch.uint8)[:, None].expand(-1, 2**16)
+    p = part.draw(values, SIXTEEN.expand(levels, -1)).double().mean(1)
+    exact = torch.arange(levels).double() / (levels - 1)
+    assert float((p - exact).abs().max()) <= bound
+    assert (float(p[0]), float(p[-1])) == (0.0, 1.0)
+    assert bool((p.diff() > 0).all())
+
+
+def test_sixteen_bits_fill_the_grid_of_dequantization_evenly() -> None:
+    drawn = LEVELS["uniform"]("uniform", 256).draw(torch.zeros(2**16, dtype=torch.uint8), SIXTEEN)
+    assert drawn.int().bincount().tolist() == [2**16 // GRID] * GRID
+
+
+def test_training_noise_has_sixteen_bits_of_a_purpose_and_is_shared_by_ranks() -> None:
+    data = dataset("dynamic")
+    recorder = random.Recorder(random.Stream(3, 5))
+    with random.use(recorder):
+        x = data.batch("train", torch.arange(8)).x
+    (request,) = recorder.requests
+    assert (request.kind, request.purpose, request.batch_dim) == ("uniform16", "binarize", 0)
+    with random.use(random.Replay([random.Stream(3, 5).draw(request)])):
+        assert torch.equal(data.batch("train", torch.arange(8)).x, x)
+    for rank in range(2):
+        with random.stream(3, 5, rank, 2):
+            part = data.batch("train", torch.arange(4 * rank, 4 * rank + 4)).x
+        assert torch.equal(part, x[4 * rank : 4 * rank + 4])
+
+
 def test_threshold_is_above_one_half() -> None:
     for levels, last_zero in ((256, 127), (17, 8), (2, 0)):
         x, _ = dataset("threshold", levels).batch("test", torch.arange(1))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from varflow.errors import SpecError
 from varflow.networks import linear as room
@@ -107,3 +108,35 @@ def test_the_choice_can_be_made_and_is_one_of_two():
     assert room.library() == "blas"
     with pytest.raises(SpecError, match="did you mean 'blas'"):
         use_library("bla")
+
+
+@onednn
+def test_the_short_way_and_the_way_of_transformations_give_the_same_bits():
+    use_library("onednn")
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((5, 7), (4, 7), (4,))]
+    short, long = linear(*inputs), room._Product.apply(*inputs)
+    assert torch.equal(short, long)
+    with torch.no_grad():
+        assert torch.equal(linear(*inputs), short)
+    grad = torch.randn(5, 4)
+    for a, b in zip(
+        torch.autograd.grad(short, inputs, grad),
+        torch.autograd.grad(long, inputs, grad),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+    under = torch.func.grad(lambda w: (linear(inputs[0], w, inputs[2]) * grad).sum())(inputs[1])
+    assert torch.allclose(
+        under, torch.autograd.grad(linear(*inputs), inputs[1], grad)[0], atol=1e-6
+    )
+
+
+@onednn
+def test_shapes_are_known_without_numbers():
+    use_library("onednn")
+    with FakeTensorMode():
+        x, weight = torch.empty(5, 7), torch.empty(4, 7, requires_grad=True)
+        y = linear(x, weight)
+        y.sum().backward()
+        assert y.shape == (5, 4)
+        assert weight.grad.shape == (4, 7)

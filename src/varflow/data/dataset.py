@@ -134,7 +134,7 @@ class Dataset:
             if self.flip:
                 values = self._flipped(values)
             if (purpose := self._protocol.purpose) is not None:
-                u = random.uniform(
+                u = random.uniform16(
                     values.shape, purpose, dtype=torch.float32, device=self.device, batch_dim=0
                 )
                 drawn = self._protocol.draw(values, u)

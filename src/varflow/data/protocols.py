@@ -6,7 +6,8 @@ a whole split, and ``encode(v, drawn)`` gives x and ladj = log|dx/d picture| (na
 lives on [0, 1]^D. So a fresh draw and a fixed one pass through the same lines.
 
 Levels at or below 256; noise is drawn in float32 whatever the dtype of x, so that runs in float32
-and float64 see the same data.
+and float64 see the same data. Training draws 16 bits a value (:func:`varflow.random.uniform16`), the
+fixed draws of validation and test 24.
 """
 
 from __future__ import annotations
@@ -94,14 +95,18 @@ class Binary(Protocol):
 
 
 class Dynamic(Binary):
-    """x ~ Bernoulli(v/(L − 1)) (Salakhutdinov & Murray 2008). P(x = 1) is right to 2⁻²⁴, and
-    exactly 0 and 1 at the ends.
+    """x ~ Bernoulli(v/(L − 1)) (Salakhutdinov & Murray 2008).
+
+    P(x = 1) is right to 2⁻¹⁷ = 7.6e-6 in training (16 bits of noise, at under half the time of 24) and to
+    2⁻²⁴ in the fixed draws; exactly 0 and 1 at the ends.
     """
 
     purpose = "binarize"
 
     def draw(self, values: Tensor, u: Tensor) -> Tensor:
-        return (u * self.top).lt_(values)
+        # Between equal dtypes, into a tensor of that dtype: half the time of a comparison that promotes.
+        scaled = u * self.top
+        return torch.lt(scaled, values.to(scaled.dtype), out=scaled)
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         assert drawn is not None

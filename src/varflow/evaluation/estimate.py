@@ -9,6 +9,9 @@ from typing import Any
 
 from varflow.errors import RunError
 
+#: Errors below this are shown as powers of ten, and no number gets decimals beyond it.
+_TINY = 1e-8
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -62,12 +65,18 @@ class Estimate:
 
     def figures(self) -> str:
         """``value ± standard error``, to two digits of the error."""
+        return f"{self.number()} {self.error(self.standard_error)}"
+
+    def number(self) -> str:
+        """The value alone, with the decimals of the first two digits of its error."""
         scale = self.monte_carlo_error if self.standard_error is None else self.standard_error
-        return f"{_to_digits(self.value, scale)} {self.error(self.standard_error)}"
+        return _to_digits(self.value, scale)
 
     def error(self, error: float | None) -> str:
         """``± error`` to two digits; ``± unknown`` where it is None."""
-        return "± unknown" if error is None else f"± {_to_digits(error, error)}"
+        if error is None:
+            return "± unknown"
+        return f"± {error:.1e}" if 0 < error < _TINY else f"± {_to_digits(error, error)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that fit strict JSON: an infinite or undefined number becomes its name."""
@@ -99,5 +108,8 @@ class Estimate:
 def _to_digits(number: float, error: float | None) -> str:
     """``number`` with the decimals of the first two digits of ``error``."""
     if not error or not math.isfinite(error):
-        return f"{number:.6g}"
-    return f"{number:.{max(1 - math.floor(math.log10(error)), 0)}f}"
+        # Known exactly: a large number keeps the digits after the point too.
+        return f"{number:.4f}" if 1e4 <= abs(number) < math.inf else f"{number:.6g}"
+    if error < _TINY and abs(number) < 100 * _TINY:
+        return f"{number:.2g}"
+    return f"{number:.{max(1 - math.floor(math.log10(max(error, _TINY))), 0)}f}"

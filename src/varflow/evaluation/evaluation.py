@@ -26,7 +26,8 @@ class Evaluation:
     Attributes:
         data: what the data set says of itself (``Dataset.describe()``), with the split.
         estimates: name → :class:`Estimate`: elbo, log_likelihood, kl, ladj, nll, bits_per_dim,
-            active_units, aggregated_distance; what does not apply is left out.
+            active_units, aggregated_distance; what does not apply is left out. Of a target: see
+            :func:`evaluate_target`; its points are the fits.
         per_example: float64 arrays ``[N]`` by name: log_px, elbo, their variances, terms, ess, khat, and
             the positions ``index`` and means ``x_mean`` of the test points.
         per_latent: float64 arrays ``[D]``: activity, mean and scale of the aggregated posterior, kl.
@@ -42,11 +43,16 @@ class Evaluation:
     def table(self) -> str:
         """Plain text: a row for each estimate, then how they were obtained, then the notes."""
         estimates = list(self.estimates.values())
-        rows = [("", "value ± se over points", "unit", "MC error", "k̂ > 0.7", "ESS")]
+        first = estimates[0]
+        points = ("fit" if first.points == 1 else "fits") if self.of_target else "points"
+        # One fit has no spread over fits.
+        lone = self.of_target and first.points == 1
+        value = "value" if lone else f"value ± se over {points}"
+        rows = [("", value, "unit", "MC error", "k̂ > 0.7", "ESS")]
         rows += [
             (
                 e.name,
-                e.figures(),
+                e.number() if lone else e.figures(),
                 e.unit,
                 e.error(e.monte_carlo_error),
                 "" if e.khat is None else f"{100 * e.khat:.1f} %",
@@ -59,12 +65,16 @@ class Evaluation:
             "  ".join(set_cell_size(cell, w) for cell, w in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
-        first = estimates[0]
         lines += [
-            f"{first.protocol}; {first.points} points, {first.samples} samples each, seed {first.seed}"
+            f"{first.protocol}; {first.points} {points}, {first.samples} samples each, seed {first.seed}"
         ]
         lines += [f"{e.name}: {e.estimator}" for e in estimates]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    @property
+    def of_target(self) -> bool:
+        """Whether the points are fits to a target instead of examples of a data set."""
+        return self.data.get("split") == "target"
 
     def save(self, folder: str | Path) -> Path:
         """Write ``evaluation/{split}.npz`` and ``.json`` into a run folder, each whole or not at all.

@@ -97,7 +97,7 @@ def quadrature(
     for point in x:
         values = log_prior + torch.cat(
             [
-                model.likelihood.log_prob(point[None], part[:, None])[:, 0].double()  # type: ignore[operator]
+                model.likelihood.log_prob(point[None], part[:, None])[:, 0].double()
                 for part in grid.split(4096)
             ]
         )

@@ -150,7 +150,7 @@ def _activations(model: Model, x: Tensor, z: Tensor) -> dict[nn.Module, int]:
     with ExitStack() as hooks:
         for module in model.likelihood.modules():
             hooks.callback(module.register_forward_hook(note).remove)
-        model.likelihood.log_prob(x, z)  # type: ignore[operator]
+        model.likelihood.log_prob(x, z)
     return sizes
 
 

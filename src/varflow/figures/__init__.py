@@ -21,7 +21,16 @@ _EXPORTS = {
     "learning_curves": "varflow.figures.curves:learning_curves",
     "weights": "varflow.figures.curves:weights",
     "pairs": "varflow.figures.tables:pairs",
+    "density": "varflow.figures.targets:density",
+    "density_grid": "varflow.figures.targets:density_grid",
+    "density_on_grid": "varflow.figures.targets:density_on_grid",
+    "density_of_samples": "varflow.figures.targets:density_of_samples",
+    "bound_curves": "varflow.figures.targets:bound_curves",
+    "animate": "varflow.figures.animation:animate",
+    "error_by_dimension": "varflow.figures.gaussian_model:error_by_dimension",
+    "rows_of": "varflow.figures.gaussian_model:rows_of",
     "gallery": "varflow.figures.album:gallery",
+    "target_gallery": "varflow.figures.target_album:target_gallery",
 }
 
 __getattr__, __dir__ = attach(__name__, _EXPORTS)

@@ -130,18 +130,25 @@ def facts(values: Mapping[str, Any]) -> str:
     )
 
 
-def picture(png: bytes, title: str, caption: str) -> str:
-    """A figure with the PNG inside the page, at one scale for all, so that their letters match.
+def picture(image: bytes, title: str, caption: str) -> str:
+    """A figure with the PNG inside the page, at one scale for all, so that their letters match; or a GIF,
+    pixel by pixel.
 
     Raises:
-        DataError: not a PNG.
+        DataError: neither a PNG nor a GIF.
     """
-    if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 24:
-        raise DataError(f"{title}: not a PNG; draw the figures again")
-    width, height = (round(_SCALE * n) for n in struct.unpack(">II", png[16:24]))
-    data = base64.b64encode(png).decode()
+    if image[:8] == b"\x89PNG\r\n\x1a\n" and len(image) >= 24:
+        kind, (width, height) = (
+            "png",
+            (round(_SCALE * n) for n in struct.unpack(">II", image[16:24])),
+        )
+    elif image[:6] in (b"GIF87a", b"GIF89a") and len(image) >= 10:
+        kind, (width, height) = "gif", struct.unpack("<HH", image[6:10])
+    else:
+        raise DataError(f"{title}: not a PNG or GIF; draw the figures again")
+    data = base64.b64encode(image).decode()
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(title)}" '
+        f'<figure><img src="data:image/{kind};base64,{data}" alt="{escape(title)}" '
         f'width="{width}" height="{height}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )

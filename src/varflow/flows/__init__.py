@@ -16,6 +16,7 @@ _EXPORTS = {
     "MaskedAutoregressive": "varflow.flows.autoregressive:MaskedAutoregressive",
     "Affine": "varflow.flows.elementwise:Affine",
     "Reverse": "varflow.flows.elementwise:Reverse",
+    "Triangular": "varflow.flows.triangular:Triangular",
     "Compose": "varflow.flows.compose:Compose",
     "as_transform": "varflow.flows.interop:as_transform",
     "from_transform": "varflow.flows.interop:from_transform",
@@ -35,6 +36,7 @@ TABLE = {
     "iaf": "varflow.flows.autoregressive:InverseAutoregressive",
     "maf": "varflow.flows.autoregressive:MaskedAutoregressive",
     "affine": "varflow.flows.elementwise:Affine",
+    "triangular": "varflow.flows.triangular:Triangular",
     "spline": "varflow.flows.interop:spline",
 }
 

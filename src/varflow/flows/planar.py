@@ -14,6 +14,7 @@ from varflow.errors import positive
 from varflow.flows._batch import align
 from varflow.flows._chain import log_det, unwind, wind
 from varflow.flows.flow import Flow, Local
+from varflow.native import planar as native
 from varflow.networks.linear import Linear
 
 
@@ -44,6 +45,9 @@ class Planar(Flow):
 
     Cost, per point: O(KD + K²) forward (static; the Gram matrix adds K²D per parameter set, so per
     example if amortized), and the same plus K scalar root solves for the inverse.
+
+    On the CPU, forward and its first derivative are one call each of compiled code, where a C++
+    compiler is at hand (:mod:`varflow.native`); else, and for everything else, they are torch.
 
     Source: Rezende and Mohamed, "Variational inference with normalizing flows" (2015), eqs. 10-13
     and appendix A.1.
@@ -94,19 +98,22 @@ class Planar(Flow):
         return (self.head(context),) if context is not None else ()
 
     def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        z, u, w, b, batch = self._arrange(z, local)
-        u, s, log_s = self._constrain(u, w)
-        if torch.compiler.is_compiling():
-            z, p = _step_by_step(z, u, w, b)
-        else:
-            across = w.transpose(1, 2)
-            p = wind(torch.baddbmm(b, z, across), u @ across)
-            z = torch.baddbmm(z, p.tanh(), u)
-        ladj = log_det(p, s, log_s).sum(-1)
-        return self._restore(z, batch), ladj.t().reshape(batch)
+        if not self.context_features:
+            return _push(z, (self.u, self.w, self.b), self.length, self._shift)
+        packed = local[0]
+        if z.shape[:-1][-packed.dim() + 1 :] == packed.shape[:-1] and packed.dim() > 1:
+            return _push(z, local, self.length, self._shift)
+        z, packed, batch = align(z, packed)
+        z, ladj = _push(z, (packed,), self.length, self._shift)
+        return z.reshape(*batch, self.features), ladj.reshape(batch)
 
     def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        z, u, w, b, batch = self._arrange(z, local)
+        batch = tuple(z.shape[:-1])
+        parameters: Local = () if self.context_features else (self.u, self.w, self.b)
+        if not parameters:
+            z, packed, batch = align(z, local[0])
+            parameters = (packed,)
+        z, u, w, b = _arrange(z, parameters, self.length)
         u, s, log_s = self._constrain(u, w)
         across = w.transpose(1, 2)
         # The last step is undone first: the same recurrence with the steps in reverse order.
@@ -114,41 +121,80 @@ class Planar(Flow):
         p = unwind(a, coupling, s.squeeze(1).flip(-1)).flip(-1)
         ladj = -log_det(p, s, log_s).sum(-1)
         z = torch.baddbmm(z, p.tanh(), u, alpha=-1)
-        return self._restore(z, batch), ladj.t().reshape(batch)
-
-    def _arrange(
-        self, z: Tensor, local: Local
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]]:
-        """z [G, R, D], u and w [G, K, D], b [G, 1, K] for G parameter sets; the batch shape."""
-        if not self.context_features:
-            batch = tuple(z.shape[:-1])
-            z = z.reshape(1, math.prod(batch), self.features)
-            return z, self.u.unsqueeze(0), self.w.unsqueeze(0), self.b.expand(1, 1, -1), batch
-        z, packed, batch = align(z, local[0])
-        size = self.length * self.features
-        u, w, b = packed.split([size, size, self.length], -1)
-        u, w = (x.unflatten(-1, (self.length, self.features)) for x in (u, w))
-        return z.transpose(0, 1), u, w, b.unsqueeze(1), batch
+        if self.context_features:
+            z, ladj = z.transpose(0, 1), ladj.t()
+        return z.reshape(*batch, self.features), ladj.reshape(batch)
 
     def _constrain(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """û [G, K, D]; s = 1 + m(wᵀu) = 1 + wᵀû [G, 1, K]; and log s, exact where s underflows."""
-        square = (w * w).sum(-1)
-        dot = (u * w).sum(-1)
-        # Below this ‖w‖² a step is a translation in any precision, and dividing by it could
-        # overflow.
-        vanishing = square <= torch.finfo(square.dtype).tiny ** 0.5
-        lift = torch.where(
-            vanishing, 0, _excess(dot, self._shift) / torch.where(vanishing, 1, square)
-        )
-        shifted = dot + self._shift
-        s = F.softplus(shifted, threshold=40)
-        return torch.addcmul(u, lift.unsqueeze(-1), w), s.unsqueeze(1), shifted.unsqueeze(1)
-
-    def _restore(self, z: Tensor, batch: tuple[int, ...]) -> Tensor:
-        return z.transpose(0, 1).reshape(*batch, self.features)
+        return _constrain(u, w, self._shift)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, length={self.length}"
+
+
+def _push(
+    z: Tensor, parameters: tuple[Tensor, ...], length: int, shift: float
+) -> tuple[Tensor, Tensor]:
+    if native.usable(z, *parameters):
+        return native.push(_push_in_torch, z, parameters, length, shift)
+    return _push_in_torch(z, parameters, length, shift)
+
+
+def _push_in_torch(
+    z: Tensor, parameters: tuple[Tensor, ...], length: int, shift: float
+) -> tuple[Tensor, Tensor]:
+    """The chain for u, w, b apart, or packed in one tensor: layouts in :mod:`varflow.native.planar`."""
+    shape = z.shape
+    z, u, w, b = _arrange(z, parameters, length)
+    u, s, log_s = _constrain(u, w, shift)
+    if torch.compiler.is_compiling():
+        z, p = _step_by_step(z, u, w, b)
+    else:
+        across = w.transpose(1, 2)
+        p = wind(torch.baddbmm(b, z, across), u @ across)
+        z = torch.baddbmm(z, p.tanh(), u)
+    ladj = log_det(p, s, log_s).sum(-1)
+    if len(parameters) == 1:
+        z, ladj = z.transpose(0, 1), ladj.t()
+    return z.reshape(shape), ladj.reshape(shape[:-1])
+
+
+def _arrange(
+    z: Tensor, parameters: tuple[Tensor, ...], length: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z [G, R, D], u and w [G, K, D], b [G, 1, K] for G parameter sets of R points each."""
+    features = z.shape[-1]
+    if len(parameters) == 1:
+        (packed,) = parameters
+        packed = packed.reshape(math.prod(packed.shape[:-1]), packed.shape[-1])
+        size = length * features
+        u, w, b = packed.split([size, size, length], -1)
+        u, w = (x.unflatten(-1, (length, features)) for x in (u, w))
+        points = _share(z, len(u))
+        return z.reshape(points, len(u), features).transpose(0, 1), u, w, b.unsqueeze(1)
+    u, w, b = parameters
+    sets = math.prod(u.shape[:-2])
+    u, w = (x.reshape(sets, length, features) for x in (u, w))
+    z = z.reshape(sets, _share(z, sets), features)
+    return z, u, w, b.reshape(sets, 1, length)
+
+
+def _share(z: Tensor, sets: int) -> int:
+    """Points of each set."""
+    return math.prod(z.shape[:-1]) // sets if sets else 0
+
+
+def _constrain(u: Tensor, w: Tensor, shift: float) -> tuple[Tensor, Tensor, Tensor]:
+    """û [G, K, D]; s = 1 + m(wᵀu) = 1 + wᵀû [G, 1, K]; and log s, exact where s underflows."""
+    square = (w * w).sum(-1)
+    dot = (u * w).sum(-1)
+    # Below this ‖w‖² a step is a translation in any precision, and dividing by it could
+    # overflow.
+    vanishing = square <= torch.finfo(square.dtype).tiny ** 0.5
+    lift = torch.where(vanishing, 0, _excess(dot, shift) / torch.where(vanishing, 1, square))
+    shifted = dot + shift
+    s = F.softplus(shifted, threshold=40)
+    return torch.addcmul(u, lift.unsqueeze(-1), w), s.unsqueeze(1), shifted.unsqueeze(1)
 
 
 def _excess(a: Tensor, shift: float) -> Tensor:

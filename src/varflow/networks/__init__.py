@@ -8,6 +8,9 @@ _EXPORTS = {
     "ConvDecoder": "varflow.networks.conv:ConvDecoder",
     "MADE": "varflow.networks.made:MADE",
     "Linear": "varflow.networks.linear:Linear",
+    "MaskedConv": "varflow.networks.masked:MaskedConv",
+    "VQEncoder": "varflow.networks.vq:VQEncoder",
+    "VQDecoder": "varflow.networks.vq:VQDecoder",
 }
 
 __getattr__, __dir__ = attach(__name__, _EXPORTS)

@@ -78,7 +78,7 @@ _library.define("product(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not x.numel():
         return F.linear(x, weight, bias)
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
+    out: Tensor = _onednn(_dense(x), _dense(weight), bias, "none", [], "")
     return out
 
 
@@ -106,13 +106,19 @@ def _batched(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b for x ``[N, I]``."""
-    # The compiler refuses functions with a forward-mode derivative, and reads the operator. And a function that
-    # nobody differentiates, as in an ordinary backward pass, takes longer than a small product.
+    """x Wᵀ + b for x ``[N, I]``.
+
+    An ordinary step goes straight to oneDNN, and to the ``apply`` that is written in C: what only other callers
+    need (an operator's dispatch through Python, a signature read anew each time) was 7 % of a training step.
+    """
     watched = torch.is_grad_enabled() or forward_ad._current_level >= 0
-    if watched and not torch.compiler.is_compiling():
-        return _Product.apply(x, weight, bias)
-    return torch.ops.varflow.product.default(x, weight, bias)
+    # The compiler refuses functions with a forward-mode derivative, and reads the operator.
+    if torch.compiler.is_compiling():
+        return torch.ops.varflow.product.default(x, weight, bias)
+    if torch._C._are_functorch_transforms_active():
+        operator = _Product.apply if watched else torch.ops.varflow.product.default
+        return operator(x, weight, bias)
+    return _apply(x, weight, bias) if watched else _multiply(x, weight, bias)
 
 
 class _Product(torch.autograd.Function):
@@ -122,7 +128,9 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.ops.varflow.product.default(x, weight, bias)
+        if torch._C._are_functorch_transforms_active():
+            return torch.ops.varflow.product.default(x, weight, bias)
+        return _multiply(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -154,7 +162,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
 
 
-torch.library.register_autograd("varflow::product", _Product.backward, setup_context=_save, lib=_library)
+#: ``_Product.apply`` less its reading of the signature, for calls that no transformation looks at.
+_apply: Any = super(torch.autograd.Function, _Product).apply
+
+torch.library.register_autograd(
+    "varflow::product", _Product.backward, setup_context=_save, lib=_library
+)
 
 
 def _dense(matrix: Tensor) -> Tensor:
@@ -164,6 +177,9 @@ def _dense(matrix: Tensor) -> Tensor:
 
 def _available() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+_onednn: Any = torch.ops.mkldnn._linear_pointwise.default if _available() else None
 
 
 @torch.no_grad()

@@ -7,6 +7,9 @@ _EXPORTS = {
     "Posterior": "varflow.posteriors.posterior:Posterior",
     "Conditional": "varflow.posteriors.posterior:Conditional",
     "Gaussian": "varflow.posteriors.gaussian:Gaussian",
+    "Ancestral": "varflow.posteriors.ancestral:Ancestral",
+    "Hamiltonian": "varflow.posteriors.hamiltonian:Hamiltonian",
+    "Quantizer": "varflow.posteriors.quantizer:Quantizer",
 }
 
 __getattr__, __dir__ = attach(__name__, _EXPORTS)

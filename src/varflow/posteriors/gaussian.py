@@ -22,6 +22,8 @@ from varflow.errors import ShapeError, SpecError, positive, unknown
 from varflow.flows.flow import Flow, Local, full_precision, without_autocast
 from varflow.networks.linear import Linear
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
+from varflow.priors.normal import StandardNormal
+from varflow.priors.prior import Prior
 
 FlowFactory = Callable[..., Flow]
 
@@ -84,6 +86,13 @@ class GaussianConditional(Conditional):
         scaled = (z - self.mean) * (-self.log_scale).exp()
         constant = 0.5 * features * math.log(2 * math.pi)
         return -0.5 * scaled.square().sum(-1) - constant - self.log_scale.sum(-1) + ladj
+
+    def kl_groups(self, prior: Prior) -> Tensor | None:
+        """½(μ² + σ² − 1) − log σ of each latent, without a flow and under a standard normal prior."""
+        if self.flow is not None or not isinstance(prior, StandardNormal):
+            return None
+        mean, log_scale = self.mean, self.log_scale
+        return (0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale).unsqueeze(0)
 
     def _held(self) -> GaussianConditional:
         """The same distribution with every parameter cut from the graph."""
@@ -169,6 +178,7 @@ class Gaussian(Posterior):
             )
         self.features, self.context, self.base = features, context, base
         self.encoder = encoder
+        self.reads_x = encoder is not None
         width = 0 if encoder is None else int(encoder.features)  # type: ignore[arg-type]
         context_features = features if context == "moments" else width
         if flow is not None and not isinstance(flow, Flow):

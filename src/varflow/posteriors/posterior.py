@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from varflow.priors.prior import Prior
+
 LogJoint = Callable[[Tensor], Tensor]
 
 
@@ -26,6 +28,8 @@ class Draw(NamedTuple):
         control: ``[S, *B]``, a function of the samples whose mean under q is zero, or None: the sample of
             log q₀(z₀) − log N(z₀; 0, I) less its closed-form mean. Objectives subtract it from
             log q − log p(z), which it follows closely, and so estimate the same mean with less noise.
+        momentum: ``[S, *B, D]``, what z came with where q lives on positions and momenta, else None.
+        log_joint: ``[S, *B]``, log p(x, z) in nats where drawing had to compute it anyway, else None.
     """
 
     z: Tensor
@@ -33,6 +37,8 @@ class Draw(NamedTuple):
     z0: Tensor
     ladj: Tensor
     control: Tensor | None = None
+    momentum: Tensor | None = None
+    log_joint: Tensor | None = None
 
 
 class Conditional(ABC):
@@ -60,9 +66,22 @@ class Conditional(ABC):
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z|x) of points drawn elsewhere, ``[S, *B, D]`` → ``[S, *B]``, nats."""
 
+    def kl_groups(self, prior: Prior) -> Tensor | None:
+        """KL(q(z_d|x) ‖ p(z_d)) of each latent ``[1, *B, D]`` in nats, where both q and p are independent over
+        latents and it has a closed form; else None.
+        """
+        return None
+
 
 class Posterior(nn.Module, ABC):
-    """The map x → q(z|x) with its learned parameters."""
+    """The map x → q(z|x) with its learned parameters.
+
+    Attributes:
+        reads_x: whether q depends on x through an encoder; if not, q is one distribution, with parameters of
+            its own, and ``posterior()`` is called without x.
+    """
+
+    reads_x: bool = True
 
     @abstractmethod
     def forward(self, x: Tensor | None = None) -> Conditional:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from varflow import native
 from varflow.errors import SpecError
 from varflow.networks import linear
 from varflow.specs import TrainingSpec
@@ -23,6 +24,7 @@ class Engine:
         threads: CPU threads.
         compile: whether the training step is compiled.
         products: which library multiplies float32 matrices on the CPU; see :mod:`varflow.networks.linear`.
+        native: whether compiled code runs planar chains; see :mod:`varflow.native`.
         denormals_flushed: whether denormal numbers are flushed to zero in all CPU threads. Adam's moments
             go denormal after some hundred steps on real images, and arithmetic on them is many times slower.
     """
@@ -32,6 +34,7 @@ class Engine:
     threads: int
     compile: bool
     products: str
+    native: bool
     denormals_flushed: bool
 
     @staticmethod
@@ -55,12 +58,14 @@ class Engine:
             )
         if decided:
             linear.use_library(decided["products"])
+            native.use(decided.get("native", False))
         return Engine(
             device,
             spec.precision,
             torch.get_num_threads(),
             spec.compile,
             linear.library(),
+            native.in_use(),
             denormals_flushed(),
         )
 

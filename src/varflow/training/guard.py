@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varflow.model import Model, Terms
+from varflow.ensemble import Ensemble
+from varflow.model import LogJoint, Model
 
 
 class Finding:
@@ -52,13 +53,19 @@ def watched(model: nn.Module, finding: Finding) -> Iterator[None]:
             handle.remove()
 
 
-def inspect_terms(model: Model, x: Tensor, samples: int, finding: Finding) -> Terms:
-    """The terms of a batch, each looked at in the order of computation."""
+def inspect_terms(
+    model: Model | Ensemble, x: Tensor | None, samples: int, finding: Finding
+) -> None:
+    """Look at the terms of a batch in the order of computation."""
     for name, parameter in model.named_parameters():
         finding.look(f"parameter '{name}'", parameter)
-    finding.look("the batch x", x)
+    if x is not None:
+        finding.look("the batch x", x)
+    if isinstance(model, Ensemble):
+        _inspect_fits(model, x, samples, finding)
+        return
     with watched(model, finding):
-        q = model.posterior(x)
+        q = model.infer(x)
         for index, tensor in enumerate(q.local):
             label = (
                 ("the mean of q(z|x)", "the log-scale of q(z|x)")[index]
@@ -66,20 +73,33 @@ def inspect_terms(model: Model, x: Tensor, samples: int, finding: Finding) -> Te
                 else "the flow's parameters"
             )
             finding.look(f"{label} (module 'posterior')", tensor)
-        draw = q.draw(samples, log_joint=lambda z: model.log_joint(z, x))
+        draw = q.draw(samples, log_joint=LogJoint(model, x))
         for label, tensor in (
             ("z0", draw.z0),
             ("z", draw.z),
             ("ladj", draw.ladj),
             ("log_q", draw.log_q),
         ):
-            module = "posterior" if label == "z0" else "posterior.flow"
+            module = "posterior" if label == "z0" or not hasattr(model.posterior, "flow") else "posterior.flow"
             finding.look(f"term {label} (module '{module}')", tensor)
-        log_likelihood = model.likelihood.log_prob(x, draw.z)  # type: ignore[operator]
-        finding.look("term log_likelihood (module 'likelihood')", log_likelihood)
-        log_prior = model.prior.log_prob(draw.z)
-        finding.look("term log_prior (module 'prior')", log_prior)
-    return Terms(draw.z, log_likelihood, log_prior, draw.log_q, draw)
+        if model.likelihood is not None:
+            log_likelihood = model.likelihood.log_prob(x, draw.z)
+            finding.look("term log_likelihood (module 'likelihood')", log_likelihood)
+        finding.look("term log_prior (module 'prior')", model.prior.log_prob(draw.z))
+
+
+def _inspect_fits(model: Ensemble, x: Tensor | None, samples: int, finding: Finding) -> None:
+    terms = model.terms(x, samples)
+    found = {
+        "z0": terms.draw.z0,
+        "z": terms.z,
+        "log_q": terms.log_q,
+        "log_likelihood": terms.log_likelihood,
+        "log_prior": terms.log_prior,
+    }
+    for label, tensor in found.items():
+        for fit, values in enumerate(tensor.unbind(1)):
+            finding.look(f"term {label} of fit {fit}", values)
 
 
 def inspect_gradients(model: nn.Module, finding: Finding) -> None:

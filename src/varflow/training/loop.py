@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,12 +18,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from varflow import random
-from varflow._lazy import resolve
+from varflow import combinations, objectives, random
 from varflow.data.dataset import Dataset
+from varflow.data.unobserved import Unobserved
+from varflow.ensemble import Ensemble, exact_errors
 from varflow.errors import NonFiniteError, RunError, SpecError
 from varflow.model import Model, Terms
-from varflow.objectives import TABLE as OBJECTIVES
 from varflow.specs import RunSpec
 from varflow.training import guard
 from varflow.training.engine import Engine
@@ -36,6 +36,8 @@ BOUNDARY = 200
 #: Seed of the validation noise: the same for every run, so runs are compared on the same draws.
 VALIDATION_SEED = 20150706
 _VALIDATION_CHUNK = 1000
+#: Ratio of the steps of two snapshots of a fit to a target.
+_SPACING = 1.15
 _METRICS = ("loss", "elbo", "log_likelihood", "kl", "ladj")
 
 
@@ -48,6 +50,8 @@ class Sink(Protocol):
 
     def save(self, state: dict[str, Any]) -> None: ...
 
+    def snapshot(self, step: int, weights: Mapping[str, Tensor]) -> None: ...
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -58,7 +62,8 @@ class Outcome:
         finished: the budget was used, or early stopping ended it.
         reason: one sentence.
         seconds: time in the loop, over all sessions of the run.
-        best_step, best_elbo: the validation optimum (nats), whose weights are kept with keep="best".
+        best_step, best_elbo: where the validation bound was highest, and its value (nats): the ELBO, or the
+            importance-weighted bound where that is trained. Its weights are kept with keep="best".
         signal: the signal that interrupted the run, or None.
     """
 
@@ -89,8 +94,8 @@ class Loop:
 
     def __init__(
         self,
-        model: Model,
-        dataset: Dataset,
+        model: Model | Ensemble,
+        dataset: Dataset | Unobserved,
         spec: RunSpec,
         engine: Engine,
         sink: Sink,
@@ -101,17 +106,19 @@ class Loop:
         size = dataset.sizes["train"]
         if size < 1:
             raise SpecError("data: the training split is empty; give at least one example")
-        self.batch = min(spec.training.batch, size)
+        # A block of a target's data is a batch by itself.
+        self.batch = 1 if isinstance(dataset, Unobserved) and dataset.blocks else min(spec.training.batch, size)
         self.steps_per_epoch = size // self.batch
-        self.steps = total_steps(spec, size)
+        self.steps = total_steps(spec, self.steps_per_epoch)
         every = spec.training.validate_every * self.steps_per_epoch
-        self.validate_every = max(1, round(every))
-        options = spec.objective
-        self.objective = resolve(OBJECTIVES[options.objective])(
-            beta=options.beta,
-            warmup=round(options.warmup * self.steps_per_epoch),
-            control=options.control,
-        )
+        self.validate_every = max(1, round(every)) if dataset.sizes["validation"] else self.steps
+        self.objective = objectives.build(spec.objective, self.steps_per_epoch)
+        for one in model.members() if isinstance(model, Ensemble) else [model]:
+            combinations.check(one, dataset.support, self.objective)
+        self.fits = model.fits if isinstance(model, Ensemble) else 1
+        # The importance-weighted bound is another one for each number of samples.
+        tighter = spec.objective.objective == "iwae"
+        self._validation_samples = spec.objective.samples if tighter else 1
         self.optimizer = build_optimizer(model, spec.optimizer)
         self.step = 0
         self.seconds = 0.0
@@ -125,6 +132,7 @@ class Loop:
         self._compiled: Any = None
         self._requests: list[random.Request] = []
         self._signal: int | None = None
+        self._next_snapshot = 0
         self._clock = time.perf_counter()
 
     # -- the way of the data -------------------------------------------------------------------
@@ -140,7 +148,10 @@ class Loop:
         loss.backward()
         settings = self.spec.optimizer
         if settings.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+            if isinstance(self.model, Ensemble):
+                self.model.clip_gradients(settings.clip)
+            else:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         if settings.decay != "none":
             rate = learning_rate(settings, self.step, self.steps)
             for group in self.optimizer.param_groups:
@@ -158,7 +169,7 @@ class Loop:
             self._order = (epoch, order.to(self.engine.device))
         return self._order[1][position * self.batch : (position + 1) * self.batch]
 
-    def _loss(self, x: Tensor, weight: float, source: random.Source) -> tuple[Tensor, Tensor]:
+    def _loss(self, x: Tensor | None, weight: float, source: random.Source) -> tuple[Tensor, Tensor]:
         if not self.engine.compile:
             return self._evaluate(x, weight)
         if self._compiled is None:
@@ -170,21 +181,27 @@ class Loop:
             self._requests = recorder.requests
             self._compiled = torch.compile(self._replayed)
         noise = [source.draw(request) for request in self._requests]
-        weight_tensor = torch.tensor(weight, dtype=self.engine.dtype, device=x.device)
+        weight_tensor = torch.tensor(weight, dtype=self.engine.dtype, device=self.engine.device)
         compiled: tuple[Tensor, Tensor] = self._compiled(x, weight_tensor, noise)
         return compiled
 
-    def _replayed(self, x: Tensor, weight: Tensor, noise: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _replayed(self, x: Tensor | None, weight: Tensor, noise: list[Tensor]) -> tuple[Tensor, Tensor]:
         with random.use(random.Replay(noise)):
             return self._evaluate(x, weight)
 
-    def _evaluate(self, x: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, x: Tensor | None, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         with self.engine.autocast():
-            terms = self.model.terms(x, self.spec.objective.samples)
+            terms = self.model.terms(
+                x,
+                self.spec.objective.samples,
+                hold=self.objective.hold,
+                groups=self.objective.groups,
+            )
         loss = self.objective(terms, weight)
         for auxiliary in terms.auxiliary.values():
             loss = loss + auxiliary
-        return loss, torch.stack([loss.detach(), *_means(terms)])
+        # A mean over stacked fits would divide each one's gradient by their number.
+        return loss * self.fits, torch.stack([loss.detach(), *_means(terms)])
 
     # -- boundaries ----------------------------------------------------------------------------
 
@@ -197,6 +214,7 @@ class Loop:
         if self.step == 0:
             self._validate()
             self._remember()
+            self._keep_snapshot()
         with self._listening():
             self._clock = time.perf_counter()
             while self.step < self.steps:
@@ -214,6 +232,7 @@ class Loop:
                     if validate:
                         self._validate()
                     self._remember()
+                    self._keep_snapshot()
                     if time.monotonic() - saved > 60 * self.spec.training.save_every:
                         self.save()
                         saved = time.monotonic()
@@ -242,6 +261,7 @@ class Loop:
             "pending": self._buffer[: self._filled].clone(),
             "metrics_bytes": self.sink.position(),
             "engine": self.engine.to_dict(),
+            "next_snapshot": self._next_snapshot,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -265,6 +285,7 @@ class Loop:
         self.step, self.seconds = state["step"], state["seconds"]
         self.best_step, self.best_elbo = state["best_step"], state["best_elbo"]
         self.best_weights = state["best_weights"]
+        self._next_snapshot = state.get("next_snapshot", 0)
         pending = state["pending"]
         self._filled = len(pending)
         self._buffer[: self._filled] = pending.to(self._buffer)
@@ -295,6 +316,7 @@ class Loop:
             "lr": self.optimizer.param_groups[0]["lr"],
             "steps_per_second": self._filled / took if took else 0.0,
             "seconds": round(self.seconds, 3),
+            **self._monitored(),
         }
         self._filled = 0
         self.sink.record(record)
@@ -312,8 +334,11 @@ class Loop:
                 start, min(start + _VALIDATION_CHUNK, size), device=self.engine.device
             )
             with random.stream(VALIDATION_SEED, chunk), self.engine.autocast():
-                terms = self.model.terms(self.dataset.batch("validation", index).x)
-            loss = self.objective(terms, self.objective.beta)
+                x = self.dataset.batch("validation", index).x
+                terms = self.model.terms(
+                    x, self._validation_samples, groups=self.objective.groups
+                )
+            loss = self.objective(terms, self.objective.final)
             total += torch.stack([loss, *_means(terms)]).double() * len(index)
         self.model.train()
         means = (total / size).tolist()
@@ -328,9 +353,22 @@ class Loop:
         }
         self.sink.record(record)
         self.progress.validation(record)
-        if record["elbo"] > self.best_elbo:
-            self.best_elbo, self.best_step = record["elbo"], self.step
+        score = -record["loss"] if self._validation_samples > 1 else record["elbo"]
+        if score > self.best_elbo:
+            self.best_elbo, self.best_step = score, self.step
             self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+    def _monitored(self) -> Record:
+        """What the model itself finds worth a curve: plain numbers, or a list over the fits."""
+        if isinstance(self.model, Ensemble):
+            return self.model.monitor()
+        return dict(exact_errors(self.model))
+
+    def _keep_snapshot(self) -> None:
+        """The weights of a fit to a target now and then, ever more rarely: they become an animation."""
+        if isinstance(self.dataset, Unobserved) and self.step >= self._next_snapshot:
+            self.sink.snapshot(self.step, self.model.state_dict())
+            self._next_snapshot = max(self.step + BOUNDARY, round(self.step * _SPACING))
 
     def _patience_is_over(self) -> bool:
         patience = self.spec.training.patience
@@ -437,12 +475,12 @@ class Loop:
                 signal.signal(number, handler)
 
 
-def total_steps(spec: RunSpec, size: int) -> int:
-    """Updates in the budget of ``spec`` for a training split of ``size`` examples."""
+def total_steps(spec: RunSpec, steps_per_epoch: int) -> int:
+    """Updates in the budget of ``spec``."""
     if spec.training.steps is not None:
         return spec.training.steps
     assert spec.training.epochs is not None
-    return max(1, round(spec.training.epochs * (size // min(spec.training.batch, size))))
+    return max(1, round(spec.training.epochs * steps_per_epoch))
 
 
 def _means(terms: Terms) -> list[Tensor]:

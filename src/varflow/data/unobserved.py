@@ -1,0 +1,57 @@
+"""Stands where a data set stands, for targets: there is nothing to observe, or the model owns its data."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """``x``: which rows or blocks of its own data the model reads ``[B]``; None where it reads no data."""
+
+    x: Tensor | None
+
+
+class Unobserved:
+    """The batches of a model that has no data, or holds them.
+
+    Args:
+        name: of the target.
+        features: D, the number of latents.
+        rows: how many rows or blocks an epoch goes through; None for a model that reads no data or all of
+            them at each step.
+        blocks: whether these are blocks, read one at a time.
+        facts: what :meth:`describe` says beside the name.
+    """
+
+    support = "none"
+    protocol = "none"
+    levels = None
+
+    def __init__(
+        self,
+        name: str,
+        features: int,
+        rows: int | None = None,
+        blocks: bool = False,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        self.name, self.rows, self.blocks = name, rows, blocks
+        self.event_shape = (features,)
+        self.sizes = {"train": rows or 1, "validation": 0, "test": 0}
+        self._facts = dict(facts or {})
+
+    def batch(self, split: str, index: Tensor) -> Rows:
+        """The rows of a step; ``split`` is always train."""
+        return Rows(None if self.rows is None else index)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Unobserved:
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "protocol": self.protocol, "splits": self.sizes, **self._facts}
+
+    def pictures(self, x: Tensor) -> None:
+        return None

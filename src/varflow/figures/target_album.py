@@ -1,0 +1,325 @@
+"""All figures that fit a run on a target, as files with captions."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varflow import random
+from varflow.ensemble import Ensemble
+from varflow.errors import DataError, SpecError
+from varflow.figures import latent, targets, warp
+from varflow.figures.album import Entry
+from varflow.figures.animation import animate
+from varflow.figures.base import canvas, save, style
+from varflow.files import make_folder, write_json
+from varflow.model import LogJoint, Model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Fits that get a panel; samples behind a histogram; cells of a picture and of a frame.
+_SHOWN, _SAMPLES, _CELLS, _FRAME = 4, 400_000, 200, 120
+_FRAMES = 40
+_BLOCK = 50_000
+
+Drawn = tuple["Figure", str, str, str]
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What the figures are drawn from; models in float64."""
+
+    members: list[Model]
+    metrics: Sequence[Mapping[str, Any]]
+    seed: int
+    evaluation: Any
+
+    @property
+    def first(self) -> Model:
+        return self.members[0]
+
+    @property
+    def target(self) -> Any:
+        return self.first.prior if self.first.likelihood is None else None
+
+    @property
+    def window(self) -> Any:
+        """What a picture shows, for a target in the plane."""
+        if self.target is None or self.target.event_shape != (2,):
+            return None
+        window = getattr(self.target, "window", None)
+        return window or _around(_draws(self.first, 4096, self.seed))
+
+    @property
+    def name(self) -> str:
+        return type(self.target or self.first.likelihood).__name__
+
+    def found(self, name: str, fit: int) -> float | None:
+        if self.evaluation is None or name not in self.evaluation.per_example:
+            return None
+        return float(self.evaluation.per_example[name][fit])
+
+
+def target_gallery(
+    model: Model | Ensemble,
+    metrics: Sequence[Mapping[str, Any]],
+    folder: Path | str,
+    snapshots: Sequence[tuple[int, Mapping[str, Tensor]]] = (),
+    seed: int = 0,
+    evaluation: Any = None,
+) -> list[Entry]:
+    """Draw every figure that applies to a fit, or fits, to a target.
+
+    In the plane: the density of the target beside that of q for the first fits, the grid that the flow
+    warps, and the training as an animation. Always: the bound below its exact value. Other dimensions get
+    q's draws along the first two principal directions. ``index.json`` lists them.
+
+    Args:
+        model: trained (or new); it is left as it is.
+        metrics: rows of metrics.jsonl, or none.
+        folder: where the files go; each appears whole or not at all.
+        snapshots: (step, weights of ``model``) from the training, or none.
+        seed: of all draws.
+        evaluation: of :func:`varflow.evaluation.evaluate_target`, for the numbers in the panels.
+
+    Returns:
+        Path, title and caption of each figure.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    make_folder(folder)
+    scene = _Scene(_members(model), metrics, seed, evaluation)
+    entries = []
+    with torch.no_grad(), style():
+        for draw in (_densities, _warped, _draws_by_direction, _bound, _evidence_bound):
+            drawn = draw(scene)
+            if drawn is not None:
+                figure, name, title, caption = drawn
+                entries.append(Entry(save(figure, folder / f"{name}.png"), title, caption))
+        film = _film(scene, model, _with_the_end(snapshots, model, metrics), folder)
+        if film is not None:
+            entries.append(film)
+    write_json(
+        folder / "index.json",
+        [{"file": e.path.name, "title": e.title, "caption": e.caption} for e in entries],
+    )
+    return entries
+
+
+def density_of(model: Model, window: Any, size: int = _CELLS, seed: int = 0) -> tuple[Any, bool]:
+    """The density of q ``[size, size]`` and whether it is exact, through ``log_prob``, or a histogram of draws.
+
+    Where many points have to be inverted for a flow whose inverse is slow, the exact density still costs
+    size² inverses.
+    """
+    q = model.infer()
+    try:
+        return targets.density_on_grid(q.log_prob, window, size, _home(model)), True
+    except SpecError:
+        return targets.density_of_samples(_draws(model, _SAMPLES, seed), window, size), False
+
+
+def _members(model: Model | Ensemble) -> list[Model]:
+    members = model.members() if isinstance(model, Ensemble) else [copy.deepcopy(model)]
+    return [member.double().eval() for member in members]
+
+
+def _home(model: Model) -> Tensor:
+    return next(itertools.chain(model.parameters(), model.buffers()))
+
+
+def _draws(model: Model, count: int, seed: int) -> Tensor:
+    q, parts = model.infer(), []
+    for block, start in enumerate(range(0, count, _BLOCK)):
+        with random.stream(seed, block), torch.no_grad():
+            draw = q.draw(min(_BLOCK, count - start), log_joint=LogJoint(model, None))
+        parts.append(draw.z)
+    return torch.cat(parts)
+
+
+def _around(z: Tensor) -> tuple[float, ...]:
+    low, high = (torch.quantile(z.double(), p, dim=0) for p in (0.001, 0.999))
+    margin = 0.15 * (high - low)
+    (x0, y0), (x1, y1) = (low - margin).tolist(), (high + margin).tolist()
+    return x0, x1, y0, y1
+
+
+def _densities(scene: _Scene) -> Drawn | None:
+    window = scene.window
+    if window is None:
+        return None
+    shown = [
+        (fit, member)
+        for fit, member in enumerate(scene.members)
+        if type(member.prior) is type(scene.target)
+    ][:_SHOWN]
+    log_z = scene.target.log_normalizer
+    exact = targets.density_on_grid(scene.target.log_prob, window, _CELLS, _home(scene.first))
+    # Without log Z the target is normalised over the window.
+    cell = (window[1] - window[0]) * (window[3] - window[2]) / _CELLS**2
+    exact /= exact.sum() * cell if log_z is None else torch.tensor(log_z).exp().item()
+    panels, notes, kinds = [exact], [None if log_z is None else f"log Z = {log_z:.4f}"], set()
+    for fit, member in shown:
+        values, closed = density_of(member, window, seed=scene.seed)
+        panels.append(values)
+        kinds.add(closed)
+        kl = scene.found("kl_q_p", fit)
+        notes.append(None if kl is None else f"KL(q‖p) = {kl:.2g}")
+    several = len(scene.members) > 1
+    names = ["target", *(f"q, fit {fit + 1}" if several else "q" for fit, _ in shown)]
+    figure, axes = canvas(1, len(panels), 1.0 + 2.9 * len(panels), 3.4)
+    targets.density_grid([panels], axes, window, names, notes=[notes])
+    how = (
+        "its exact density"
+        if kinds == {True}
+        else f"a histogram of {_SAMPLES:,} draws of q, which has no density of z alone"
+    )
+    only = (
+        f" The first {len(shown)} of {len(scene.members)} fits."
+        if len(shown) < len(scene.members)
+        else ""
+    )
+    caption = (
+        f"Left: {scene.name}, normalised{' over this window' if log_z is None else ''}. Right of it: q, {how}. "
+        "One colour scale for all panels, which ends at the highest point of the target."
+        f"{only} KL(q‖p) in nats, where evaluated."
+    )
+    return figure, "densities", "Target and posterior", caption
+
+
+def _warped(scene: _Scene) -> Drawn | None:
+    posterior: Any = scene.first.posterior
+    base = getattr(posterior, "base", posterior)
+    flow = getattr(base if not isinstance(base, str) else posterior, "flow", None)
+    if flow is None or flow.features != 2 or flow.context_features:
+        return None
+    gaussian: Any = posterior if isinstance(base, str) else base
+    q = gaussian()
+    extent = tuple((3 * q.log_scale.exp()).tolist())
+    figure, axes = canvas(1, 1, 6.6, 5.6)
+    warp.flow_grid(flow, axes[0, 0], extent=extent, centre=tuple(q.mean.tolist()), lines=25)
+    fit = " of the first fit" if len(scene.members) > 1 else ""
+    moved = " The leapfrog steps that follow are not drawn." if gaussian is not posterior else ""
+    caption = (
+        f"A regular grid over three standard deviations of the base (light) and its image under the flow{fit}, "
+        f"coloured by log|det| in nats.{moved}"
+    )
+    return figure, "flow", "The flow", caption
+
+
+def _draws_by_direction(scene: _Scene) -> Drawn | None:
+    if scene.window is not None:
+        return None
+    z = _draws(scene.first, 2000, scene.seed)
+    figure, axes = canvas(1, 1, 6.2, 6.0)
+    latent.latent_scatter(z, None, axes[0, 0], contours=False)
+    fit = " of the first fit" if len(scene.members) > 1 else ""
+    return figure, "draws", "Draws of q", f"2,000 draws of q(z){fit}."
+
+
+def _bound(scene: _Scene) -> Drawn | None:
+    """The ELBO below log Z, which is one number for all fits."""
+    log_z = getattr(scene.target, "log_normalizer", None)
+    if log_z is None or len({type(m.prior) for m in scene.members}) > 1:
+        return None
+    told = (
+        f"{scene.name} has log Z = {log_z:.4f} nats, drawn in. While annealed, this is the ELBO of the full "
+        "target all the same."
+    )
+    return _curves(scene, scene.metrics, float(log_z), "log Z", {}, told)
+
+
+def _evidence_bound(scene: _Scene) -> Drawn | None:
+    """The ELBO below log p(D), which moves with the parameters."""
+    likelihoods: list[Any] = [member.likelihood for member in scene.members]
+    if not hasattr(likelihoods[0], "maximum_likelihood"):
+        return None
+    # Separate blocks: a step sees one of them, and so do ELBO and evidence here.
+    separate = getattr(likelihoods[0], "batches", None) == "separate"
+    blocks = likelihoods[0].blocks if separate else 1
+    rows = [
+        {**row, "exact": float(np.mean(row["log_evidence"])) / blocks}
+        for row in scene.metrics
+        if "log_evidence" in row
+    ]
+    best = [float(likelihood.maximum_likelihood().log_evidence) for likelihood in likelihoods]
+    name = "log p(block)" if separate else "log p(D)"
+    lines = {f"{name}, maximum likelihood": sum(best) / len(best) / blocks}
+    told = f"Dashed: exact {name} at the parameters of the record"
+    told += f", the mean over the {blocks} blocks." if separate else "."
+    return _curves(scene, rows, "exact", name, lines, told)
+
+
+def _curves(
+    scene: _Scene,
+    rows: Sequence[Mapping[str, Any]],
+    reference: float | str,
+    name: str,
+    lines: Mapping[str, float],
+    told: str,
+) -> Drawn | None:
+    figure, axes = canvas(1, 2, 9.6, 3.6)
+    try:
+        targets.bound_curves({"ELBO": rows}, axes[0], reference, name, lines)
+    except DataError:
+        return None
+    mean = ", means over the fits" if len(scene.members) > 1 else ""
+    caption = (
+        f"The ELBO of the training samples{mean}, averaged over the steps up to each record, and what it falls "
+        f"short of its exact value, which is KL(q‖p). {told}"
+    )
+    return figure, "bound", "The bound and its exact value", caption
+
+
+def _with_the_end(
+    snapshots: Sequence[tuple[int, Mapping[str, Tensor]]],
+    model: Model | Ensemble,
+    metrics: Sequence[Mapping[str, Any]],
+) -> Sequence[tuple[int, Mapping[str, Tensor]]]:
+    """The snapshots, and the weights that training ended with."""
+    last = int(metrics[-1].get("step", 0)) if metrics else 0
+    if not snapshots or last <= snapshots[-1][0]:
+        return snapshots
+    return [*snapshots, (last, model.state_dict())]
+
+
+def _film(
+    scene: _Scene,
+    model: Model | Ensemble,
+    snapshots: Sequence[tuple[int, Mapping[str, Tensor]]],
+    folder: Path,
+) -> Entry | None:
+    window = scene.window
+    if window is None or len(snapshots) < 2:
+        return None
+    every = max(1, -(-len(snapshots) // _FRAMES))
+    chosen = list(snapshots[::-1][::every][::-1])
+    exact = targets.density_on_grid(scene.target.log_prob, window, _FRAME, _home(scene.first))
+    log_z = scene.target.log_normalizer
+    cell = (window[1] - window[0]) * (window[3] - window[2]) / _FRAME**2
+    exact /= exact.sum() * cell if log_z is None else torch.tensor(log_z).exp().item()
+
+    def frames() -> Iterator[tuple[int, Any]]:
+        again = copy.deepcopy(model)
+        for step, weights in chosen:
+            again.load_state_dict(dict(weights))
+            yield step, density_of(_members(again)[0], window, _FRAME, scene.seed)[0]
+
+    path = animate(exact, frames(), window, folder / "training.gif", scene.name)
+    fit = " of the first fit" if len(scene.members) > 1 else ""
+    caption = (
+        f"Left: {scene.name}. Right: q{fit} at {len(chosen)} steps of training, ever further apart; "
+        "one colour scale."
+    )
+    return Entry(path, "Training", caption)

@@ -1,0 +1,55 @@
+"""Compiled twins of what training repeats most, where a C++ compiler is at hand.
+
+Small flows are bound by the number of torch operations, not by arithmetic; one call of compiled code
+replaces about forty of them. The code is compiled when first used (two seconds, once per machine) and agrees
+with the torch expression up to rounding. Without a compiler, or with ``VARFLOW_NATIVE=0`` in the
+environment, everything runs in torch, as it does on other devices.
+
+A run stores :func:`in_use` and a resumed run passes it to :func:`use`, because the last bits differ.
+"""
+
+from __future__ import annotations
+
+import os
+
+from varflow.native import build
+from varflow.native.calls import Calls
+
+_calls: Calls | None = None
+_why_not: str | None = None
+_wanted = True
+
+
+def available() -> bool:
+    """Whether the compiled code can be used here; compiles it at the first call."""
+    return loaded() is not None
+
+
+def reason() -> str:
+    """Why not, in one sentence; empty where it is available."""
+    loaded()
+    return _why_not or ""
+
+
+def use(wanted: bool) -> None:
+    """Use the compiled code from here on, where it is available, or do not."""
+    global _wanted
+    _wanted = bool(wanted)
+
+
+def in_use() -> bool:
+    """Whether flows on the CPU run compiled code; compiles it at the first call."""
+    return _wanted and available()
+
+
+def loaded() -> Calls | None:
+    """The loaded functions, or None."""
+    global _calls, _why_not
+    if _calls is None and _why_not is None:
+        try:
+            if os.environ.get("VARFLOW_NATIVE") == "0":
+                raise build.BuildError("turned off by VARFLOW_NATIVE=0")
+            _calls = Calls(build.load())
+        except build.BuildError as error:
+            _why_not = str(error)
+    return _calls

@@ -1,0 +1,126 @@
+"""The functions of ``planar.cpp`` on tensors: shapes and addresses, no autograd."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varflow.native.build import BuildError
+
+#: u ``[*sets, K, D]``, w ``[*sets, K, D]``, b ``[*sets, K]``; or one tensor ``[*sets, K (2D + 1)]`` of the three.
+Parameters = tuple[Tensor, ...]
+
+
+class Calls:
+    """Planar chains in float32 and float64.
+
+    With u, w and b apart, points follow their set: z ``[*sets, *points, D]``. With one packed tensor sets
+    follow points: z ``[*points, *sets, D]``.
+
+    Raises:
+        BuildError: the library does not compute what it should.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        try:
+            self._functions = {
+                (torch.float32, False): self._typed(library.planar_push_f32, 6),
+                (torch.float64, False): self._typed(library.planar_push_f64, 6),
+                (torch.float32, True): self._typed(library.planar_back_f32, 10),
+                (torch.float64, True): self._typed(library.planar_back_f64, 10),
+            }
+        except AttributeError as error:
+            raise BuildError(f"the compiled library is incomplete: {error}") from error
+        self._check()
+
+    @staticmethod
+    def _typed(function: Any, pointers: int) -> Any:
+        function.argtypes = [
+            *[ctypes.c_ssize_t] * 4,
+            *(ctypes.c_int, ctypes.c_double),
+            *[ctypes.c_void_p] * pointers,
+        ]
+        function.restype = ctypes.c_int
+        return function
+
+    def push(
+        self, z: Tensor, parameters: Parameters, length: int, shift: float
+    ) -> tuple[Tensor, Tensor]:
+        """z′ and ladj."""
+        z = z.contiguous()
+        u, w, b = _apart(parameters)
+        out, ladj = torch.empty_like(z), z.new_empty(z.shape[:-1])
+        failed = self._functions[z.dtype, False](
+            *_sizes(z, u, w, length, shift),
+            *(z.data_ptr(), u.data_ptr(), _address(w), _address(b)),
+            *(out.data_ptr(), ladj.data_ptr()),
+        )
+        if failed:
+            raise MemoryError(f"planar: no memory for {length} steps of {z.shape[-1]} features")
+        return out, ladj
+
+    def back(
+        self,
+        z: Tensor,
+        parameters: Parameters,
+        grad_out: Tensor,
+        grad_ladj: Tensor,
+        length: int,
+        shift: float,
+        wanted: bool = True,
+    ) -> tuple[Tensor, ...]:
+        """The gradients of z and, if ``wanted``, of the parameters."""
+        z, grad_out, grad_ladj = z.contiguous(), grad_out.contiguous(), grad_ladj.contiguous()
+        u, w, b = _apart(parameters)
+        grad_z = torch.empty_like(z)
+        grads = [None if x is None or not wanted else torch.empty_like(x) for x in (u, w, b)]
+        failed = self._functions[z.dtype, True](
+            *_sizes(z, u, w, length, shift),
+            *(z.data_ptr(), u.data_ptr(), _address(w), _address(b)),
+            *(grad_out.data_ptr(), grad_ladj.data_ptr(), grad_z.data_ptr()),
+            *(_address(x) for x in grads),
+        )
+        if failed:
+            raise MemoryError(f"planar: no memory for {length} steps of {z.shape[-1]} features")
+        return grad_z, *(x for x in grads if x is not None)
+
+    def _check(self) -> None:
+        """One step of known outcome: a compiler that breaks the arithmetic is not used."""
+        for dtype in (torch.float32, torch.float64):
+            z = torch.tensor([[0.3], [-2.0]], dtype=dtype)
+            u, w, b = (torch.tensor([x], dtype=dtype) for x in ([0.5], [2.0], 0.1))
+            out, ladj = self.push(z, (u, w, b), 1, 0.0)
+            hat = (math.log1p(math.e) - 1) / 2
+            for i, x in enumerate((0.3, -2.0)):
+                h = math.tanh(2 * x + 0.1)
+                found = [
+                    out[i, 0].item() - x - hat * h,
+                    ladj[i].item() - math.log1p((1 - h * h) * 2 * hat),
+                ]
+                if not all(abs(error) < 1e-6 for error in found):
+                    raise BuildError("the compiled library gives wrong numbers")
+
+
+def _apart(parameters: Parameters) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if len(parameters) == 1:
+        return parameters[0].contiguous(), None, None
+    u, w, b = parameters
+    return u.contiguous(), w.contiguous(), b.contiguous()
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _sizes(
+    z: Tensor, u: Tensor, w: Tensor | None, length: int, shift: float
+) -> tuple[int | float, ...]:
+    """Sets, points of each, steps, features, packed, shift."""
+    features = z.shape[-1]
+    sets = u.numel() // (length * (2 * features + 1 if w is None else features))
+    points = z.numel() // features // sets if sets else 0
+    return sets, points, length, features, int(w is None), shift

@@ -1,0 +1,47 @@
+"""Densities to infer that have no decoder, each with its exact answers.
+
+A :class:`Target` is a prior that nothing is observed about. The Gaussian models are likelihoods
+whose one z explains a whole data set; their evidence and posterior are known in closed form.
+"""
+
+from varflow._lazy import attach
+
+_EXPORTS = {
+    "Target": "varflow.targets.target:Target",
+    "U1": "varflow.targets.energies:U1",
+    "U2": "varflow.targets.energies:U2",
+    "U3": "varflow.targets.energies:U3",
+    "U4": "varflow.targets.energies:U4",
+    "Ring": "varflow.targets.shapes:Ring",
+    "Banana": "varflow.targets.shapes:Banana",
+    "Funnel": "varflow.targets.shapes:Funnel",
+    "GaussianMixture": "varflow.targets.mixture:GaussianMixture",
+    "Callable": "varflow.targets.callable:Callable",
+    "Grid": "varflow.targets.quadrature:Grid",
+    "Moments": "varflow.targets.quadrature:Moments",
+    "grid": "varflow.targets.quadrature:grid",
+    "integrate": "varflow.targets.quadrature:integrate",
+    "GaussianModel": "varflow.targets.gaussian_model:GaussianModel",
+    "CorrelatedGaussianModel": "varflow.targets.full_covariance:CorrelatedGaussianModel",
+    "GaussianData": "varflow.targets.gaussian_data:GaussianData",
+    "generate": "varflow.targets.gaussian_data:generate",
+    "simulate": "varflow.targets.gaussian_data:simulate",
+    "hamiltonian_gap": "varflow.targets.gap:hamiltonian_gap",
+    "best_hamiltonian_gap": "varflow.targets.gap:best_hamiltonian_gap",
+}
+
+#: name in a spec → a callable ``(features) -> Target``; every option has a default. The Gaussian model is
+#: the exception: a likelihood, whose prior is the standard normal.
+TABLE = {
+    "u1": "varflow.targets.energies:U1",
+    "u2": "varflow.targets.energies:U2",
+    "u3": "varflow.targets.energies:U3",
+    "u4": "varflow.targets.energies:U4",
+    "ring": "varflow.targets.shapes:Ring",
+    "banana": "varflow.targets.shapes:Banana",
+    "funnel": "varflow.targets.shapes:Funnel",
+    "mixture": "varflow.targets.mixture:GaussianMixture",
+    "gaussian-model": "varflow.targets.gaussian_data:simulate",
+}
+
+__getattr__, __dir__ = attach(__name__, _EXPORTS)

@@ -1,0 +1,167 @@
+"""Many fits in one program: the same as the fits alone."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+import varflow as vf
+from varflow import random
+from varflow.errors import SpecError
+from varflow.runfolder import WEIGHTS
+
+FLOWS = ["planar", "radial", "nice", "iaf", "householder", "sylvester", "coupling", "spline"]
+
+
+def one(seed: int, flow: str = "planar", length: int = 3, target: type | None = None) -> vf.Model:
+    from varflow._lazy import resolve
+
+    torch.manual_seed(seed)
+    kind = resolve(vf.flows.TABLE[flow])
+    posterior = vf.posteriors.Gaussian(2, flow=partial(kind, length=length))
+    model = vf.Model((target or vf.targets.U1)(), None, posterior)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_the_terms_are_those_of_the_members(flow: str) -> None:
+    models = [one(seed, flow).double() for seed in range(3)]
+    ensemble = vf.Ensemble(models)
+    with random.stream(5):
+        noise = random.normal((3, 7, 2), "posterior", dtype=torch.float64)
+    with random.stream(5):
+        terms = ensemble.terms(samples=7)
+    assert terms.z.shape == (7, 3, 2)
+    assert terms.log_weight.shape == (7, 3)
+    for fit, model in enumerate(models):
+        with random.use(random.Replay([noise[fit]])):
+            alone = model.terms(samples=7)
+        torch.testing.assert_close(terms.z[:, fit], alone.z)
+        torch.testing.assert_close(terms.log_weight[:, fit], alone.log_weight)
+        for (name, mine), theirs in zip(
+            ensemble.member(fit).state_dict().items(), model.state_dict().values(), strict=True
+        ):
+            assert torch.equal(mine, theirs), name
+
+
+def test_structures_stand_side_by_side_in_the_order_given() -> None:
+    models = [one(0), one(1, length=5), one(2), one(3, target=vf.targets.U4), one(4, length=5)]
+    ensemble = vf.Ensemble(models)
+    assert [stack.fits for stack in ensemble.stacks] == [2, 2, 1]
+    for fit, model in enumerate(models):
+        member = ensemble.member(fit)
+        assert type(member.prior) is type(model.prior)
+        assert torch.equal(member.posterior.flow.u, model.posterior.flow.u)
+    terms = ensemble.terms(samples=4)
+    log_prior = torch.stack([m.prior.log_prob(terms.z[:, i]) for i, m in enumerate(models)], 1)
+    torch.testing.assert_close(terms.log_prior, log_prior)
+
+
+def test_no_fit_touches_another() -> None:
+    ensemble = vf.Ensemble([one(seed) for seed in range(3)])
+    ensemble.terms(samples=5).log_weight[:, 1].mean().backward()
+    for parameter in ensemble.parameters():
+        assert parameter.grad[0].abs().max() == 0
+        assert parameter.grad[2].abs().max() == 0
+    assert any(parameter.grad[1].abs().max() > 0 for parameter in ensemble.parameters())
+
+
+def test_gradients_are_clipped_fit_by_fit() -> None:
+    ensemble = vf.Ensemble([one(seed) for seed in range(3)])
+    (ensemble.terms(samples=5).log_weight.mean(0) * torch.tensor([1e3, 1e-6, 1e3])).sum().backward()
+    before = [p.grad.clone() for p in ensemble.parameters()]
+    ensemble.clip_gradients(0.5)
+    for fit, clipped in enumerate([True, False, True]):
+        norm = torch.stack([p.grad[fit].square().sum() for p in ensemble.parameters()]).sum().sqrt()
+        if clipped:
+            torch.testing.assert_close(norm, torch.tensor(0.5))
+        else:
+            assert all(
+                torch.equal(p.grad[fit], b[fit]) for p, b in zip(ensemble.parameters(), before, strict=True)
+            )
+
+
+def fit(folder, **settings):
+    defaults = {"target": "u1", "fits": 3, "length": 4, "samples": 32, "steps": 450, "quiet": True}
+    return vf.fit("energy", out=folder, threads=1, **{**defaults, **settings})
+
+
+def test_a_fit_trains_each_as_if_it_were_alone() -> None:
+    """The same noise, the same first model: what stands beside it makes no difference."""
+    runs = [
+        vf.fit(vf.Ensemble([one(0), one(seed)]), samples=16, steps=30, objective="annealed", keep="last",
+               quiet=True, threads=1)
+        for seed in (1, 2)
+    ]  # fmt: skip
+    first, second = (run.model.member(0).state_dict() for run in runs)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(runs[0].model.member(1).posterior.flow.u, runs[1].model.member(1).posterior.flow.u)
+
+
+def test_a_run_of_several_fits_is_saved_loaded_and_resumed(tmp_path) -> None:
+    # A shorter budget would have another schedule of learning rates.
+    whole = fit(tmp_path / "whole", decay="none")
+    fit(tmp_path / "parts", decay="none", steps=250)
+    vf.resume(tmp_path / "parts", steps=450, quiet=True)
+    assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (tmp_path / "parts" / WEIGHTS).read_bytes()
+    run = vf.load(tmp_path / "parts")
+    assert isinstance(run.model, vf.Ensemble)
+    assert run.model.fits == 3
+    assert whole.model.fits == 3
+    kept = sorted(path.name for path in (tmp_path / "whole" / "snapshots").iterdir())
+    assert kept[0] == "step-00000000.safetensors"
+
+
+def test_seeds_differ_and_data_sets_too() -> None:
+    run = fit(None, steps=3)
+    weights = [member.posterior.flow.w for member in run.model.members()]
+    assert not torch.equal(weights[0], weights[1])
+    alone = fit(None, steps=3, fits=1, seed=1)
+    assert isinstance(alone.model, vf.Model)
+    run = vf.fit("gaussian-model", dimensions=3, observations=50, fits=2, steps=3, quiet=True, threads=1)
+    means = [member.likelihood.exact().mean for member in run.model.members()]
+    assert not torch.allclose(means[0], means[1])
+
+
+def test_a_nan_names_its_fit() -> None:
+    models = [one(seed) for seed in range(3)]
+    with torch.no_grad():
+        models[1].posterior.flow.w[0, 0] = torch.nan
+    with pytest.raises(vf.errors.NonFiniteError, match="NaN"):
+        vf.fit(vf.Ensemble(models), steps=3, quiet=True, threads=1)
+
+    class Broken(vf.targets.U1):
+        def log_prob(self, z, context=None):
+            return super().log_prob(z) + torch.where(z[..., 0] > -100, torch.nan, 0.0)
+
+    with pytest.raises(vf.errors.NonFiniteError, match="log_prior of fit 1"):
+        vf.fit(vf.Ensemble([one(0), one(1, target=Broken)]), steps=3, quiet=True, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fits": 0}, "fits: was 0"),
+        ({"target": "u5"}, "u"),
+        ({"amortized": True}, "amortized: a target has no x"),
+        ({"target": "u1", "dimensions": 3}, "2"),
+    ],
+)
+def test_what_a_target_cannot_have_is_refused(settings: dict, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        fit(None, **settings)
+
+
+def test_data_beside_a_target_are_refused() -> None:
+    with pytest.raises(SpecError, match="data: given beside target=u1"):
+        vf.fit("energy", torch.randn(10, 2), quiet=True)
+    with pytest.raises(SpecError, match="models: was empty"):
+        vf.Ensemble([])
+    with pytest.raises(SpecError, match="one shape"):
+        vf.Ensemble([one(0), vf.Model(vf.targets.Funnel(3), None, vf.posteriors.Gaussian(3))])
