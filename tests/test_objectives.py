@@ -268,7 +268,18 @@ REFUSED = {
     "free bits × posterior that mixes latents": lambda: (
         vf.Model(NORMAL(2), bernoulli(), gaussian(vf.flows.Planar(2))), "binary", ELBO(free_bits=0.1),
         "a Planar flow mixes latents"),
+    "quantizer × importance bounds": lambda: (
+        quantized(vf.priors.UniformCodes((2, 2), 3)), "binary", ImportanceWeighted(), "one code for sure"),
+    "codes × real numbers": lambda: (
+        quantized(NORMAL(4)), "binary", ELBO(), "StandardNormal is over real numbers"),
 }  # fmt: skip
+
+
+def quantized(prior: nn.Module) -> vf.Model:
+    from varflow.networks.vq import VQEncoder
+
+    encoder = VQEncoder((1, 8, 8), features=4)
+    return vf.Model(prior, bernoulli(), vf.posteriors.Quantizer(encoder, codes=3, features=4))
 
 
 @pytest.mark.parametrize("rule", vf.combinations.RULES)

@@ -14,6 +14,7 @@ _EXPORTS = {
     "Run": "varflow.run:Run",
     "RunSpec": "varflow.specs:RunSpec",
     "build": "varflow.building:build",
+    "density": "varflow.building:density",
     "fit": "varflow.fitting:fit",
     "load": "varflow.run:load",
     "resume": "varflow.fitting:resume",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,11 @@ from varflow._lazy import resolve
 from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble
 from varflow.errors import SpecError, suggestion
+from varflow.likelihoods import Identity
 from varflow.model import Model
 from varflow.networks import MLP, ConvDecoder, ConvEncoder
-from varflow.posteriors import Gaussian, Posterior
+from varflow.posteriors import Gaussian, Hamiltonian, Observed, Posterior
+from varflow.priors import Prior
 from varflow.specs import RunSpec
 
 PARTS = ("prior", "likelihood", "posterior")
@@ -57,19 +60,53 @@ def build(
     form = Form(tuple(data.event_shape), data.support)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.training.seed if seed is None else seed)
-        if form.support == "none":
+        if spec.likelihood.likelihood == "identity" and form.support != "none":
+            features = math.prod(form.event_shape)
+            posterior: Any = Observed(form.event_shape)
+            likelihood: nn.Module | None = Identity(form.event_shape)
+            prior: Any = own.get("prior") or _prior(spec, form, features)
+        elif form.support == "none":
             prior, likelihood = _target(spec, own)
-            posterior: Any = own.get("posterior") or _posterior(spec, prior.event_shape[0], None)
+            posterior = own.get("posterior") or _posterior(spec, prior.event_shape[0], None)
         else:
             latent = spec.posterior.latent
             posterior = own.get("posterior") or _posterior(
                 spec, latent, _encoder(spec, form.event_shape)
             )
             likelihood = own.get("likelihood") or _likelihood(spec, form)
-            prior = own.get("prior") or resolve(priors.TABLE[spec.prior.prior])(latent)
+            prior = own.get("prior") or _prior(spec, form, latent)
     model = Model(prior, likelihood, posterior)
     combinations.check(model, form.support)
     return model
+
+
+def density(prior: Prior, event_shape: int | Sequence[int]) -> Model:
+    """The model whose log p(x) is the prior's: any prior fitted by maximum likelihood with ``fit``.
+
+    Example:
+        >>> import torch, varflow as vf
+        >>> model = vf.density(vf.priors.flow_prior(3, "maf"), 3)
+        >>> model.terms(torch.zeros(5, 3)).log_weight.shape
+        torch.Size([1, 5])
+    """
+    return Model(prior, Identity(event_shape), Observed(event_shape))
+
+
+def _prior(spec: RunSpec, form: Form, features: int) -> Prior:
+    settings = spec.prior
+    name = settings.prior
+    options: dict[str, Any] = {}
+    if name == "mixture":
+        options = {"components": settings.components}
+    elif name == "vamp":
+        options = {"components": settings.components, "event_shape": form.event_shape}
+        options["support"] = "real" if form.support == "real" else "unit"
+    elif name != "normal":
+        options = {"length": settings.prior_length}
+        if name in ("maf", "iaf", "coupling", "additive", "spline") and settings.prior_hidden:
+            options["hidden"] = (settings.prior_hidden,)
+    made: Prior = resolve(priors.TABLE[name])(features, **options)
+    return made
 
 
 def build_ensemble(
@@ -142,8 +179,6 @@ def _posterior(spec: RunSpec, features: int, encoder: nn.Module | None) -> Poste
     )
     if not settings.leapfrog:
         return gaussian
-    from varflow.posteriors import Hamiltonian
-
     return Hamiltonian(
         gaussian,
         settings.leapfrog,

@@ -86,6 +86,31 @@ def _free_bits_and_mixing(given: Combination) -> str | None:
     return f"free_bits: are counted for each latent, and {what} mixes latents; use flow=none, or beta with a warmup"
 
 
+def _codes_and_importance(given: Combination) -> str | None:
+    bound = getattr(given.objective, "bound", "ELBO")
+    if not given.model.posterior.discrete or bound == "ELBO":
+        return None
+    return (
+        "objective: q of a quantizer is one code for sure, so all its importance samples are the same; "
+        "use objective=elbo"
+    )
+
+
+def _codes_and_numbers(given: Combination) -> str | None:
+    prior, posterior = given.model.prior, given.model.posterior
+    if prior.discrete == posterior.discrete:
+        return None
+    if prior.discrete:
+        return (
+            f"prior: {type(prior).__name__} is over codes and {type(posterior).__name__} draws real numbers; "
+            "use a quantizer, or prior=normal"
+        )
+    return (
+        f"prior: {type(prior).__name__} is over real numbers and the quantizer gives codes; use UniformCodes, "
+        "PixelCNN or GatedPixelCNN"
+    )
+
+
 #: name of the rule → what it says, or None.
 RULES: dict[str, Callable[[Combination], str | None]] = {
     "likelihood × values of the data": _support,
@@ -94,6 +119,8 @@ RULES: dict[str, Callable[[Combination], str | None]] = {
     "Hamiltonian × path or doubly reparameterised gradients": _hamiltonian_and_held,
     "Hamiltonian × decoder with batch statistics": _hamiltonian_and_coupled,
     "free bits × posterior that mixes latents": _free_bits_and_mixing,
+    "quantizer × importance bounds": _codes_and_importance,
+    "codes × real numbers": _codes_and_numbers,
 }
 
 

@@ -118,6 +118,8 @@ class Model(nn.Module):
                 "build both with the same number of features"
             )
         self.prior, self.posterior = prior, posterior
+        if hasattr(prior, "bind"):
+            prior.bind(posterior)
         self.likelihood: Any = likelihood
 
     def log_joint(
@@ -153,7 +155,8 @@ class Model(nn.Module):
         """
         q = self.infer(x) if q is None else q
         draw = q.draw(samples, log_joint=LogJoint(self, x), hold=hold)
-        log_prior = self.prior.log_prob(draw.z)
+        coded = draw.z if q.codes is None else q.codes.expand(samples, *q.codes.shape)
+        log_prior = self.prior.log_prob(coded)
         if self.likelihood is None:
             log_likelihood = torch.zeros_like(draw.log_q)
         elif draw.log_joint is not None:
@@ -161,7 +164,9 @@ class Model(nn.Module):
         else:
             log_likelihood = self.likelihood.log_prob(x, draw.z)
         kl_groups = q.kl_groups(self.prior) if groups else None
-        return Terms(draw.z, log_likelihood, log_prior, draw.log_q, draw, kl_groups)
+        return Terms(
+            draw.z, log_likelihood, log_prior, draw.log_q, draw, kl_groups, dict(q.auxiliary)
+        )
 
     def forward(self, x: Tensor | None = None, samples: int = 1, **options: bool) -> Terms:
         return self.terms(x, samples, **options)  # type: ignore[arg-type]
@@ -173,7 +178,10 @@ class Model(nn.Module):
         Raises:
             SpecError: there is no likelihood; a target is sampled by ``target.sample``.
         """
-        return self._observe(self.prior.sample((count,)), mean)
+        z = self.prior.sample((count,))
+        if getattr(self.posterior, "discrete", False):
+            z = self.posterior.decode_codes(z)  # type: ignore[operator]
+        return self._observe(z, mean)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, mean: bool = True) -> Tensor:

@@ -92,7 +92,14 @@ class PriorSpec:
     """p(z)."""
 
     prior: str = "normal"
-    """The prior: normal."""
+    """normal; a flow of its own: maf, iaf, coupling, nice, spline, planar, radial, sylvester, triangular; mixture;
+    vamp."""
+    prior_length: int = 5
+    """Steps of a flow prior."""
+    prior_hidden: int | None = None
+    """Units of the hidden layer of a flow prior's networks; without it the family's default."""
+    components: int = 100
+    """Components of a mixture, pseudo-inputs of a VampPrior."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,8 @@ class LikelihoodSpec:
     """p(x | z)."""
 
     likelihood: str = "auto"
-    """bernoulli, gaussian, or auto: bernoulli for binary data, gaussian otherwise."""
+    """bernoulli, gaussian, or auto: bernoulli for binary data, gaussian otherwise; identity: no latents, the prior is
+    fitted to the data themselves (density estimation)."""
     scale: str = "learned"
     """Scale of the gaussian: a number, or learned, per-dimension, decoder."""
     grey: bool = False
@@ -327,16 +335,16 @@ class RunSpec:
             _among("target", self.target.target, ["none", *targets.TABLE])
         _among("flow", self.posterior.flow, ["none", *flows.TABLE])
         _among("prior", self.prior.prior, priors.TABLE)
-        _among("likelihood", self.likelihood.likelihood, ["auto", *likelihoods.TABLE])
+        _among("likelihood", self.likelihood.likelihood, ["auto", "identity", *likelihoods.TABLE])
         _among("objective", self.objective.objective, objectives.TABLE)
         _among("optimizer", self.optimizer.optimizer, OPTIMIZERS)
         _among("activation", self.network.activation, ACTIVATIONS)
         for name in (
             "layers", "hidden", "base", "blocks", "latent", "length", "samples", "batch", "dimensions",
-            "observations", "fits",
+            "observations", "fits", "prior_length", "components",
         ):  # fmt: skip
             _at_least(name, self.get(name), 1)
-        for name in ("scales", "steps", "threads"):
+        for name in ("scales", "steps", "threads", "prior_hidden"):
             if self.get(name) is not None:
                 _at_least(name, self.get(name), 1)
         for name in ("lr", "save_every", "validate_every", "step_bound", "initial_step"):
@@ -406,6 +414,11 @@ class RunSpec:
 def setting_names() -> list[str]:
     """Every setting, in the order of the groups."""
     return [f.name for kind in _GROUPS.values() for f in fields(kind)]
+
+
+def group_names(group: str) -> list[str]:
+    """The settings of one group."""
+    return [f.name for f in fields(_GROUPS[group])]
 
 
 def setting_types() -> dict[str, Any]:

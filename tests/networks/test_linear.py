@@ -140,3 +140,11 @@ def test_shapes_are_known_without_numbers():
         y.sum().backward()
         assert y.shape == (5, 4)
         assert weight.grad.shape == (4, 7)
+
+
+@onednn
+def test_a_bias_with_gaps_is_read_with_its_gaps():
+    use_library("onednn")
+    x, weight = torch.randn(9, 7), torch.randn(4, 7)
+    for bias in (torch.randn(4, 3)[:, 1], torch.randn(1).expand(4)):
+        assert torch.allclose(linear(x, weight, bias), F.linear(x, weight, bias), atol=1e-5)

@@ -6,9 +6,11 @@ _EXPORTS = {
     "Likelihood": "varflow.likelihoods.likelihood:Likelihood",
     "Bernoulli": "varflow.likelihoods.bernoulli:Bernoulli",
     "Gaussian": "varflow.likelihoods.gaussian:Gaussian",
+    "Identity": "varflow.likelihoods.identity:Identity",
 }
 
-#: name in a spec → a callable ``(decoder, event_shape, **options) -> Likelihood``.
+#: name in a spec → a callable ``(decoder, event_shape, **options) -> Likelihood``. "identity", which has no decoder, is
+#: not among them.
 TABLE = {
     "bernoulli": "varflow.likelihoods.bernoulli:Bernoulli",
     "gaussian": "varflow.likelihoods.gaussian:Gaussian",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from varflow.errors import SpecError
@@ -166,6 +168,8 @@ class Step:
             update: (index of the feature, outputs ``[*batch, outputs]``) → value ``[*batch]``.
             batch: the batch shape, the context's included.
         """
+        if not (torch.is_grad_enabled() or _traced()):
+            return self._in_place(update, batch)
         rows = self._rows()
         out_weights = self.weights[-1].unflatten(0, (self.outputs, -1)).unbind(1)
         out_biases = self.biases[-1].unflatten(0, (self.outputs, -1)).unbind(1)
@@ -190,6 +194,40 @@ class Step:
             raws.append(raw.expand(*batch, self.outputs))
         return self._ordered(torch.stack(values, -1)), self._ordered(torch.stack(raws, -1))
 
+    def _in_place(
+        self, update: Callable[[int, Tensor], Tensor], batch: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`sequential` where no gradient is kept: units are rows of buffers, whose known part is dense."""
+        count, widths = math.prod(batch), [self.features, *(len(b) for b in self.weights[:-1])]
+        known = [self.weights[0].new_empty(width, count) for width in widths]
+        raws = self.weights[0].new_empty(self.features, self.outputs, count)
+        out_weights = self.weights[-1].unflatten(0, (self.outputs, -1)).unbind(1)
+        out_biases = self.biases[-1].unflatten(0, (self.outputs, -1)).unbind(1)
+        rows = self._rows()
+        filled = [0] * len(widths)
+        for degree in range(self.features):
+            if degree >= self.lowest:
+                for layer, (weights, biases) in enumerate(rows):
+                    weight, bias = weights[degree], biases[degree]
+                    start, below = filled[layer + 1], filled[layer]
+                    filled[layer + 1] = stop = start + len(weight)
+                    if bias.ndim > 1:
+                        bias = bias.expand(*batch, len(weight)).reshape(count, len(weight)).mT
+                    else:
+                        bias = bias.unsqueeze(-1)
+                    new = known[layer + 1][start:stop]
+                    torch.addmm(bias, weight[:, :below], known[layer][:below], out=new).relu_()
+            top = known[-1][: filled[-1]]
+            weight, bias = out_weights[degree][:, : filled[-1]], out_biases[degree].unsqueeze(-1)
+            raw = torch.addmm(bias, weight, top, out=raws[degree])
+            raw = raw.reshape(self.outputs, *batch).movedim(0, -1)
+            value = update(self.features - 1 - degree if self.reverse else degree, raw)
+            known[0][degree] = value.reshape(-1)
+            filled[0] += 1
+        z = known[0].reshape(self.features, *batch).movedim(0, -1).contiguous()
+        outputs = raws.reshape(self.features, self.outputs, *batch).movedim((0, 1), (-1, -2))
+        return self._ordered(z), self._ordered(outputs)
+
     def _rows(self) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
         """Weights and biases of each hidden layer, cut into one block of rows for each degree."""
         return [
@@ -199,6 +237,13 @@ class Step:
 
     def _ordered(self, z: Tensor) -> Tensor:
         return z.flip(-1) if self.reverse else z
+
+
+def _traced() -> bool:
+    """Whether a transformation of functions or the compiler looks on, which writing in place may not survive."""
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return True
+    return bool(torch._C._are_functorch_transforms_active())
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

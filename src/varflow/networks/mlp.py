@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, is_autocast_enabled, nn
 
 from varflow.errors import ShapeError, SpecError, unknown
-from varflow.networks.linear import Linear, linear
+from varflow.networks.linear import Linear, linear, rectified
 
 Shape = tuple[int, ...]
 
@@ -104,7 +104,10 @@ class MLP(nn.Module):
         h = x if len(self.in_shape) == 1 else x.flatten(-len(self.in_shape))
         activation = F.glu if self.gated else ACTIVATIONS[self.activation]
         for layer in self.layers:
-            h = activation(layer(h))
+            if activation is F.relu:
+                h = rectified(h, layer.weight, layer.bias)  # type: ignore[arg-type]
+            else:
+                h = activation(layer(h))
         if self.last is not None:
             h = self.last(h)
         return h if len(self.out_shape) == 1 else h.unflatten(-1, self.out_shape)

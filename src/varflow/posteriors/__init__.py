@@ -9,6 +9,7 @@ _EXPORTS = {
     "Gaussian": "varflow.posteriors.gaussian:Gaussian",
     "Ancestral": "varflow.posteriors.ancestral:Ancestral",
     "Hamiltonian": "varflow.posteriors.hamiltonian:Hamiltonian",
+    "Observed": "varflow.posteriors.observed:Observed",
     "Quantizer": "varflow.posteriors.quantizer:Quantizer",
 }
 

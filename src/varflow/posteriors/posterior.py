@@ -7,7 +7,8 @@ distribution q(z|x) of each example. From there everything is asked of q.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -47,9 +48,13 @@ class Conditional(ABC):
     Attributes:
         local: the tuple of per-example tensors that make q what it is. Optimizing them alone, and
             rebuilding with ``posterior.from_local(local)``, refines q example by example.
+        codes: integers ``[*B, *grid]``, where a prior over codes is what z is charged to; else None.
+        auxiliary: further losses by name, each a scalar in nats per example.
     """
 
     local: tuple[Tensor, ...]
+    codes: Tensor | None = None
+    auxiliary: Mapping[str, Tensor] = MappingProxyType({})
 
     @abstractmethod
     def draw(self, samples: int = 1, log_joint: LogJoint | None = None, hold: bool = False) -> Draw:
@@ -79,9 +84,11 @@ class Posterior(nn.Module, ABC):
     Attributes:
         reads_x: whether q depends on x through an encoder; if not, q is one distribution, with parameters of
             its own, and ``posterior()`` is called without x.
+        discrete: whether z is looked up by codes, which the prior is over.
     """
 
     reads_x: bool = True
+    discrete: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor | None = None) -> Conditional:

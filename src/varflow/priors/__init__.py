@@ -5,9 +5,33 @@ from varflow._lazy import attach
 _EXPORTS = {
     "Prior": "varflow.priors.prior:Prior",
     "StandardNormal": "varflow.priors.normal:StandardNormal",
+    "Flow": "varflow.priors.flow:Flow",
+    "flow_prior": "varflow.priors.flow:flow_prior",
+    "Mixture": "varflow.priors.mixture:Mixture",
+    "Vamp": "varflow.priors.vamp:Vamp",
+    "Ancestral": "varflow.priors.ancestral:Ancestral",
+    "GaussianLayer": "varflow.priors.layer:GaussianLayer",
+    "Reads": "varflow.priors.layer:Reads",
+    "UniformCodes": "varflow.priors.code_grid:UniformCodes",
+    "PixelCNN": "varflow.priors.pixelcnn:PixelCNN",
+    "GatedPixelCNN": "varflow.priors.gated_pixelcnn:GatedPixelCNN",
 }
 
-#: name in a spec → a callable ``(features) -> Prior``.
-TABLE = {"normal": "varflow.priors.normal:StandardNormal"}
+#: name in a spec → a callable ``(features, **settings) -> Prior``. Flows take ``length`` and ``hidden``, the mixture
+#: ``components``, the VampPrior ``event_shape``, ``support``, ``components`` and ``start``.
+TABLE = {
+    "normal": "varflow.priors.normal:StandardNormal",
+    "mixture": "varflow.priors.mixture:Mixture",
+    "vamp": "varflow.priors.vamp:Vamp",
+    "maf": "varflow.priors.flow:maf",
+    "iaf": "varflow.priors.flow:iaf",
+    "coupling": "varflow.priors.flow:coupling",
+    "nice": "varflow.priors.flow:nice",
+    "spline": "varflow.priors.flow:spline",
+    "planar": "varflow.priors.flow:planar",
+    "radial": "varflow.priors.flow:radial",
+    "sylvester": "varflow.priors.flow:sylvester",
+    "triangular": "varflow.priors.flow:triangular",
+}
 
 __getattr__, __dir__ = attach(__name__, _EXPORTS)

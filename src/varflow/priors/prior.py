@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Shaped
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ class Prior(nn.Module, ABC):
 
     Attributes:
         event_shape: ``(D,)`` for a vector of latent features.
+        discrete: whether events are integers.
     """
 
     event_shape: tuple[int, ...]
+    discrete: bool = False
 
     @abstractmethod
     def log_prob(self, z: Shaped[Tensor, "..."], context: Tensor | None = None) -> Tensor:
@@ -25,3 +28,10 @@ class Prior(nn.Module, ABC):
     @abstractmethod
     def sample(self, shape: Sequence[int] = ()) -> Tensor:
         """Draws ``[*shape, *event_shape]`` with the dtype and device of the prior."""
+
+    def bind(self, posterior: Any) -> None:
+        """Meet the posterior of the same model; called once, when the model is put together.
+
+        A prior that is made of posteriors keeps a reference to it and registers none of its tensors. All
+        others have nothing to do.
+        """

@@ -15,6 +15,7 @@ TABLE = {
     "conv-amortized": "varflow.recipes.flow_vae:CONV_AMORTIZED",
     "planar-2d": "varflow.recipes.planar_2d:PLANAR_2D",
     "digits": "varflow.recipes.digits:DIGITS",
+    "density": "varflow.recipes.density:DENSITY",
     "energy": "varflow.recipes.energies:ENERGY",
     "energy-paper": "varflow.recipes.energies:ENERGY_PAPER",
     "gaussian-model": "varflow.recipes.gaussian_model:GAUSSIAN_MODEL",
