@@ -52,7 +52,8 @@ def test_the_terms_are_those_of_the_members(flow: str) -> None:
 def test_structures_stand_side_by_side_in_the_order_given() -> None:
     models = [one(0), one(1, length=5), one(2), one(3, target=vf.targets.U4), one(4, length=5)]
     ensemble = vf.Ensemble(models)
-    assert [stack.fits for stack in ensemble.stacks] == [2, 2, 1]
+    assert [stack.fits for stack in ensemble.draws] == [[0, 2, 3], [1, 4]]
+    assert [stack.fits for stack in ensemble.scores] == [[0, 1, 2, 4], [3]]
     for fit, model in enumerate(models):
         member = ensemble.member(fit)
         assert type(member.prior) is type(model.prior)

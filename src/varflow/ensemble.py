@@ -1,4 +1,4 @@
-"""Many fits in one program: models of one structure stacked, so that ten seeds cost far less than ten runs."""
+"""Many fits in one program: parts of one structure stacked, so that ten seeds cost far less than ten runs."""
 
 from __future__ import annotations
 
@@ -12,37 +12,101 @@ from torch import Tensor, nn
 from varflow import random
 from varflow.errors import SpecError
 from varflow.model import Model, Terms
-from varflow.posteriors.posterior import Draw
+from varflow.posteriors.posterior import Draw, Posterior
 
 #: Stands for the dot of a parameter's name, which torch keeps for submodules.
 _DOT = "|"
 
+Options = dict[str, bool]
+
+
+class _Draws(nn.Module):
+    """S samples of q(z): (z, log_q, z0, ladj, control)."""
+
+    def __init__(self, posterior: Posterior) -> None:
+        super().__init__()
+        self.posterior = posterior
+
+    def forward(self, samples: int, options: Options) -> tuple[Tensor | None, ...]:
+        draw = self.posterior().draw(samples, hold=options.get("hold", False))
+        return draw.z, draw.log_q, draw.z0, draw.ladj, draw.control
+
+
+class _Scores(nn.Module):
+    """(log_likelihood, log_prior) of z."""
+
+    def __init__(self, prior: nn.Module, likelihood: nn.Module | None) -> None:
+        super().__init__()
+        self.prior, self.likelihood = prior, likelihood
+
+    def forward(self, x: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
+        log_prior: Tensor = self.prior.log_prob(z)  # type: ignore[operator]
+        if self.likelihood is None:
+            return torch.zeros_like(log_prior), log_prior
+        return self.likelihood.log_prob(x, z), log_prior  # type: ignore[operator]
+
+
+class _Whole(nn.Module):
+    """Both at once, for a posterior that follows the gradient of log p(x, z)."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, x: Tensor | None, samples: int, options: Options
+    ) -> tuple[Tensor | None, ...]:
+        terms = self.model.terms(x, samples, **options)  # type: ignore[arg-type]
+        draw = terms.draw
+        drawn = (draw.z, draw.log_q, draw.z0, draw.ladj, draw.control)
+        return (*drawn, terms.log_likelihood, terms.log_prior)
+
 
 class _Stack(nn.Module):
-    """Models that differ only in the values of their tensors; every tensor is kept once, ``[fits, ...]``."""
+    """Modules that differ only in the values of their tensors; every tensor is kept once, ``[fits, ...]``."""
 
-    def __init__(self, models: Sequence[Model]) -> None:
+    def __init__(self, fits: Sequence[int], modules: Sequence[nn.Module]) -> None:
         super().__init__()
-        parameters, buffers = torch.func.stack_module_state(list(models))
+        parameters, buffers = torch.func.stack_module_state(list(modules))
         for name, tensor in parameters.items():
-            self.register_parameter(
-                name.replace(".", _DOT), nn.Parameter(tensor.detach(), tensor.requires_grad)
-            )
-        kept = models[0].state_dict()
+            kept = nn.Parameter(tensor.detach(), tensor.requires_grad)
+            self.register_parameter(name.replace(".", _DOT), kept)
+        persistent = modules[0].state_dict()
         for name, tensor in buffers.items():
-            self.register_buffer(name.replace(".", _DOT), tensor, persistent=name in kept)
+            self.register_buffer(name.replace(".", _DOT), tensor, persistent=name in persistent)
         # In a list, so that its tensors are not registered a second time.
-        self._skeleton = [copy.deepcopy(models[0])]
+        self._skeleton = [copy.deepcopy(modules[0])]
         self._requests: dict[Any, list[random.Request]] = {}
-        self.fits = len(models)
+        self.fits = list(fits)
 
-    def member(self, index: int) -> Model:
-        """One of the models, with tensors of its own."""
-        model = copy.deepcopy(self._skeleton[0])
+    def member(self, fit: int) -> nn.Module:
+        """One of the modules, with tensors of its own."""
+        index = self.fits.index(fit)
+        module = copy.deepcopy(self._skeleton[0])
         tensors = {name.replace(_DOT, "."): t[index] for name, t in self.state_dict().items()}
-        home = next(iter(tensors.values()))
-        model.to(device=home.device, dtype=home.dtype).load_state_dict(tensors)
-        return model.train(self.training)
+        if tensors:
+            home = next(iter(tensors.values()))
+            module.to(device=home.device, dtype=home.dtype).load_state_dict(tensors)
+        return module.train(self.training)
+
+    def forward(self, given: tuple[Any, ...], z: Tensor | None = None) -> list[Tensor | None]:
+        """What each module makes of ``given``, and of its own part of z ``[S, fits, D]``: ``[S, fits, ...]``."""
+        state = self._stacked()
+        noise = [_draw(request, len(self.fits)) for request in self._asked(state, given, z)]
+        missing: list[bool] = []
+
+        def one(state: Any, noise: list[Tensor], z: Tensor | None) -> tuple[Tensor, ...]:
+            arguments = given if z is None else (*given, z)
+            with random.use(random.Replay(noise)):
+                found = torch.func.functional_call(self._skeleton[0], state, arguments)
+            missing[:] = [tensor is None for tensor in found]
+            return tuple(tensor for tensor in found if tensor is not None)
+
+        dims = (0, 0, None if z is None else 1)
+        if not (any(state) or noise or z is not None):
+            raise SpecError("models: have neither parameters nor noise; there is nothing to stack")
+        there = iter(torch.func.vmap(one, dims, out_dims=1)(state, noise, z))
+        return [None if absent else next(there) for absent in missing]
 
     def _stacked(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return (
@@ -50,37 +114,16 @@ class _Stack(nn.Module):
             {name.replace(_DOT, "."): b for name, b in self._buffers.items() if b is not None},
         )
 
-    def terms(
-        self, x: Tensor | None, samples: int, options: dict[str, bool]
-    ) -> list[Tensor | None]:
-        """z, log_likelihood, log_prior, log_q, z0, ladj, control; each ``[S, fits, ...]``."""
-        state = self._stacked()
-        noise = [_draw(request, self.fits) for request in self._asked(state, x, samples, options)]
-        missing: list[bool] = []
-
-        def one(state: Any, noise: list[Tensor]) -> tuple[Tensor, ...]:
-            with random.use(random.Replay(noise)):
-                terms = torch.func.functional_call(self._skeleton[0], state, (x, samples), options)
-            draw = terms.draw
-            found = (
-                terms.z, terms.log_likelihood, terms.log_prior, terms.log_q, draw.z0, draw.ladj, draw.control,
-            )  # fmt: skip
-            missing[:] = [tensor is None for tensor in found]
-            return tuple(tensor for tensor in found if tensor is not None)
-
-        there = iter(torch.func.vmap(one, out_dims=1)(state, noise))
-        return [None if absent else next(there) for absent in missing]
-
-    def _asked(
-        self, state: Any, x: Tensor | None, samples: int, options: dict[str, bool]
-    ) -> list[random.Request]:
-        """Which random tensors one of the models asks for."""
-        key = (samples, None if x is None else tuple(x.shape), *options.items())
+    def _asked(self, state: Any, given: tuple[Any, ...], z: Tensor | None) -> list[random.Request]:
+        """Which random tensors one of the modules asks for."""
+        if z is not None:
+            return []
+        key = str([tuple(g.shape) if isinstance(g, Tensor) else g for g in given])
         if key not in self._requests:
             recorder = random.Recorder(random.Stream(0))
             first = tuple({name: t[0] for name, t in group.items()} for group in state)
             with random.use(recorder), torch.no_grad():
-                torch.func.functional_call(self._skeleton[0], first, (x, samples), options)
+                torch.func.functional_call(self._skeleton[0], first, given)
             self._requests[key] = recorder.requests
         return self._requests[key]
 
@@ -88,18 +131,20 @@ class _Stack(nn.Module):
 class Ensemble(nn.Module):
     """Models trained together: the same terms as :class:`varflow.Model`, with a dimension for the fits.
 
-    Models of equal structure (seeds, data sets) share one batched program; those that differ (targets,
-    lengths) stand beside them in the same step. No fit touches another: their loss is the sum of the
-    losses, optimizers act on each number alone, and gradients are clipped fit by fit.
+    Posteriors of equal structure share one batched program, whatever they are fitted to, and so do targets and
+    likelihoods of equal structure (seeds, data sets). What differs (flows of other lengths, other
+    targets) stands beside them in the same step. No fit touches another: their loss is the sum of the
+    losses, optimizers act on each number alone, and gradients are clipped fit by fit. Each fit has
+    noise of its own.
 
     Args:
-        models: two or more, of any structures, whose latents have the same size.
+        models: one or more, of any structures, whose latents have the same size and whose q reads no x.
 
     Attributes:
         fits: how many.
 
     Raises:
-        SpecError: no models, or latents of different sizes.
+        SpecError: no models, latents of different sizes, or a posterior that reads x.
     """
 
     def __init__(self, models: Sequence[Model]) -> None:
@@ -111,24 +156,25 @@ class Ensemble(nn.Module):
             raise SpecError(
                 f"models: their latents have shapes {sorted(shapes)}; fit those of one shape together"
             )
-        groups: dict[str, list[int]] = {}
-        for index, model in enumerate(models):
-            groups.setdefault(_structure(model), []).append(index)
-        self.stacks = nn.ModuleList(_Stack([models[i] for i in group]) for group in groups.values())
+        if any(model.posterior.reads_x for model in models):
+            raise SpecError("models: a posterior reads x; only fits to a target are stacked")
         self.fits = len(models)
-        self._places = {
-            index: (stack, position)
-            for stack, group in enumerate(groups.values())
-            for position, index in enumerate(group)
-        }
-        order = [index for group in groups.values() for index in group]
-        self._order = None if order == sorted(order) else [order.index(i) for i in range(self.fits)]
+        whole = [i for i, m in enumerate(models) if getattr(m.posterior, "uses_gradient", False)]
+        apart = [i for i in range(self.fits) if i not in whole]
+        # Any: torch types the members of a ModuleList as plain modules.
+        self.wholes: Any = _stacks({i: _Whole(models[i]) for i in whole})
+        self.draws: Any = _stacks({i: _Draws(models[i].posterior) for i in apart})
+        self.scores: Any = _stacks({i: _Scores(models[i].prior, models[i].likelihood) for i in apart})
 
     def member(self, index: int) -> Model:
         """One of the models, with tensors of its own."""
-        stack, position = self._places[index]
-        member: Model = self.stacks[stack].member(position)  # type: ignore[operator]
-        return member
+        for stack in self.wholes:
+            if index in stack.fits:
+                model: Model = stack.member(index).model
+                return model
+        (draws,) = (stack.member(index) for stack in self.draws if index in stack.fits)
+        (scores,) = (stack.member(index) for stack in self.scores if index in stack.fits)
+        return Model(scores.prior, scores.likelihood, draws.posterior).train(self.training)
 
     def members(self) -> list[Model]:
         """All of them, in the order they were given."""
@@ -136,10 +182,27 @@ class Ensemble(nn.Module):
 
     def terms(self, x: Tensor | None = None, samples: int = 1, **options: bool) -> Terms:
         """The terms of every fit: z ``[S, fits, D]`` and ``[S, fits]`` for the others."""
-        parts = [stack.terms(x, samples, options) for stack in self.stacks]  # type: ignore[operator]
-        *always, controls = zip(*parts, strict=True)
-        z, log_likelihood, log_prior, log_q, z0, ladj = map(self._join, always)
-        control = None if any(c is None for c in controls) else self._join(controls)
+        parts = [(stack.fits, stack((samples, options))) for stack in self.draws]
+        drawn = _in_order(parts) if parts else []
+        parts += [(stack.fits, stack((x, samples, options))) for stack in self.wholes]
+        if drawn:
+            z = drawn[0]
+            assert z is not None
+            # Fits to the draws stand at these places of z.
+            places = sorted(fit for fits, _ in parts[: len(self.draws)] for fit in fits)
+            scored = [
+                (stack.fits, stack((x,), z[:, [places.index(fit) for fit in stack.fits]]))
+                for stack in self.scores
+            ]
+            parts = [(places, drawn + _in_order(scored)), *parts[len(self.draws) :]]
+        found = _in_order(parts)
+        z, log_q, z0, ladj, control, log_likelihood, log_prior = found
+        assert z is not None
+        assert log_q is not None
+        assert z0 is not None
+        assert ladj is not None
+        assert log_likelihood is not None
+        assert log_prior is not None
         return Terms(z, log_likelihood, log_prior, log_q, Draw(z, log_q, z0, ladj, control))
 
     def forward(self, x: Tensor | None = None, samples: int = 1) -> Terms:
@@ -148,6 +211,8 @@ class Ensemble(nn.Module):
     def monitor(self) -> dict[str, list[float]]:
         """:func:`exact_errors` of every fit: name → one value each."""
         found: dict[str, list[float]] = {}
+        if not any(any("likelihood" in name for name in s.state_dict()) for s in self.children()):
+            return found
         for member in self.members():
             for name, value in exact_errors(member).items():
                 found.setdefault(name, []).append(value)
@@ -155,16 +220,17 @@ class Ensemble(nn.Module):
 
     def clip_gradients(self, norm: float) -> None:
         """Scale the gradient of each fit to at most ``norm``."""
-        for stack in self.stacks:
-            gradients = [p.grad for p in stack.parameters() if p.grad is not None]
-            square = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
-            factor = (norm / square.sqrt()).clamp(max=1.0)
-            for gradient in gradients:
+        stacks = [*self.wholes, *self.draws, *self.scores]
+        squares: dict[int, Tensor] = {}
+        for stack in stacks:
+            for gradient in _gradients(stack):
+                for fit, square in zip(stack.fits, gradient.flatten(1).square().sum(1), strict=True):
+                    squares[fit] = squares.get(fit, torch.zeros_like(square)) + square
+        for stack in stacks:
+            for gradient in _gradients(stack):
+                norms = torch.stack([squares[fit] for fit in stack.fits]).sqrt()
+                factor = (norm / norms).clamp(max=1.0)
                 gradient.mul_(factor.reshape(-1, *[1] * (gradient.ndim - 1)))
-
-    def _join(self, tensors: Sequence[Any]) -> Tensor:
-        joined = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), 1)
-        return joined if self._order is None else joined[:, self._order]
 
 
 @torch.no_grad()
@@ -173,19 +239,41 @@ def exact_errors(model: Model) -> dict[str, float]:
     likelihood = model.likelihood
     if not hasattr(likelihood, "errors"):
         return {}
-    found = {
-        name: value for name, value in likelihood.errors()._asdict().items() if value is not None
-    }
+    errors = likelihood.errors()._asdict()
+    found = {name: value for name, value in errors.items() if value is not None}
     return {"log_evidence": float(likelihood.log_evidence()), **found}
 
 
-def _structure(model: Model) -> str:
-    """Equal for models that one program can run."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    shapes = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors]
-    return f"{model!r}{shapes}"
+def _stacks(modules: dict[int, nn.Module]) -> nn.ModuleList:
+    """Modules by fit, those that one program can run together in one stack."""
+    groups: dict[str, list[int]] = {}
+    for fit, module in modules.items():
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+        shapes = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors]
+        groups.setdefault(f"{module!r}{shapes}", []).append(fit)
+    return nn.ModuleList(_Stack(fits, [modules[fit] for fit in fits]) for fits in groups.values())
+
+
+def _in_order(parts: Sequence[tuple[Sequence[int], list[Tensor | None]]]) -> list[Tensor | None]:
+    """Parts ``[S, fits of the part, ...]`` as one, with the fits in increasing order; None where one has none."""
+    fits = [fit for part, _ in parts for fit in part]
+    order = [fits.index(fit) for fit in sorted(fits)]
+    joined: list[Tensor | None] = []
+    for tensors in zip(*(found for _, found in parts), strict=True):
+        if any(tensor is None for tensor in tensors):
+            joined.append(None)
+            continue
+        whole = tensors[0] if len(tensors) == 1 else torch.cat(tensors, 1)
+        joined.append(whole if order == sorted(order) else whole[:, order])
+    return joined
+
+
+def _gradients(stack: nn.Module) -> list[Tensor]:
+    return [p.grad for p in stack.parameters() if p.grad is not None]
 
 
 def _draw(request: random.Request, fits: int) -> Tensor:
     draw = {"normal": random.normal, "uniform": random.uniform}[request.kind]
-    return draw((fits, *request.shape), request.purpose, dtype=request.dtype, device=request.device)
+    return draw(
+        (fits, *request.shape), request.purpose, dtype=request.dtype, device=request.device
+    )

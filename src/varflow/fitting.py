@@ -286,7 +286,7 @@ def _train(
         )
     if state is not None and state["engine"].get("native") and not engine.native:
         progress.say(
-            f"note: the run was begun with compiled planar chains, and there are none here ({native.reason()}); "
+            f"note: the run was begun with compiled code, and there is none here ({native.reason()}); "
             "it goes on in torch, equal up to rounding"
         )
     try:

@@ -9,8 +9,7 @@ _EXPORTS = {
     "Identity": "varflow.likelihoods.identity:Identity",
 }
 
-#: name in a spec → a callable ``(decoder, event_shape, **options) -> Likelihood``. "identity", which has no decoder, is
-#: not among them.
+#: name in a spec → a callable ``(decoder, event_shape, **options) -> Likelihood``; not "identity", which has no decoder.
 TABLE = {
     "bernoulli": "varflow.likelihoods.bernoulli:Bernoulli",
     "gaussian": "varflow.likelihoods.gaussian:Gaussian",

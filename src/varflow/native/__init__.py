@@ -1,7 +1,8 @@
 """Compiled twins of what training repeats most, where a C++ compiler is at hand.
 
 Small flows are bound by the number of torch operations, not by arithmetic; one call of compiled code
-replaces about forty of them. The code is compiled when first used (two seconds, once per machine) and agrees
+replaces about forty of them. The Bernoulli likelihood is bound by memory: one pass replaces four, or nine
+with the gradient. The code is compiled when first used (two or three seconds, once per machine) and agrees
 with the torch expression up to rounding. Without a compiler, or with ``VARFLOW_NATIVE=0`` in the
 environment, everything runs in torch, as it does on other devices.
 
@@ -53,3 +54,11 @@ def loaded() -> Calls | None:
         except build.BuildError as error:
             _why_not = str(error)
     return _calls
+
+
+def calls_in_use() -> Calls:
+    """The loaded functions, where :func:`in_use` was asked before."""
+    calls = loaded()
+    if calls is None:
+        raise RuntimeError(f"varflow.native: {reason()}")
+    return calls

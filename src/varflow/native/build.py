@@ -1,6 +1,6 @@
-"""Compiles ``planar.cpp`` once per machine, keeps the result in a cache folder, and loads it.
+"""Compiles the C++ files once per machine, keeps the result in a cache folder, and loads it.
 
-The library uses nothing of torch, so that this takes about two seconds and needs a C++ compiler only.
+The library uses nothing of torch, so that this takes two or three seconds and needs a C++ compiler only.
 The cache is ``$VARFLOW_CACHE/native`` or ``~/.cache/varflow/native``. A file's name says what it was made
 from: source, flags, compiler and processor. Where the folder cannot be written, a temporary one serves.
 """
@@ -17,8 +17,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("planar.cpp")
-HEADERS = [SOURCE.with_name("chain.h"), SOURCE.with_name("vector.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("planar.cpp", "bernoulli.cpp")]
+HEADERS = [Path(__file__).with_name(name) for name in ("chain.h", "vector.h")]
 #: No -ffast-math: it would drop NaN, and change how the whole process rounds and flushes.
 FLAGS = [
     *("-O2", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden"),
@@ -92,7 +92,7 @@ def _build(command: list[str], folder: Path, name: str) -> ctypes.CDLL:
 
 def _compile(command: list[str], target: str) -> None:
     compiler = command[0]
-    whole = [*command, "-o", target, str(SOURCE)]
+    whole = [*command, "-o", target, *map(str, SOURCES)]
     try:
         done = subprocess.run(
             whole, capture_output=True, text=True, check=False, timeout=PATIENCE, errors="replace"
@@ -112,7 +112,7 @@ def _fingerprint(command: list[str]) -> str:
     # The date and size of the compiler stand for its version, which only a process could tell.
     at = os.stat(command[0])
     parts = [
-        *(file.read_text("utf-8") for file in (SOURCE, *HEADERS)),
+        *(file.read_text("utf-8") for file in (*SOURCES, *HEADERS)),
         *command,
         f"{os.path.realpath(command[0])} {at.st_mtime_ns} {at.st_size}",
         platform.platform(),

@@ -1,4 +1,4 @@
-"""The functions of ``planar.cpp`` on tensors: shapes and addresses, no autograd."""
+"""The compiled functions on tensors: shapes and addresses, no autograd."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Parameters = tuple[Tensor, ...]
 
 
 class Calls:
-    """Planar chains in float32 and float64.
+    """Planar chains and Bernoulli sums in float32 and float64.
 
-    With u, w and b apart, points follow their set: z ``[*sets, *points, D]``. With one packed tensor sets
+    Chains: with u, w and b apart, points follow their set: z ``[*sets, *points, D]``. With one packed tensor sets
     follow points: z ``[*points, *sets, D]``.
 
     Raises:
@@ -33,6 +33,10 @@ class Calls:
                 (torch.float32, True): self._typed(library.planar_back_f32, 10),
                 (torch.float64, True): self._typed(library.planar_back_f64, 10),
             }
+            self._sums = {
+                torch.float32: self._typed_sums(library.bernoulli_sums_f32),
+                torch.float64: self._typed_sums(library.bernoulli_sums_f64),
+            }
         except AttributeError as error:
             raise BuildError(f"the compiled library is incomplete: {error}") from error
         self._check()
@@ -45,6 +49,12 @@ class Calls:
             *[ctypes.c_void_p] * pointers,
         ]
         function.restype = ctypes.c_int
+        return function
+
+    @staticmethod
+    def _typed_sums(function: Any) -> Any:
+        function.argtypes = [*[ctypes.c_ssize_t] * 3, *[ctypes.c_void_p] * 4]
+        function.restype = None
         return function
 
     def push(
@@ -88,8 +98,24 @@ class Calls:
             raise MemoryError(f"planar: no memory for {length} steps of {z.shape[-1]} features")
         return grad_z, *(x for x in grads if x is not None)
 
+    def bernoulli(
+        self, x: Tensor, logits: Tensor, dims: int, slopes: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The sums over the last ``dims`` dimensions and, if wanted, x − σ(logits).
+
+        Both contiguous; the shape of x is what the shape of the logits ends in.
+        """
+        out = logits.new_empty(logits.shape[: logits.dim() - dims])
+        slope = torch.empty_like(logits) if slopes else None
+        size, rows = logits.numel() // out.numel(), out.numel()
+        self._sums[logits.dtype](
+            *(rows, x.numel() // size, size),
+            *(x.data_ptr(), logits.data_ptr(), out.data_ptr(), _address(slope)),
+        )
+        return out, slope
+
     def _check(self) -> None:
-        """One step of known outcome: a compiler that breaks the arithmetic is not used."""
+        """A step and a sum of known outcome: a compiler that breaks the arithmetic is not used."""
         for dtype in (torch.float32, torch.float64):
             z = torch.tensor([[0.3], [-2.0]], dtype=dtype)
             u, w, b = (torch.tensor([x], dtype=dtype) for x in ([0.5], [2.0], 0.1))
@@ -103,6 +129,17 @@ class Calls:
                 ]
                 if not all(abs(error) < 1e-6 for error in found):
                     raise BuildError("the compiled library gives wrong numbers")
+            self._check_sums(dtype)
+
+    def _check_sums(self, dtype: torch.dtype) -> None:
+        x = torch.tensor([[1.0, 0.0, 1.0]], dtype=dtype)
+        logits = torch.tensor([[0.4, 0.4, -90.0]], dtype=dtype)
+        total, slopes = self.bernoulli(x, logits, 1, slopes=True)
+        found = [total.item(), *(slopes[0].tolist() if slopes is not None else ())]
+        share = 1 / (1 + math.exp(-0.4))
+        expected = [0.4 - 2 * math.log1p(math.exp(0.4)) - 90, 1 - share, -share, 1.0]
+        if not all(abs(a - b) < 1e-4 for a, b in zip(found, expected, strict=True)):
+            raise BuildError("the compiled library gives wrong numbers")
 
 
 def _apart(parameters: Parameters) -> tuple[Tensor, Tensor | None, Tensor | None]:

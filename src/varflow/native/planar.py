@@ -14,39 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from varflow import native
+from varflow.native.eligible import usable as usable
 
 #: The torch expression: (z, parameters, K, shift) → (z′, ladj).
 Twin = Callable[[Tensor, tuple[Tensor, ...], int, float], tuple[Tensor, Tensor]]
-
-
-def usable(*tensors: Tensor) -> bool:
-    """Whether :func:`push` takes these: dense CPU tensors of one dtype, float32 or float64, none empty."""
-    dtype = tensors[0].dtype
-    if dtype is not torch.float32 and dtype is not torch.float64:
-        return False
-    for x in tensors:
-        if not x.is_cpu or x.dtype is not dtype or not x.numel():
-            return False
-    if torch.compiler.is_compiling():
-        return _in_use_for_compiler()
-    return (
-        all(type(x) in _PLAIN for x in tensors)
-        and forward_ad._current_level < 0
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._get_tracing_state() is None
-        and native.in_use()
-    )
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-@torch.compiler.assume_constant_result
-def _in_use_for_compiler() -> bool:
-    return native.in_use()
 
 
 def push(
@@ -66,7 +39,7 @@ class _Push(torch.autograd.Function):
     def forward(
         twin: Twin, length: int, shift: float, z: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return _calls().push(z, parameters, length, shift)
+        return native.calls_in_use().push(z, parameters, length, shift)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -81,7 +54,9 @@ class _Push(torch.autograd.Function):
         else:
             _, length, shift = ctx.settings
             wanted = any(ctx.needs_input_grad[4:])
-            grads = _calls().back(z, tuple(parameters), grad_out, grad_ladj, length, shift, wanted)
+            grads = native.calls_in_use().back(
+                z, tuple(parameters), grad_out, grad_ladj, length, shift, wanted
+            )
             if not wanted:
                 grads = (*grads, *[None] * len(parameters))
         return None, None, None, *grads
@@ -102,7 +77,7 @@ class _PushAlone(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.settings = (twin, length, shift)
         ctx.save_for_backward(z, *parameters)
-        return _calls().push(z, parameters, length, shift)
+        return native.calls_in_use().push(z, parameters, length, shift)
 
     backward = _Push.backward
 
@@ -120,7 +95,7 @@ class _Back(torch.autograd.Function):
         z: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
-        return _calls().back(z, parameters, grad_out, grad_ladj, length, shift)
+        return native.calls_in_use().back(z, parameters, grad_out, grad_ladj, length, shift)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -183,13 +158,6 @@ def _sets(u: Tensor, dim: int | None, packed: bool) -> int:
     return u.dim() - (dim is not None) - (1 if packed else 2)
 
 
-def _calls() -> native.Calls:
-    calls = native.loaded()
-    if calls is None:
-        raise RuntimeError(f"varflow.native: {native.reason()}")
-    return calls
-
-
 # What the compiler sees: one operation forward and one backward.
 _library = torch.library.Library("varflow", "FRAGMENT")
 _library.define(
@@ -204,7 +172,7 @@ _library.define(
 def _push_operator(
     z: Tensor, parameters: list[Tensor], length: int, shift: float
 ) -> tuple[Tensor, Tensor]:
-    return _calls().push(z, tuple(parameters), length, shift)
+    return native.calls_in_use().push(z, tuple(parameters), length, shift)
 
 
 def _back_operator(
@@ -215,7 +183,9 @@ def _back_operator(
     length: int,
     shift: float,
 ) -> list[Tensor]:
-    return list(_calls().back(z, tuple(parameters), grad_out, grad_ladj, length, shift))
+    return list(
+        native.calls_in_use().back(z, tuple(parameters), grad_out, grad_ladj, length, shift)
+    )
 
 
 _library.impl("planar", _push_operator, "CPU")

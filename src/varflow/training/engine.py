@@ -24,7 +24,7 @@ class Engine:
         threads: CPU threads.
         compile: whether the training step is compiled.
         products: which library multiplies float32 matrices on the CPU; see :mod:`varflow.networks.linear`.
-        native: whether compiled code runs planar chains; see :mod:`varflow.native`.
+        native: whether compiled code runs planar chains and Bernoulli sums; see :mod:`varflow.native`.
         denormals_flushed: whether denormal numbers are flushed to zero in all CPU threads. Adam's moments
             go denormal after some hundred steps on real images, and arithmetic on them is many times slower.
     """
