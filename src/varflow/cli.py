@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from varflow import cli_evaluation
 from varflow.errors import SpecError, VarflowError, suggestion, unknown
 from varflow.flags import check_flags, parse
-from varflow.specs import RunSpec, setting_types
+from varflow.specs import RunSpec, group_names, setting_types
 
 _HELP = """\
 varflow: deep latent-variable models and variational inference with normalizing flows
@@ -25,6 +26,10 @@ usage: varflow COMMAND [options]        (varflow COMMAND --help for the options)
   fit           train a recipe:   varflow fit dense --flow planar --amortized --out runs/planar
                 go on with a run: varflow fit --resume runs/planar
   evaluate      ELBO, log-likelihood, bits/dim and health of a run, with their errors
+  anneal        log p(x) by annealed importance sampling, with bounds from both sides on simulated data
+  gaps          log p(x) − ELBO taken apart: what the family costs, and what the encoder costs
+  curve         the importance-weighted bound against its number of samples
+  compare       runs side by side on the same test examples:   varflow compare RUN RUN
   sample        pictures or rows drawn from a run's model
   reconstruct   test examples beside their reconstructions
   report        every figure and a self-contained report.html of a run
@@ -247,6 +252,12 @@ def _fit(arguments: list[str]) -> int:
         run = fitting.resume(command.resume, quiet=command.quiet, **budget)
     else:
         spec.validate()
+        beside = sorted(given & set(group_names("data")))
+        if beside and spec.target.target != "none":
+            raise SpecError(
+                f"{beside[0]}: given beside the target {spec.target.target}, which has no data; "
+                "leave one of the two out"
+            )
         out = (
             command.out
             or f"runs/{name}-{_subject(spec)}-{_flow_name(spec)}-seed{spec.training.seed}"
@@ -390,6 +401,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "recipes": _recipes,
     "fit": _fit,
     "evaluate": _evaluate,
+    **cli_evaluation.COMMANDS,
     "sample": _sample,
     "reconstruct": _reconstruct,
     "report": _report,

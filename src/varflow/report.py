@@ -54,6 +54,26 @@ _NAMES = {
     "noise_error_best": "‖Σ − Σ̂‖²",
     "noise_floor": "floor of ‖Σ − Σ*‖²",
     "noise_floor_expected": "expected floor of ‖Σ − Σ*‖²",
+    "nll_one_chain": "−log p(x), one chain",
+    "acceptance": "acceptance",
+    "lower": "log p(x), from below",
+    "upper": "log p(x), from above",
+    "gap": "upper − lower",
+    "elbo_refined": "ELBO, q refined",
+    "log_px": "log p(x)",
+    "log_px_annealed": "log p(x), annealed",
+    "log_px_importance": "log p(x), importance weights",
+    "inference_gap": "inference gap",
+    "approximation_gap": "approximation gap",
+    "amortization_gap": "amortization gap",
+}
+#: What a file of estimates is of, by the last word of its name.
+_KINDS = {
+    "target": "Against the exact answers",
+    "annealed": "Annealed importance sampling",
+    "simulated": "Data simulated from the model: bounds from both sides",
+    "gaps": "The inference gap taken apart",
+    "curve": "The bound against the number of samples",
 }
 #: The numbers that a reader looks for first.
 _HEADLINES = (
@@ -203,7 +223,8 @@ def _results(folder: Path, metrics: list[dict[str, Any]]) -> list[str]:
         # One fit has no spread over fits.
         lone = of_target and all(e.points == 1 for e in estimates)
         shown = Estimate.number if lone else Estimate.figures
-        name = "Against the exact answers" if of_target else f"{file.stem} split"
+        split, _, kind = file.stem.rpartition("-")
+        name = _KINDS.get(kind, f"{file.stem} split") + (f", {split} split" if split else "")
         out.append(html.heading(name, level=3))
         headlines = [e for name in _HEADLINES for e in estimates if e.name == name]
         out.append(html.cards((_NAMES[e.name], shown(e), e.unit) for e in headlines))
@@ -232,7 +253,8 @@ def _results(folder: Path, metrics: list[dict[str, Any]]) -> list[str]:
             html.paragraph(f"{kind}: {protocols}. Seed of the estimates: {seeds}.", soft=True)
         )
         notes = _read(file, dict).get("notes")
-        out += [html.paragraph(f"Note: {note}", soft=True) for note in notes or [] if of_target]
+        told = of_target or kind == "gaps"
+        out += [html.paragraph(f"Note: {note}", soft=True) for note in notes or [] if told]
         explained.append(_TARGET_ERRORS if of_target else _ERRORS)
     return [*out, *(html.paragraph(text, soft=True) for text in dict.fromkeys(explained))]
 

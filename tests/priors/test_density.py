@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from varflow import density
 from torch.distributions import MultivariateNormal
 
 import varflow as vf
+from varflow import density
 from varflow.errors import SpecError
 
 

@@ -4,21 +4,32 @@ from varflow._lazy import attach
 
 _EXPORTS = {
     "Aggregate": "varflow.evaluation.health:Aggregate",
+    "Annealed": "varflow.evaluation.annealed:Annealed",
+    "Annealing": "varflow.evaluation.annealed:Annealing",
     "Estimate": "varflow.evaluation.estimate:Estimate",
     "Evaluation": "varflow.evaluation.evaluation:Evaluation",
     "Importance": "varflow.evaluation.sums:Importance",
     "LinearGaussian": "varflow.evaluation.exact:LinearGaussian",
     "Progress": "varflow.evaluation.progress:Progress",
+    "Refinement": "varflow.evaluation.refinement:Refinement",
     "active_units": "varflow.evaluation.health:active_units",
     "aggregated_distance": "varflow.evaluation.health:aggregated_distance",
+    "anneal": "varflow.evaluation.annealing:anneal",
+    "annealed_likelihood": "varflow.evaluation.sandwich:annealed_likelihood",
+    "bound_curve": "varflow.evaluation.curve:bound_curve",
     "divergences": "varflow.evaluation.plane:divergences",
     "evaluate": "varflow.evaluation.estimation:evaluate",
     "evaluate_target": "varflow.evaluation.targets:evaluate_target",
+    "grouped_bounds": "varflow.evaluation.curve:grouped_bounds",
     "importance_sample": "varflow.evaluation.importance:importance_sample",
+    "inference_gaps": "varflow.evaluation.gaps:inference_gaps",
     "latents": "varflow.evaluation.health:latents",
     "paired": "varflow.evaluation.compare:paired",
     "pareto_k": "varflow.evaluation.psis:pareto_k",
     "quadrature": "varflow.evaluation.exact:quadrature",
+    "refined_bounds": "varflow.evaluation.gaps:refined_bounds",
+    "sandwich_bounds": "varflow.evaluation.sandwich:sandwich_bounds",
+    "simulate": "varflow.evaluation.sandwich:simulate",
 }
 
 __getattr__, __dir__ = attach(__name__, _EXPORTS)

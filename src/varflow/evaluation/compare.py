@@ -13,14 +13,6 @@ from varflow.evaluation.evaluation import Evaluation
 #: What has to agree before a difference means anything.
 _SAME = ("name", "protocol", "split", "event_shape", "seed_eval")
 
-#: The values that can be compared, with the array of their Monte-Carlo variances.
-_VARIANCES = {
-    "log_px": "log_px_variance",
-    "elbo": "elbo_variance",
-    "log_likelihood": "log_likelihood_variance",
-    "kl": "kl_variance",
-}
-
 
 def paired(a: Evaluation, b: Evaluation, name: str = "log_px") -> Estimate:
     """mean_i (a_i − b_i) over the test points, in nats, with the standard error of the pairs.
@@ -30,7 +22,7 @@ def paired(a: Evaluation, b: Evaluation, name: str = "log_px") -> Estimate:
 
     Args:
         a, b: evaluations of two models on the same points.
-        name: log_px, elbo, log_likelihood or kl.
+        name: log_px, elbo, log_likelihood or kl; of :func:`varflow.evaluation.inference_gaps` one of its estimates.
 
     Returns:
         positive where a is larger. Its Monte-Carlo error treats the two sets of samples as independent.
@@ -38,14 +30,10 @@ def paired(a: Evaluation, b: Evaluation, name: str = "log_px") -> Estimate:
     Raises:
         SpecError: the evaluations differ in data, protocol, split or points.
     """
-    if name not in _VARIANCES:
-        raise unknown("name", name, _VARIANCES)
-    for key in _SAME:
-        one, two = a.data.get(key), b.data.get(key)
-        if one != two:
-            raise SpecError(
-                f"b: has {key} {two!r}, a has {one!r}; evaluate both on the same points to compare them"
-            )
+    known = [key for key in a.per_example if f"{key}_variance" in a.per_example]
+    if name not in known:
+        raise unknown("name", name, known)
+    check_same(a, b)
     points, others = a.per_example["index"], b.per_example["index"]
     if not np.array_equal(points, others):
         raise SpecError(
@@ -55,8 +43,10 @@ def paired(a: Evaluation, b: Evaluation, name: str = "log_px") -> Estimate:
     if not np.allclose(a.per_example["x_mean"], b.per_example["x_mean"], rtol=1e-4, atol=1e-4):
         raise SpecError("b: has other values of x than a; evaluate both on the same data set")
     gap = a.per_example[name] - b.per_example[name]
-    variance = a.per_example[_VARIANCES[name]] + b.per_example[_VARIANCES[name]]
-    first, second = a.estimates["nll"], b.estimates["nll"]
+    variance = a.per_example[f"{name}_variance"] + b.per_example[f"{name}_variance"]
+    # −log p(x) carries what is known of the weights; the other terms have its samples.
+    source = "nll" if "nll" in a.estimates else name
+    first, second = a.estimates[source], b.estimates[source]
     count = len(gap)
     error = float(gap.std(ddof=1)) / math.sqrt(count) if count > 1 else None
     monte_carlo = math.sqrt(variance.sum()) / count
@@ -77,3 +67,18 @@ def paired(a: Evaluation, b: Evaluation, name: str = "log_px") -> Estimate:
         max(shares) if weighted and shares else None,
         min(sizes) if weighted and sizes else None,
     )
+
+
+def check_same(a: Evaluation, b: Evaluation, names: tuple[str, str] = ("a", "b")) -> None:
+    """Refuse evaluations of other data.
+
+    Raises:
+        SpecError: data, protocol, split, shape or fixed draw differ; the message calls them by ``names``.
+    """
+    for key in _SAME:
+        one, two = a.data.get(key), b.data.get(key)
+        if one != two:
+            raise SpecError(
+                f"{names[1]}: has {key} {two!r}, {names[0]} has {one!r}; evaluate both on the same points to "
+                "compare them"
+            )

@@ -13,25 +13,23 @@ the memory, and only running sums and the largest weights are kept: any S fits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from jaxtyping import Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from varflow import random
 from varflow.errors import ShapeError, SpecError, positive
+from varflow.evaluation.sliced import COPIES, SlicedJoint, rows_within, slices
 from varflow.evaluation.sums import Importance, Sums
 from varflow.model import Model
 from varflow.posteriors.posterior import Conditional, Draw
 
+__all__ = ["COPIES", "POINTS", "SAMPLES", "fill", "importance_sample", "rows_within"]
+
 #: A block of latents; changing either changes the random numbers of every evaluation.
 POINTS, SAMPLES = 128, 64
-
-#: Copies of the decoder's largest activation that count against the memory: its input, its output,
-#: and two temporaries of the activation or of the likelihood.
-COPIES = 4
 
 
 @torch.no_grad()
@@ -76,7 +74,9 @@ def importance_sample(
         parts = []
         for start in range(0, len(x), POINTS):
             block = x[start : start + POINTS]
-            parts.append(_block(model, block, samples, memory, seed, first + start))
+            sums = Sums(samples, first + start)
+            fill(sums, model, block, memory, seed)
+            parts.append(sums.result())
             if progress is not None:
                 progress(start + len(block), len(x))
     finally:
@@ -84,20 +84,20 @@ def importance_sample(
     return Importance.concatenate(parts)
 
 
-def _block(model: Model, x: Tensor, samples: int, memory: int, seed: int, first: int) -> Importance:
+def fill(sums: Sums, model: Model, x: Tensor, memory: int, seed: int) -> None:
+    """Draw and decode the samples that ``sums`` waits for, of a block of at most 128 points."""
+    samples, first = sums.samples, sums.first
     q = model.posterior(x)
-    sums = Sums(samples, first)
-    rows = 0
+    joint, rows = SlicedJoint(model, x, memory), 0
     for number, start in enumerate(range(0, samples, SAMPLES)):
         count = min(SAMPLES, samples - start)
         # One step for each block of latents; 2³² blocks of samples for each block of points.
         with random.stream(seed, (first // POINTS << 32) + number):
-            draw = q.draw(count, log_joint=lambda z: model.log_joint(z, x))
+            draw = q.draw(count, log_joint=joint)
         rows = rows or rows_within(memory, model, x, draw)
-        for chunk, points in _slices(count, len(x), rows):
+        for chunk, points in slices(count, len(x), rows):
             sums.add(model.terms(x[points], samples=0, q=_Drawn(draw, chunk, points)), points)
         sums.close(count)
-    return sums.result()
 
 
 class _Drawn(Conditional):
@@ -107,59 +107,11 @@ class _Drawn(Conditional):
 
     def __init__(self, draw: Draw, samples: slice, points: slice) -> None:
         z, log_q, z0, ladj = (t[samples, points] for t in draw[:4])
-        self.slice = Draw(z, log_q, z0, ladj)
+        joint = None if draw.log_joint is None else draw.log_joint[samples, points]
+        self.slice = Draw(z, log_q, z0, ladj, log_joint=joint)
 
     def draw(self, samples: int = 0, log_joint: Any = None, hold: bool = False) -> Draw:
         return self.slice
 
     def log_prob(self, z: Tensor) -> Tensor:
         raise SpecError("log_prob: these are samples; ask the posterior itself")
-
-
-def rows_within(memory: int, model: Model, x: Tensor, draw: Draw) -> int:
-    """How many rows (samples × points) fit into ``memory`` bytes of decoding.
-
-    The largest activation of a row is measured: the likelihood runs on one and on two rows, and each
-    module's output may grow in between (weights, which are outputs of parametrizations, do not).
-    """
-    one, two = (
-        _activations(model, x[:1], draw.z[:1, :1].repeat(n, *[1] * (draw.z.ndim - 1)))
-        for n in (1, 2)
-    )
-    event = x[0].numel() * x.element_size()
-    largest = max([event, *(two[module] - one[module] for module in two)])
-    rows = memory // (COPIES * largest)
-    if rows < 1:
-        raise SpecError(
-            f"memory: was {memory} bytes; decoding one latent takes about {COPIES * largest}, "
-            "use at least that"
-        )
-    return rows
-
-
-def _activations(model: Model, x: Tensor, z: Tensor) -> dict[nn.Module, int]:
-    """The largest output of each module of the likelihood, in bytes."""
-    sizes: dict[nn.Module, int] = {}
-
-    def note(module: nn.Module, _: object, output: object) -> None:
-        for tensor in output if isinstance(output, tuple | list) else [output]:
-            if isinstance(tensor, Tensor):
-                size = tensor.numel() * tensor.element_size()
-                sizes[module] = max(sizes.get(module, 0), size)
-
-    with ExitStack() as hooks:
-        for module in model.likelihood.modules():
-            hooks.callback(module.register_forward_hook(note).remove)
-        model.likelihood.log_prob(x, z)
-    return sizes
-
-
-def _slices(samples: int, points: int, rows: int) -> list[tuple[slice, slice]]:
-    """Rectangles of at most ``rows`` entries that tile [samples, points], by points first."""
-    width = min(points, rows)
-    height = max(rows // width, 1)
-    return [
-        (slice(s, s + height), slice(p, p + width))
-        for p in range(0, points, width)
-        for s in range(0, samples, height)
-    ]

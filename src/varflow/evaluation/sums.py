@@ -90,11 +90,18 @@ class Sums:
 
     def close(self, count: int) -> None:
         """Fold the ``count`` samples that were added into the sums."""
+        self.fold(self._joined(), count)
+
+    def _joined(self) -> Tensor:
+        """What was added since the last fold, ``[terms, count, points]``."""
         columns: dict[int, list[Tensor]] = {}
         for points, parts in self.pending:
             columns.setdefault(points.start, []).append(parts)
-        parts = torch.cat([torch.cat(column, 1) for column in columns.values()], 2)
         self.pending = []
+        return torch.cat([torch.cat(column, 1) for column in columns.values()], 2)
+
+    def fold(self, parts: Tensor, count: int) -> None:
+        """Take in the terms ``[terms, count, points]``, log w first."""
         log_weight = parts[0]
         log_sum, log_squares = log_weight.logsumexp(0), (2 * log_weight).logsumexp(0)
         mean = parts.mean(1)

@@ -20,6 +20,8 @@ _EXPORTS = {
     "flow_grid": "varflow.figures.warp:flow_grid",
     "learning_curves": "varflow.figures.curves:learning_curves",
     "weights": "varflow.figures.curves:weights",
+    "overlaid_curves": "varflow.figures.comparison:overlaid_curves",
+    "bound_by_samples": "varflow.figures.comparison:bound_by_samples",
     "pairs": "varflow.figures.tables:pairs",
     "density": "varflow.figures.targets:density",
     "density_grid": "varflow.figures.targets:density_grid",

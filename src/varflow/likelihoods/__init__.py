@@ -9,7 +9,7 @@ _EXPORTS = {
     "Identity": "varflow.likelihoods.identity:Identity",
 }
 
-#: name in a spec → a callable ``(decoder, event_shape, **options) -> Likelihood``; not "identity", which has no decoder.
+#: name in a spec → a callable ``(decoder, event_shape, **options) -> Likelihood``; "identity" has no decoder.
 TABLE = {
     "bernoulli": "varflow.likelihoods.bernoulli:Bernoulli",
     "gaussian": "varflow.likelihoods.gaussian:Gaussian",

@@ -1,0 +1,198 @@
+"""Annealed estimates for test points, and beside them what they are worth: the bidirectional sandwich.
+
+Data simulated from the model, z ~ p(z), x ~ p(x|z), come with an exact posterior sample z. Chains that start
+there and run backwards bound log p(x) from above, forward chains bound it from below, and the distance of the
+two says how tight the same settings are on data of this kind (Grosse, Ghahramani and Adams 2015; Wu et al.
+2017, section 3.2). Test points have no such sample, so the upper bound exists for simulated data only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from varflow import random
+from varflow.errors import positive
+from varflow.evaluation.annealed import Annealed, Annealing
+from varflow.evaluation.annealing import anneal
+from varflow.evaluation.estimate import Estimate
+from varflow.evaluation.evaluation import Evaluation
+from varflow.evaluation.means import Source, identity, points_of
+from varflow.model import Model
+
+if TYPE_CHECKING:
+    from varflow.data import Dataset
+
+Told = Callable[[int, int], object]
+
+
+def annealed_likelihood(
+    model: Model,
+    dataset: Dataset,
+    split: str = "test",
+    points: int = 200,
+    settings: Annealing | None = None,
+    memory: int = 2**30,
+    seed: int = 0,
+    folder: Path | str | None = None,
+    progress: Told | None = None,
+) -> Evaluation:
+    """−log p(x) of the first points of a split by :func:`~varflow.evaluation.anneal`, with its errors.
+
+    Args:
+        dataset: see :class:`varflow.data.Dataset`.
+        points: of the split.
+        settings, memory, seed, folder, progress: of :func:`~varflow.evaluation.anneal`.
+
+    Returns:
+        ``nll``, an upper bound in expectation; ``nll_one_chain``, −mean log w, the looser bound of single
+        chains; ``bits_per_dim`` where data have levels; ``acceptance``. Kept as ``{split}-annealed``.
+
+    Raises:
+        SpecError: an unknown split, more points than it has, or a model that cannot be annealed.
+        NonFiniteError: as :func:`~varflow.evaluation.anneal`.
+    """
+    settings = settings or Annealing()
+    x, about, data = points_of(dataset, model, split, points, seed)
+    found = anneal(model, x, settings, memory, seed, None, folder, progress)
+    source = Source(settings.chains, f"{dataset.name} {split}, {dataset.protocol}", seed)
+    how = f"{describe(settings)}; −log of the mean weight, an upper bound in expectation"
+    chains = settings.chains
+    spread = found.log_weights.var(0) / chains if chains > 1 else None
+    estimates = {
+        "nll": source.mean("nll", -found.log_px, found.log_px_variance, how, ess=_mean(found.ess)),
+        "nll_one_chain": source.mean(
+            "nll_one_chain",
+            -found.log_weights.mean(0),
+            spread,
+            "−mean of log w, the bound of single chains",
+        ),
+        **_acceptance(found, source),
+    }
+    with random.stream(seed):
+        ladj = dataset.batch(split, torch.arange(points)).ladj.double().cpu()
+    bits = dataset.bits_per_dim(found.log_px, ladj)
+    if bits is not None:
+        per_bit = (bits - dataset.bits_per_dim(found.log_px + 1, ladj)).square()
+        variances = found.log_px_variance * per_bit
+        estimates["bits_per_dim"] = source.mean(
+            "bits_per_dim", bits, variances, "the same for each dimension", "bits/dim"
+        )
+    arrays = {
+        **about,
+        "log_px": found.log_px.numpy(),
+        "log_px_variance": found.log_px_variance.numpy(),
+        "log_weight": found.log_weights.mean(0).numpy(),
+        "acceptance": found.acceptance.numpy(),
+        "ess": found.ess.numpy(),
+    }
+    return Evaluation({**data, "split": f"{split}-annealed"}, estimates, arrays)
+
+
+@torch.no_grad()
+def simulate(model: Model, points: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """z ~ p(z) ``[N, D]`` and x ~ p(x|z) ``[N, *event]``: z is an exact sample of p(z|x)."""
+    training = model.training
+    model.eval()
+    try:
+        with random.stream(random.derive(seed, "simulate", 0)):
+            z = model.prior.sample((points,))
+            return z, model.likelihood.sample(z)
+    finally:
+        model.train(training)
+
+
+def sandwich_bounds(
+    model: Model,
+    points: int = 200,
+    settings: Annealing | None = None,
+    memory: int = 2**30,
+    seed: int = 0,
+    folder: Path | str | None = None,
+    progress: Told | None = None,
+    data: dict[str, Any] | None = None,
+) -> Evaluation:
+    """Lower and upper bounds of log p(x) for simulated x, and their distance.
+
+    Args:
+        points: simulated examples.
+        settings, memory, seed, folder, progress: of :func:`~varflow.evaluation.anneal`; each example is
+            counted twice in the progress, once for each direction.
+        data: what the run says of its data, kept with the result.
+
+    Returns:
+        ``lower`` and ``upper``: E lower ≤ E log p(x) ≤ E upper over the chains; ``gap`` = upper − lower in pairs;
+        ``acceptance``. Kept as ``simulated``.
+
+    Raises:
+        SpecError: a prior that cannot be sampled, or a model that cannot be annealed.
+
+    Cost: twice that of :func:`~varflow.evaluation.anneal`.
+
+    Example:
+        >>> import torch, varflow as vf
+        >>> from varflow.evaluation import Annealing, sandwich_bounds
+        >>> decoder, encoder = vf.networks.MLP(2, 6, hidden=(8,)), vf.networks.MLP(6, hidden=(8,))
+        >>> likelihood = vf.likelihoods.Bernoulli(decoder, 6)
+        >>> model = vf.Model(vf.priors.StandardNormal(2), likelihood, vf.posteriors.Gaussian(2, encoder))
+        >>> found = sandwich_bounds(model, points=5, settings=Annealing(chains=4, temperatures=10, warmup=20))
+        >>> sorted(found.estimates)
+        ['acceptance', 'gap', 'lower', 'upper']
+    """
+    positive(points=points)
+    settings = settings or Annealing()
+    z, x = simulate(model, points, seed)
+
+    def told(direction: int) -> Told | None:
+        if progress is None:
+            return None
+        return lambda done, total: progress(direction * total + done, 2 * total)
+
+    lower = anneal(model, x, settings, memory, seed, None, folder, told(0))
+    upper = anneal(model, x, settings, memory, seed, z, folder, told(1))
+    source = Source(settings.chains, "simulated from the model", seed)
+    how = describe(settings)
+    gap = upper.log_px - lower.log_px
+    variance = lower.log_px_variance + upper.log_px_variance
+    forward = f"{how}; log of the mean weight, a lower bound of log p(x) in expectation"
+    backward = "the same chains backwards from the exact posterior sample; −log of the mean of 1/w, an upper bound"
+    estimates = {
+        "lower": source.mean("lower", lower.log_px, lower.log_px_variance, forward),
+        "upper": source.mean("upper", upper.log_px, upper.log_px_variance, backward),
+        "gap": source.mean("gap", gap, variance, "upper − lower on the same points"),
+        **_acceptance(lower, source),
+    }
+    arrays = {
+        **identity(x),
+        "lower": lower.log_px.numpy(),
+        "upper": upper.log_px.numpy(),
+        "lower_variance": lower.log_px_variance.numpy(),
+        "upper_variance": upper.log_px_variance.numpy(),
+        "acceptance": lower.acceptance.numpy(),
+    }
+    return Evaluation({**(data or {}), "split": "simulated"}, estimates, arrays)
+
+
+def describe(settings: Annealing) -> str:
+    """The settings in words, for the estimates that come from them."""
+    return (
+        f"{settings.chains} chains over {settings.temperatures} temperatures ({settings.schedule}) from the "
+        f"{settings.start}, {settings.leapfrog} leapfrog steps each"
+    )
+
+
+def _acceptance(found: Annealed, source: Source) -> dict[str, Estimate]:
+    """Nothing where no transition was needed."""
+    moved = found.acceptance
+    if bool(moved.isnan().any()):
+        return {}
+    rate = f"share of proposals accepted; {moved.min():.2f} to {moved.max():.2f} over the points"
+    return {"acceptance": source.mean("acceptance", moved, None, rate, "")}
+
+
+def _mean(values: Tensor) -> float:
+    return values.mean().item()
