@@ -170,16 +170,18 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
 
     settings = spec.data
     if data is None:
-        return room.load(
+        found = room.load(
             settings.data,
             protocol=settings.protocol,
             data_dir=settings.data_dir,
             flip=settings.flip,
             verify=settings.verify,
         )
-    if isinstance(data, Dataset):
-        return data
-    return room.from_tensor(data, protocol=settings.protocol, flip=settings.flip)
+    elif isinstance(data, Dataset):
+        found = data
+    else:
+        found = room.from_tensor(data, protocol=settings.protocol, flip=settings.flip)
+    return found.first(train=settings.train_limit, validation=settings.validation_limit)
 
 
 def environment(spec: RunSpec, engine: Engine) -> dict[str, Any]:
