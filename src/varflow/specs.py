@@ -220,8 +220,8 @@ class OptimizerSpec:
     nesterov: bool = False
     """SGD: Nesterov momentum."""
     decay: Literal["none", "cosine", "linear", "stages"] = "none"
-    """Learning rate over the run: constant; to zero along a cosine or a line; or eight stages, each three times as
-    long as the one before and at 10^(-1/7) of its rate."""
+    """Learning rate over the run: constant; to zero along a cosine or a line; or eight stages of 1, 3, 9, … epochs,
+    each at 10^(-1/7) of the rate before."""
     clip: float | None = None
     """Largest norm of the whole gradient; without it no clipping."""
 

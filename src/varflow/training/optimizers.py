@@ -20,7 +20,6 @@ _OPTIONS = {
     "sgd": ("momentum", "nesterov"),
 }
 _STAGES = 8
-_PARTS = (3**_STAGES - 1) // 2
 _FUSED = ("adam", "adamw", "sgd")
 
 
@@ -62,19 +61,19 @@ def _groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
     ]
 
 
-def learning_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
+def learning_rate(spec: OptimizerSpec, step: int, steps: int, steps_per_epoch: int = 1) -> float:
     """The rate at an update: constant, or to zero over ``steps`` along a cosine or a line.
 
-    ``"stages"``: lr·10^(−i/7) in stage i = 0 … 7, which takes 3ⁱ of 1 + 3 + … + 3⁷ = 3,280 parts of the run: with
-    3,280 epochs the schedule of Burda, Grosse and Salakhutdinov 2016, section 5, with fewer its shape.
+    ``"stages"``: lr·10^(−i/7) for 3ⁱ epochs, i = 0 … 7: 3,280 epochs in all, of which a shorter run is the beginning
+    (Burda, Grosse and Salakhutdinov 2016, section 5).
     """
     if spec.decay == "none":
         return spec.lr
-    done = min(1.0, step / steps)
     if spec.decay == "stages":
-        part = done * _PARTS
-        stage = min(_STAGES - 1, sum(part >= (3**i - 1) / 2 for i in range(1, _STAGES)))
-        return spec.lr * 10 ** (-stage / (_STAGES - 1))
+        # Stages before the i-th take 1 + 3 + … + 3^(i−1) = (3^i − 1)/2 epochs.
+        begun = sum(step >= (3**i - 1) // 2 * steps_per_epoch for i in range(1, _STAGES))
+        return float(spec.lr * 10 ** (-begun / (_STAGES - 1)))
+    done = min(1.0, step / steps)
     if spec.decay == "linear":
         return spec.lr * (1.0 - done)
     return spec.lr * 0.5 * (1.0 + math.cos(math.pi * done))
