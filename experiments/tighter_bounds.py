@@ -7,8 +7,9 @@
 
 Three families, each with equal updates: the importance-weighted bound with one and two stochastic layers (the recipes
 iwae and iwae-2), and a Gaussian posterior without leapfrog steps and with five of each tempering, around the
-convolutional network of the Hamiltonian VAE's authors (the recipe hvae) and around a dense network of 2 × 200 units. An interrupted `fit`
-resumes from its checkpoints, and a larger --epochs goes on from a finished one. `table` sets published numbers, and what they cost, beside ours.
+convolutional network of the Hamiltonian VAE's authors (the recipe hvae) and around a dense network of 2 × 200 units.
+An interrupted `fit` resumes from its checkpoints, and a larger --epochs goes on from a finished one. `table` sets
+published numbers, and what they cost, beside ours.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ HVAE = Recipe(
     "Caterini, Doucet and Sejdinovic 2018, section 4.2; anthonycaterini/hvae-nips",
     "symmetric padding; torch's initial weights and an output bias of 0; Adamax corrects its first moment; "
     "validation pictures are binarized once; tempering=fixed is quadratic in 1/√β, as in the paper, where the "
-    "program has 1/β. For another number of leapfrog steps K the start is initial_temperature = 0.9^(-K); step_shape=both gives each "
-    "step its own sizes",
+    "program has 1/β. For another number of leapfrog steps K the start is initial_temperature = 0.9^(-K); "
+    "step_shape=both gives each step its own sizes",
 )
 
 _SMALL = _STRIDED.replace(
