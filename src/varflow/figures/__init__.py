@@ -22,6 +22,8 @@ _EXPORTS = {
     "weights": "varflow.figures.curves:weights",
     "overlaid_curves": "varflow.figures.comparison:overlaid_curves",
     "bound_by_samples": "varflow.figures.comparison:bound_by_samples",
+    "decoded_trajectories": "varflow.figures.trajectories:decoded_trajectories",
+    "hamiltonian_schedule": "varflow.figures.trajectories:hamiltonian_schedule",
     "pairs": "varflow.figures.tables:pairs",
     "density": "varflow.figures.targets:density",
     "density_grid": "varflow.figures.targets:density_grid",
