@@ -20,7 +20,9 @@ def model(**settings) -> vf.Model:
 X = (torch.arange(64 * 6).reshape(64, 6) % 5 < 2).double()
 
 
-@pytest.mark.parametrize("settings", [{}, {"leapfrog": 2}, {"top_latent": 2}, {"flow": "planar", "length": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"leapfrog": 2}, {"top_latent": 2}, {"flow": "planar", "length": 2}]
+)
 def test_a_walk_starts_at_the_posterior_and_is_one_trajectory(settings):
     parts = model(**settings)
     walk = hmc_walk(parts, X, steps=4, warmup=3, seed=1)
@@ -35,7 +37,9 @@ def test_a_walk_starts_at_the_posterior_and_is_one_trajectory(settings):
         z = walk.z[k].requires_grad_()
         (force,) = torch.autograd.grad(parts.log_joint(z.unsqueeze(0), X).sum(), z)
         bend = walk.z[k + 1] - 2 * walk.z[k] + walk.z[k - 1]
-        torch.testing.assert_close(bend, walk.step.square().unsqueeze(-1) * force, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(
+            bend, walk.step.square().unsqueeze(-1) * force, rtol=1e-8, atol=1e-10
+        )
 
 
 def test_steps_are_tuned_to_the_rate_and_the_seed_decides():

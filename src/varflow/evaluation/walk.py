@@ -52,7 +52,9 @@ def hmc_walk(
     """
     positive(steps=steps, warmup=warmup)
     if model.likelihood is None or model.posterior.discrete:
-        raise SpecError("model: has no decoder of continuous latents; trajectories need log p(x, z) and its gradient")
+        raise SpecError(
+            "model: has no decoder of continuous latents; trajectories need log p(x, z) and its gradient"
+        )
     joint = LogJoint(model, x)
     slope = hmc.slope(joint)
     with random.stream(seed, 0):

@@ -33,8 +33,8 @@ def draw_trajectories(scene: Any) -> Drawn | None:
         path = posterior(x).trajectory(LogJoint(scene.model, x))[:, 0]
     figure = _sheet(scene, x, path)
     caption = (
-        f"The posterior's own trajectories: one for each of the first {len(x)} {scene.examples}. z_0 is a draw of the "
-        f"base q₀, z_{posterior.steps} one of q(z|x); each point is shown as the likelihood's mean."
+        f"The posterior's own trajectories: one for each of the first {len(x)} {scene.examples}. z_0 is a draw of "
+        f"the base q₀, z_{posterior.steps} one of q(z|x); each point is shown as the likelihood's mean."
     )
     return figure, "trajectories", "Trajectories of the Hamiltonian posterior", caption
 
@@ -80,13 +80,15 @@ def draw_bound(scene: Any) -> Drawn | None:
         return None
     counts = sorted(int(name.removeprefix("bound_")) for name in found.estimates)
     chosen = [found.estimates[f"bound_{k}"] for k in counts]
-    errors = [e.monte_carlo_error if e.monte_carlo_error is not None else float("nan") for e in chosen]
+    errors = [
+        e.monte_carlo_error if e.monte_carlo_error is not None else float("nan") for e in chosen
+    ]
     figure, axes = canvas(1, 1, 6.4, 3.8)
     bound_by_samples({"": (counts, [e.value for e in chosen], errors)}, axes[0, 0])
     last = chosen[-1]
     caption = (
-        f"E log of the mean of k importance weights, {last.points:,} points of {last.protocol}: the ELBO at k = 1, and "
-        "log p(x) in the limit. Bars: the Monte-Carlo error; over other points every value would move "
+        f"E log of the mean of k importance weights, {last.points:,} points of {last.protocol}: the ELBO at k = 1, "
+        "and log p(x) in the limit. Bars: the Monte-Carlo error; over other points every value would move "
         f"by {last.standard_error:.2g} nats (one standard error)."
     )
     return figure, "bound", "Bound against the number of samples", caption

@@ -56,7 +56,9 @@ def decoded_trajectories(
     named = [f"$z_{{{k}}}$" for k in range(points)] if labels is None else list(labels)
     places = [gap, *(start + gap + k * (width + gap) for k in range(points))]
     for text, place in zip(["data", *named], places, strict=True):
-        axes.text(place + width / 2 - 0.5, -0.12 * height, text, ha="center", va="bottom", fontsize=8)
+        axes.text(
+            place + width / 2 - 0.5, -0.12 * height, text, ha="center", va="bottom", fontsize=8
+        )
     for row, text in enumerate(sides or []):
         middle = gap + row * (height + gap) + height / 2
         axes.text(sheet.shape[1] + start + gap, middle, text, va="center", fontsize=8)
@@ -95,7 +97,9 @@ def hamiltonian_schedule(
             shade = AFTER if shared else (0.1 + 0.8 * k / max(1, count - 1))
             colour = AFTER if shared else _shade(float(shade))
             label = "all steps" if shared else f"step {k + 1}"
-            left.plot(np.arange(1, features + 1), np.sort(sizes[k])[::-1], color=colour, label=label)
+            left.plot(
+                np.arange(1, features + 1), np.sort(sizes[k])[::-1], color=colour, label=label
+            )
         left.set_xlabel("latents, by step size")
         if not shared and count <= 10:
             left.legend(fontsize=8, ncols=2)
@@ -104,7 +108,14 @@ def hamiltonian_schedule(
         left.set_xlabel("leapfrog step")
     if bound is not None:
         left.axhline(bound, color=BEFORE, linestyle="--", linewidth=1)
-        left.annotate("bound", (1, bound), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        left.annotate(
+            "bound",
+            (1, bound),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+        )
     left.set(ylabel="step size $\\varepsilon$", ylim=(0, 1.12 * max(sizes.max(), bound or 0)))
     # 1/√β_k = Π_{j > k} 1/α_j.
     roots = np.concatenate([np.cumprod(1 / alpha[::-1])[::-1], [1.0]])
