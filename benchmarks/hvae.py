@@ -123,8 +123,8 @@ def main() -> None:
     head = ["contestant", "ms per step", "p10–p90", f"against {DOUBLE} [95 %]"]
     parts = [
         f"Dense VAE 784-400-400-40, relu, K = {LEAPFROG} leapfrog steps with quadratic tempering, dynamically "
-        "binarized MNIST, batch 128, float32, Adam 1e-3. A step is data → loss → backward → update. pythae's trajectory "
-        "is differentiated to first order only, so its parameters' gradient is another one.",
+        "binarized MNIST, batch 128, float32, Adam 1e-3. A step is data → loss → backward → update. pythae's "
+        "trajectory is differentiated to first order only, so its parameters' gradient is another one.",
         report.table(head, rows),
         report.table(["ratio of medians", "found [95 %]", "at most", "aim", ""], bars_table(times, BARS)),
     ]

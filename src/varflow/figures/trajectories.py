@@ -117,6 +117,8 @@ def hamiltonian_schedule(
             fontsize=8,
         )
     left.set(ylabel="step size $\\varepsilon$", ylim=(0, 1.12 * max(sizes.max(), bound or 0)))
+    for panel in (left, right):
+        panel.xaxis.get_major_locator().set_params(integer=True)
     # 1/√β_k = Π_{j > k} 1/α_j.
     roots = np.concatenate([np.cumprod(1 / alpha[::-1])[::-1], [1.0]])
     right.plot(np.arange(count + 1), roots, color=VALIDATION, marker="o", markersize=4)
