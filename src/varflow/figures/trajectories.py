@@ -88,6 +88,8 @@ def hamiltonian_schedule(
     sizes = as_numpy("step_sizes", step_sizes, len(alpha), None)
     if not len(alpha):
         raise ShapeError("factors: is empty; a trajectory has one leapfrog step or more")
+    from matplotlib.ticker import MaxNLocator
+
     count, features = sizes.shape
     left, right = axes[0], axes[1]
     over_latents = features > 1 and np.ptp(sizes, 1).max() > 1e-12 * sizes.max()
@@ -118,7 +120,7 @@ def hamiltonian_schedule(
         )
     left.set(ylabel="step size $\\varepsilon$", ylim=(0, 1.12 * max(sizes.max(), bound or 0)))
     for panel in (left, right):
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     # 1/√β_k = Π_{j > k} 1/α_j.
     roots = np.concatenate([np.cumprod(1 / alpha[::-1])[::-1], [1.0]])
     right.plot(np.arange(count + 1), roots, color=VALIDATION, marker="o", markersize=4)
