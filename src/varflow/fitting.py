@@ -264,7 +264,6 @@ def _train(
     overwrite: bool = False,
 ) -> Run:
     model.to(device=engine.device, dtype=engine.dtype)
-    ranks.copy_first(model)
     writes = folder is not None and ranks.rank() == 0
     sink = Memory() if folder is None else RunFolder(folder) if writes else Elsewhere()
     progress = Progress(0, quiet=quiet or ranks.rank() > 0)
@@ -299,6 +298,7 @@ def _train(
     # Where the data were found may differ.
     seen = {k: v for k, v in describe_data(dataset).items() if k not in ("source", "folder")}
     ranks.meet({"settings": spec.replace(data_dir=None).to_dict(), "data": seen})
+    ranks.copy_first(model)
     try:
         with progress, ranks.lockstep():
             outcome = loop.run()
