@@ -53,16 +53,17 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_to_the_result_of_one(case: str, two: Path) -> None:
     run = CASES[case]()
     expected = run.model.state_dict()
+    rtol, atol = (1e-3, 1e-4) if case == "float32" else (1e-7, 1e-9)
     for rank in (0, 1):
         weights, records, step = torch.load(two / f"{case}-{rank}.pt", weights_only=True)
         assert step == run.outcome["step"]
         assert weights.keys() == expected.keys()
         for name, value in expected.items():
-            torch.testing.assert_close(weights[name], value, rtol=1e-7, atol=1e-9, msg=name)
+            torch.testing.assert_close(weights[name], value, rtol=rtol, atol=atol)
         assert len(records) == len(run.metrics)
         for got, one in zip(records, run.metrics, strict=True):
-            assert got["loss"] == pytest.approx(one["loss"], rel=1e-9)
-            assert got["elbo"] == pytest.approx(one["elbo"], rel=1e-9)
+            assert got["loss"] == pytest.approx(one["loss"], rel=rtol)
+            assert got["elbo"] == pytest.approx(one["elbo"], rel=rtol)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -101,6 +102,7 @@ SAID = {
         "SpecError",
         "objective: the samples of a target",
     ),
+    "a folder that holds a run": ("RunError", "RankError", "process 0 met an error"),
     "infinity on rank 1": ("NonFiniteError", "NonFiniteError", "step 0: .* infinity"),
     "rank 1 breaks off": ("RankError", "RunError", "the disk of rank 1 is full"),
 }
@@ -170,35 +172,25 @@ def test_sigterm_leaves_a_run_that_one_process_takes_to_the_same_end(tmp_path: P
 
 def test_two_processes_take_over_from_one(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    settings = {**SMALL, "flow": "planar", "length": 2, "amortized": True}
+    settings = {**SMALL, "flow": "planar", "length": 2, "amortized": True, "keep": "last"}
     vf.fit("digits", out=folder, **settings)
-    process = fit("--resume", folder, "--steps", 50, "--no-report")
+    process = fit("--resume", folder, "--steps", 30, "--no-report")
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 0, said
-    assert said.count("50 steps in") == 1
-    whole = vf.fit("digits", **{**settings, "steps": 50})
+    assert said.count("30 steps in") == 1
+    whole = vf.fit("digits", **{**settings, "steps": 30})
     resumed = vf.load(folder)
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=1e-7, atol=1e-9)
 
 
-def test_float32_agrees_within_its_tolerance(tmp_path: Path) -> None:
-    settings = {**SMALL, "flow": "planar", "length": 2, "amortized": True, "precision": "float32"}
-    whole = vf.fit("digits", **settings)
-    flags = [word for k, v in settings.items() if k != "quiet" for word in (f"--{k}", v)]
-    flags = [word for word in flags if word is not True]
-    process = fit(
-        "digits",
-        *(str(w).replace("validate_every", "validate-every") for w in flags),
-        "--no-report",
-        "--out",
-        tmp_path / "run",
-    )
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, said
-    for name, value in vf.load(tmp_path / "run").model.state_dict().items():
-        torch.testing.assert_close(whole.model.state_dict()[name], value, rtol=1e-3, atol=1e-4)
-    again = fit("digits", "--out", tmp_path / "run")
+@pytest.mark.slow
+def test_the_command_line_says_an_error_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    vf.fit("digits", out=folder, **SMALL)
+    again = fit("digits", "--out", folder)
     said = again.communicate(timeout=60)[0]
     assert again.returncode != 0
-    assert said.count("already holds a run; go on with --resume") == 1, said
+    assert said.count("varflow: ") == said.count("already holds a run; go on with --resume") == 1, (
+        said
+    )

@@ -16,10 +16,10 @@ from varflow.errors import RunError, VarflowError
 from varflow.networks.vq import VQDecoder, VQEncoder
 
 SMALL = {
-    "hidden": 16, "layers": 1, "latent": 3, "steps": 25, "batch": 32, "precision": "float64", "threads": 1,
+    "hidden": 16, "layers": 1, "latent": 3, "steps": 12, "batch": 32, "precision": "float64", "threads": 1,
     "quiet": True, "validate_every": 0.5,
 }  # fmt: skip
-TARGET = {"precision": "float64", "threads": 1, "quiet": True, "steps": 25, "length": 2}
+TARGET = {"precision": "float64", "threads": 1, "quiet": True, "steps": 12, "length": 2}
 
 
 def codes(decay: float | None) -> Any:
@@ -38,7 +38,7 @@ def codes(decay: float | None) -> Any:
     decoder = VQDecoder((1, 8, 8), 8, blocks=1, normalization="group")
     likelihood = vf.likelihoods.Gaussian(decoder, (1, 8, 8))
     model = vf.Model(vf.priors.UniformCodes(posterior.grid, 16), likelihood, posterior)
-    settings = {"batch": 16, "steps": 20, "precision": "float64", "threads": 1, "quiet": True}
+    settings = {"batch": 16, "steps": 10, "precision": "float64", "threads": 1, "quiet": True}
     return vf.fit(model, x, **settings)
 
 
@@ -52,9 +52,12 @@ def target(name: str, **settings: Any) -> Callable[[], Any]:
 
 CASES: dict[str, Callable[[], Any]] = {
     "planar, amortized": digits(flow="planar", length=2, amortized=True),
-    "path gradient": digits(flow="coupling", length=2, gradient="path", patience=2, steps=60),
+    "float32": digits(flow="planar", length=2, precision="float32"),
+    "path gradient": digits(
+        flow="coupling", length=2, gradient="path", patience=0.25, steps=60, lr=0.1
+    ),
     "importance-weighted": digits(objective="iwae", samples=4, gradient="dreg"),
-    "free bits": digits(free_bits=0.3, lr=0.01, steps=60),
+    "free bits": digits(free_bits=0.3, lr=0.01, steps=30),
     "VampPrior, clipped": digits(prior="vamp", components=8, clip=1.0),
     "Hamiltonian": digits(leapfrog=2, tempering="free"),
     "logit, flipped": lambda: vf.fit(
@@ -113,6 +116,7 @@ ERRORS: dict[str, Callable[[], Any]] = {
     "no even share": digits(batch=33),
     "batch statistics": digits(network="conv", base=4, normalization="batch"),
     "importance bound of a target": target("energy", objective="iwae"),
+    "a folder that holds a run": lambda: vf.fit("digits", out=sys.argv[1] + "/run", **SMALL),
     "infinity on rank 1": huge,
     # The last one: rank 1 leaves.
     "rank 1 breaks off": breaks,
