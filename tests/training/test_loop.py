@@ -145,17 +145,13 @@ def test_without_a_flow_the_control_variate_leaves_the_closed_form_kl():
     q = loop.model.posterior(x)
     terms = loop.model.terms(x, 3, q)
     normal = torch.distributions.Normal
-    exact = torch.distributions.kl_divergence(
-        normal(q.mean, q.log_scale.exp()), normal(0.0, 1.0)
-    ).sum(-1)
+    exact = torch.distributions.kl_divergence(normal(q.mean, q.log_scale.exp()), normal(0.0, 1.0)).sum(-1)
     assert torch.allclose(terms.kl - terms.draw.control, exact.expand(3, -1), atol=1e-12)
     loss = vf.objectives.ELBO()(terms, 0.7)
     assert torch.allclose(loss, (0.7 * exact - terms.log_likelihood).mean(), atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "flow", [{}, {"flow": "planar", "length": 4}, {"flow": "iaf", "length": 2}]
-)
+@pytest.mark.parametrize("flow", [{}, {"flow": "planar", "length": 4}, {"flow": "iaf", "length": 2}])
 @pytest.mark.parametrize("amortized", [False, True])
 def test_the_control_variate_has_mean_zero_and_so_has_its_gradient(flow, amortized):
     loop = make(amortized=amortized, precision="float64", **flow)

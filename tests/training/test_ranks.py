@@ -19,7 +19,7 @@ from varflow import random
 from varflow.runfolder import METRICS, read_metrics, read_state
 
 sys.path.insert(0, str(Path(__file__).parent))
-from two_ranks import CASES, ERRORS, SMALL
+from two_ranks import CASES, ERRORS, SMALL, TAKEN
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
 
@@ -39,6 +39,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind."""
     out = tmp_path_factory.mktemp("two")
+    vf.fit("digits", out=out / "taken", **TAKEN)
     process = start(Path(__file__).with_name("two_ranks.py"), out)
     try:
         said = process.communicate(timeout=120)[0]
@@ -170,18 +171,11 @@ def test_sigterm_leaves_a_run_that_one_process_takes_to_the_same_end(tmp_path: P
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=1e-7, atol=1e-9)
 
 
-def test_two_processes_take_over_from_one(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    settings = {**SMALL, "flow": "planar", "length": 2, "amortized": True, "keep": "last"}
-    vf.fit("digits", out=folder, **settings)
-    process = fit("--resume", folder, "--steps", 30, "--no-report")
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, said
-    assert said.count("30 steps in") == 1
-    whole = vf.fit("digits", **{**settings, "steps": 30})
-    resumed = vf.load(folder)
+def test_two_processes_take_over_from_one(two: Path) -> None:
+    whole, resumed = vf.fit("digits", **{**TAKEN, "steps": 24}), vf.load(two / "taken")
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=1e-7, atol=1e-9)
+    assert [r["step"] for r in read(two / "taken")] == [0, 12, 12, 20, 20, 24, 24]
 
 
 @pytest.mark.slow

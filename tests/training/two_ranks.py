@@ -19,6 +19,7 @@ SMALL = {
     "hidden": 16, "layers": 1, "latent": 3, "steps": 12, "batch": 32, "precision": "float64", "threads": 1,
     "quiet": True, "validate_every": 0.5,
 }  # fmt: skip
+TAKEN = {**SMALL, "flow": "planar", "length": 2, "amortized": True, "keep": "last"}
 TARGET = {"precision": "float64", "threads": 1, "quiet": True, "steps": 12, "length": 2}
 
 
@@ -135,6 +136,7 @@ def main(out: Path) -> None:
     run = vf.fit("digits", out=out / "run", **SMALL)
     evaluation = run.evaluate(samples=20)
     (out / f"evaluation-{rank}.json").write_text(json.dumps(evaluation.estimates["nll"].value))
+    vf.resume(out / "taken", steps=24, quiet=True)
     # Weights that the ranks do not share to begin with: those of rank 0 count.
     torch.manual_seed(rank)
     model = vf.Model(
