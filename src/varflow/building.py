@@ -31,11 +31,13 @@ class Form:
 
     Attributes:
         event_shape: shape of one example; of the latents, for a target.
-        support: the values it takes: binary, grey, unit or real; none for a target.
+        support: the values it takes: binary, levels, grey, unit or real; none for a target.
+        levels: how many values an element can take; None for a continuum.
     """
 
     event_shape: tuple[int, ...]
     support: str
+    levels: int | None = None
 
 
 def build(
@@ -57,7 +59,7 @@ def build(
     for name in own:
         if name not in PARTS:
             raise SpecError(f"parts: unknown part '{name}'; {suggestion(name, PARTS)}")
-    form = Form(tuple(data.event_shape), data.support)
+    form = Form(tuple(data.event_shape), data.support, getattr(data, "levels", None))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.training.seed if seed is None else seed)
         if spec.likelihood.likelihood == "identity" and form.support != "none":
@@ -76,7 +78,7 @@ def build(
             likelihood = own.get("likelihood") or _likelihood(spec, form)
             prior = own.get("prior") or _prior(spec, form, latent)
     model = Model(prior, likelihood, posterior)
-    combinations.check(model, form.support)
+    combinations.check(model, form.support, levels=form.levels)
     return model
 
 
@@ -193,9 +195,13 @@ def _posterior(spec: RunSpec, features: int, encoder: nn.Module | None) -> Poste
 def _likelihood(spec: RunSpec, form: Form) -> nn.Module:
     name = spec.likelihood.likelihood
     if name == "auto":
-        name = "bernoulli" if form.support == "binary" else "gaussian"
+        name = {"binary": "bernoulli", "levels": "logistics"}.get(form.support, "gaussian")
     kind = resolve(likelihoods.TABLE[name])
     options: dict[str, Any] = {}
+    if name in ("logistics", "categorical") and form.support == "levels":
+        options["levels"] = form.levels
+    if name == "logistics":
+        options["components"] = spec.likelihood.likelihood_components
     if name == "bernoulli":
         options["grey"] = spec.likelihood.grey
     if name == "gaussian":

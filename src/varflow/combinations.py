@@ -18,11 +18,13 @@ class Combination:
         model: prior, likelihood and posterior.
         support: the values of the data; "none" for a target.
         objective: None where nothing is trained.
+        levels: how many values an element of the data can take; None for a continuum.
     """
 
     model: Model
     support: str
     objective: Any = None
+    levels: int | None = None
 
     @property
     def follows_gradient(self) -> bool:
@@ -39,6 +41,16 @@ def _support(given: Combination) -> str | None:
     except SpecError as error:
         return str(error)
     return None
+
+
+def _other_levels(given: Combination) -> str | None:
+    scored = getattr(given.model.likelihood, "levels", None)
+    if given.support != "levels" or scored is None or scored == given.levels:
+        return None
+    return (
+        f"likelihood: {type(given.model.likelihood).__name__} is over {scored} levels, the data have "
+        f"{given.levels}; build it with levels={given.levels}"
+    )
 
 
 def _target_and_encoder(given: Combination) -> str | None:
@@ -114,6 +126,7 @@ def _codes_and_numbers(given: Combination) -> str | None:
 #: name of the rule → what it says, or None.
 RULES: dict[str, Callable[[Combination], str | None]] = {
     "likelihood × values of the data": _support,
+    "likelihood × another number of levels": _other_levels,
     "target × posterior that reads x": _target_and_encoder,
     "data × no likelihood": _data_without_likelihood,
     "Hamiltonian × path or doubly reparameterised gradients": _hamiltonian_and_held,
@@ -124,13 +137,15 @@ RULES: dict[str, Callable[[Combination], str | None]] = {
 }
 
 
-def check(model: Model, support: str, objective: Any = None) -> None:
+def check(
+    model: Model, support: str, objective: Any = None, levels: int | None = None
+) -> None:
     """Apply every rule.
 
     Raises:
         SpecError: the sentence of the first rule that refuses.
     """
     for rule in RULES.values():
-        sentence = rule(Combination(model, support, objective))
+        sentence = rule(Combination(model, support, objective, levels))
         if sentence is not None:
             raise SpecError(sentence)

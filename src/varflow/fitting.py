@@ -169,17 +169,20 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
     from varflow import data as room
 
     settings = spec.data
+    protocol = settings.protocol
+    if protocol == "auto" and spec.likelihood.likelihood in ("logistics", "categorical"):
+        protocol = "levels"
     if data is None:
         return room.load(
             settings.data,
-            protocol=settings.protocol,
+            protocol=protocol,
             data_dir=settings.data_dir,
             flip=settings.flip,
             verify=settings.verify,
         )
     if isinstance(data, Dataset):
         return data
-    return room.from_tensor(data, protocol=settings.protocol, flip=settings.flip)
+    return room.from_tensor(data, protocol=protocol, flip=settings.flip)
 
 
 def environment(spec: RunSpec, engine: Engine) -> dict[str, Any]:
@@ -299,7 +302,7 @@ def _train(
     if folder is not None:
         write_json(folder / RUN, {**about, "outcome": ended})
     model.eval()
-    form = Form(tuple(dataset.event_shape), dataset.support)
+    form = Form(tuple(dataset.event_shape), dataset.support, dataset.levels)
     records = sink.records if isinstance(sink, Memory) else read_metrics(sink.folder)
     return Run(spec, model, form, folder, records, ended, dataset)
 

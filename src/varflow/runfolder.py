@@ -217,16 +217,18 @@ def read_form(folder: Path) -> Form:
     values = read_json(folder / DATA)
     try:
         shape = tuple(values["event_shape"])
-        support = values["support"]
+        support, levels = values["support"], values.get("levels")
         if not shape or not all(type(n) is int and n > 0 for n in shape):
             raise ValueError(f"event_shape {shape}")
-        if support not in ("binary", "grey", "unit", "real", "none"):
+        if support not in ("binary", "grey", "levels", "unit", "real", "none"):
             raise ValueError(f"support {support!r}")
+        if levels is not None and not (type(levels) is int and levels > 1):
+            raise ValueError(f"levels {levels!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"{folder / DATA}: not what varflow wrote ({error}); restore it or fit again"
         ) from error
-    return Form(shape, support)
+    return Form(shape, support, levels)
 
 
 def describe_data(dataset: Dataset | Unobserved) -> dict[str, Any]:

@@ -27,8 +27,8 @@ class DataSpec:
     data: str = "mnist"
     """A named data set (`varflow data` lists them), or a path to your own .npy, .npz, table or folder of pictures."""
     protocol: str = "auto"
-    """How stored values become model inputs: dynamic, static, threshold, logit, uniform, grey, none,
-    standardize, or auto."""
+    """How stored values become model inputs: dynamic, static, threshold, logit, uniform, levels, grey,
+    none, standardize, or auto."""
     data_dir: str | None = None
     """Folder of the named data sets; without it VARFLOW_DATA, then ~/.cache/varflow."""
     flip: bool | None = None
@@ -107,10 +107,13 @@ class LikelihoodSpec:
     """p(x | z)."""
 
     likelihood: str = "auto"
-    """bernoulli, gaussian, or auto: bernoulli for binary data, gaussian otherwise; identity: no latents, the prior is
-    fitted to the data themselves (density estimation)."""
+    """bernoulli, gaussian; logistics, categorical: probabilities of levels; or auto: bernoulli for binary data,
+    logistics for levels, gaussian otherwise; identity: no latents, the prior is fitted to the data themselves
+    (density estimation)."""
     scale: str = "learned"
     """Scale of the gaussian: a number, or learned, per-dimension, decoder."""
+    likelihood_components: int = 5
+    """logistics: components of the mixture of each element."""
     grey: bool = False
     """Allow grey values under a Bernoulli: a pseudo-likelihood, not comparable with anything."""
 
@@ -341,7 +344,7 @@ class RunSpec:
         _among("activation", self.network.activation, ACTIVATIONS)
         for name in (
             "layers", "hidden", "base", "blocks", "latent", "length", "samples", "batch", "dimensions",
-            "observations", "fits", "prior_length", "components",
+            "observations", "fits", "prior_length", "components", "likelihood_components",
         ):  # fmt: skip
             _at_least(name, self.get(name), 1)
         for name in ("scales", "steps", "threads", "prior_hidden"):

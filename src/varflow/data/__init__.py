@@ -23,6 +23,7 @@ PROTOCOLS = {
     "threshold": "binary: v/(levels − 1) > 1/2",
     "logit": "real: logit(0.05 + 0.9·(v + u)/levels) with u uniform",
     "uniform": "in (0, 1): (v + u)/levels with u uniform",
+    "levels": "in [0, 1]: v/(levels − 1) as it is, for likelihoods that are probabilities of levels",
     "grey": "in [0, 1]: v/(levels − 1) as it is; no density, only masses over the levels",
     "none": "real numbers as they are",
     "standardize": "real numbers less their training mean, over their standard deviation",

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from varflow.errors import DataError
 
-Support = Literal["binary", "grey", "unit", "real"]
+Support = Literal["binary", "grey", "levels", "unit", "real"]
 Encoded = tuple[Float[Tensor, "batch ..."], Float[Tensor, " batch"]]
 
 #: Dequantization noise is (k + 1/2)/GRID, k = 0 … GRID − 1: x lies strictly inside its bin, and far
@@ -128,15 +128,23 @@ class Threshold(Binary):
 
 
 class Grey(Protocol):
-    """x = v/(L − 1). A density of x means nothing (the levels are points); a mass over the levels
-    does, such as that of a discretized logistic mixture.
+    """x = v/(L − 1) for a pseudo-likelihood. A density of x means nothing (the levels are points), nor does a
+    Bernoulli of grey values; :class:`Levels` are the same numbers for a likelihood that has a meaning there.
     """
 
-    support = "grey"
+    support: ClassVar[Support] = "grey"
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         x = values.to(dtype) / self.top
         return x, _no_ladj(x)
+
+
+class Levels(Grey):
+    """x = v/(L − 1), under a likelihood that is a probability of the L levels: no noise, no ladj, and bits per
+    dimension of the data themselves.
+    """
+
+    support = "levels"
 
 
 class Uniform(Protocol):
@@ -258,4 +266,5 @@ LEVELS: dict[str, type[Protocol]] = {
     "logit": Logit,
     "uniform": Uniform,
     "grey": Grey,
+    "levels": Levels,
 }

@@ -64,7 +64,7 @@ def evaluate(
         raise SpecError(
             f"limit: was {points}; {dataset.name} has {size} {split} points, use at most that"
         )
-    combinations.check(model, dataset.support)
+    combinations.check(model, dataset.support, levels=dataset.levels)
 
     def batches() -> Iterator[Any]:
         for start in range(0, points, POINTS):

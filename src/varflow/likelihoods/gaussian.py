@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -45,9 +45,11 @@ class Gaussian(Likelihood):
     """
 
     support = ("real", "unit")
-    _refusal = (
-        "use a Bernoulli: a density at values that are only 0 and 1 is no probability of them"
-    )
+    _refusal = "a density at points has no upper bound; use protocol=logit or uniform"
+    _ways_out: ClassVar[dict[str, str]] = {
+        "binary": "use a Bernoulli: a density at values that are only 0 and 1 is no probability of them",
+        "levels": "use likelihood=logistics, or protocol=logit: a density at levels has no upper bound",
+    }
 
     def __init__(
         self,
