@@ -17,10 +17,10 @@ from varflow.ensemble import Ensemble
 from varflow.errors import SpecError, suggestion
 from varflow.likelihoods import Identity
 from varflow.model import Model
-from varflow.networks import MLP, ConvDecoder, ConvEncoder
+from varflow.networks import MLP, ConvDecoder, ConvEncoder, StridedDecoder, StridedEncoder
 from varflow.posteriors import Gaussian, Hamiltonian, Observed, Posterior
 from varflow.priors import Prior
-from varflow.specs import RunSpec
+from varflow.specs import RunSpec, widths
 
 PARTS = ("prior", "likelihood", "posterior")
 
@@ -217,12 +217,25 @@ def _likelihood(spec: RunSpec, form: Form) -> nn.Module:
 def _encoder(spec: RunSpec, event_shape: tuple[int, ...]) -> nn.Module:
     if spec.network.network == "conv":
         return ConvEncoder(event_shape, **_conv(spec, event_shape))
+    if spec.network.network == "strided":
+        network = spec.network
+        channels = widths("channels", network.channels)
+        return StridedEncoder(event_shape, channels, network.stem, **_strided(spec, event_shape))
     return MLP(event_shape, **_mlp(spec))
 
 
 def _decoder(spec: RunSpec, shape: tuple[int, ...]) -> nn.Module:
     if spec.network.network == "conv":
         return ConvDecoder(spec.posterior.latent, shape, **_conv(spec, shape))
+    if spec.network.network == "strided":
+        network = spec.network
+        channels = widths("channels", network.channels)[::-1]
+        if network.up_channels is not None:
+            channels = widths("up_channels", network.up_channels)
+        return StridedDecoder(
+            spec.posterior.latent, shape, channels, network.head, up=network.up, up_kernel=network.up_kernel,
+            **_strided(spec, shape),
+        )  # fmt: skip
     return MLP(spec.posterior.latent, shape, **_mlp(spec))
 
 
@@ -235,12 +248,27 @@ def _mlp(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _conv(spec: RunSpec, shape: tuple[int, ...]) -> dict[str, Any]:
+def _strided(spec: RunSpec, shape: tuple[int, ...]) -> dict[str, Any]:
     network = spec.network
+    _check_pictures(spec, shape)
+    return {
+        "kernel": network.kernel,
+        "dense": (network.dense,) if network.dense else (),
+        "activation": network.activation,
+        "normalization": network.normalization,
+    }
+
+
+def _check_pictures(spec: RunSpec, shape: tuple[int, ...]) -> None:
     if len(shape) != 3:
         raise SpecError(
-            f"network: conv needs pictures [C, H, W], the data have shape {shape}; use network=mlp"
+            f"network: {spec.network.network} needs pictures [C, H, W], the data have shape {shape}; use network=mlp"
         )
+
+
+def _conv(spec: RunSpec, shape: tuple[int, ...]) -> dict[str, Any]:
+    network = spec.network
+    _check_pictures(spec, shape)
     options: dict[str, Any] = {
         "base": network.base,
         "blocks": network.blocks,

@@ -63,14 +63,14 @@ class TargetSpec:
 class NetworkSpec:
     """Encoder and decoder."""
 
-    network: Literal["mlp", "conv"] = "mlp"
-    """mlp: fully connected; conv: the residual convolutional pair."""
+    network: Literal["mlp", "conv", "strided"] = "mlp"
+    """mlp: fully connected; conv: the residual convolutional pair; strided: plain strided convolutions."""
     layers: int = 2
     """Hidden layers of each MLP."""
     hidden: int = 400
     """Units of each hidden layer."""
     activation: str = "relu"
-    """Activation of the MLP: relu, tanh, softplus, elu, gelu, silu."""
+    """Activation of mlp and strided: relu, tanh, softplus, elu, gelu, silu."""
     gated: bool = False
     """Gated hidden layers: Linear(x)·sigmoid(Linear(x))."""
     base: int = 32
@@ -85,6 +85,22 @@ class NetworkSpec:
     """Weight-normalised convolutions."""
     normalization: Literal["none", "group", "layer", "batch"] = "group"
     """Normalisation of the convolutional networks; batch couples the examples of a batch."""
+    channels: str = "16-32-32"
+    """strided: channels after each halving of the picture."""
+    up_channels: str | None = None
+    """strided: channels of the decoder before each doubling; without it those of channels, backwards."""
+    stem: int = 0
+    """strided: channels of an encoder convolution before the first halving; 0 for none."""
+    head: int = 0
+    """strided: channels of the decoder after the last doubling, before its last convolution; 0 for none."""
+    kernel: int = 5
+    """strided: side of the convolutions' kernels, odd."""
+    up: Literal["transposed", "nearest"] = "transposed"
+    """strided: doublings by transposed convolutions, or by a convolution and copied pixels."""
+    up_kernel: int | None = None
+    """strided: side of the transposed convolutions' kernels; without it that of kernel."""
+    dense: int = 450
+    """strided: width of the fully connected layer between convolutions and latents; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -347,7 +363,7 @@ class RunSpec:
             "observations", "fits", "prior_length", "components", "likelihood_components",
         ):  # fmt: skip
             _at_least(name, self.get(name), 1)
-        for name in ("scales", "steps", "threads", "prior_hidden"):
+        for name in ("scales", "steps", "threads", "prior_hidden", "up_kernel"):
             if self.get(name) is not None:
                 _at_least(name, self.get(name), 1)
         for name in ("lr", "save_every", "validate_every", "step_bound", "initial_step"):
@@ -357,9 +373,12 @@ class RunSpec:
                 _above(name, self.get(name), 0.0)
         for name in (
             "beta", "warmup", "weight_decay", "gain_decay", "eps", "momentum", "seed", "data_seed", "free_bits",
-            "anneal", "leapfrog",
+            "anneal", "leapfrog", "stem", "head", "dense",
         ):  # fmt: skip
             _at_least(name, self.get(name), 0)
+        for name in ("channels", "up_channels"):
+            if self.get(name) is not None:
+                widths(name, self.get(name))
         for name in ("beta1", "beta2", "alpha"):
             if not 0 <= self.get(name) < 1:
                 raise SpecError(f"{name}: was {self.get(name)}; use a number in [0, 1)")
@@ -412,6 +431,18 @@ class RunSpec:
     def get(self, name: str) -> Any:
         """The value of a setting by its plain name."""
         return getattr(getattr(self, _home(name)), name)
+
+
+def widths(name: str, value: str) -> tuple[int, ...]:
+    """A setting such as "16-32-32" as numbers.
+
+    Raises:
+        SpecError: anything else.
+    """
+    parts = value.split("-")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise SpecError(f"{name}: was '{value}'; use positive numbers with dashes between them, e.g. 16-32-32")
+    return tuple(map(int, parts))
 
 
 def setting_names() -> list[str]:

@@ -6,6 +6,8 @@ _EXPORTS = {
     "MLP": "varflow.networks.mlp:MLP",
     "ConvEncoder": "varflow.networks.conv:ConvEncoder",
     "ConvDecoder": "varflow.networks.conv:ConvDecoder",
+    "StridedEncoder": "varflow.networks.strided:StridedEncoder",
+    "StridedDecoder": "varflow.networks.strided:StridedDecoder",
     "MADE": "varflow.networks.made:MADE",
     "Linear": "varflow.networks.linear:Linear",
     "MaskedConv": "varflow.networks.masked:MaskedConv",
