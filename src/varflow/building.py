@@ -106,7 +106,7 @@ def _prior(spec: RunSpec, form: Form, features: int) -> Prior:
     elif name != "normal":
         options = {"length": settings.prior_length}
         if name in ("maf", "iaf", "coupling", "additive", "spline") and settings.prior_hidden:
-            options["hidden"] = (settings.prior_hidden,)
+            options["hidden"] = (settings.prior_hidden,) * settings.prior_layers
     made: Prior = resolve(priors.TABLE[name])(features, **options)
     return made
 

@@ -179,6 +179,7 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
             data_dir=settings.data_dir,
             flip=settings.flip,
             verify=settings.verify,
+            data_seed=spec.target.data_seed,
         )
     if isinstance(data, Dataset):
         return data

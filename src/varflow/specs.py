@@ -56,7 +56,7 @@ class TargetSpec:
     """gaussian-model: all data by sufficient statistics; minibatches whose likelihood is scaled up to the
     whole; or every batch a complete data set, each paying its own KL."""
     data_seed: int = 0
-    """gaussian-model: seed of the simulated data."""
+    """gaussian-model, gaussian-1, gaussian-2, three-clusters: seed of the simulated data."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,9 @@ class PriorSpec:
     prior_length: int = 5
     """Steps of a flow prior."""
     prior_hidden: int | None = None
-    """Units of the hidden layer of a flow prior's networks; without it the family's default."""
+    """Units of each hidden layer of a flow prior's networks; without it the family's default."""
+    prior_layers: int = 1
+    """Hidden layers of a flow prior's networks, where prior_hidden says how wide they are."""
     components: int = 100
     """Components of a mixture, pseudo-inputs of a VampPrior."""
 
@@ -360,7 +362,7 @@ class RunSpec:
         _among("activation", self.network.activation, ACTIVATIONS)
         for name in (
             "layers", "hidden", "base", "blocks", "latent", "length", "samples", "batch", "dimensions",
-            "observations", "fits", "prior_length", "components", "likelihood_components",
+            "observations", "fits", "prior_length", "components", "likelihood_components", "prior_layers",
         ):  # fmt: skip
             _at_least(name, self.get(name), 1)
         for name in ("scales", "steps", "threads", "prior_hidden", "up_kernel"):

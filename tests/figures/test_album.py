@@ -54,16 +54,16 @@ class Evaluated:
 CASES = {
     "2-D, static flow": (
         {"latent": 2, "flow": "planar"},
-        "samples reconstructions decoded latents flow aggregate curves weights",
+        "samples reconstructions decoded interpolations latents flow aggregate curves weights",
     ),
     "2-D, amortized flow": (
         {"latent": 2, "flow": "planar", "amortized": True},
-        "samples reconstructions decoded latents flow aggregate curves weights",
+        "samples reconstructions decoded interpolations latents flow aggregate curves weights",
     ),
-    "5-D, no flow": ({"latent": 5}, "samples reconstructions latents aggregate curves weights"),
+    "5-D, no flow": ({"latent": 5}, "samples reconstructions interpolations latents aggregate curves weights"),
     "5-D, flow": (
         {"latent": 5, "flow": "iaf"},
-        "samples reconstructions latents aggregate curves weights",
+        "samples reconstructions interpolations latents aggregate curves weights",
     ),
 }
 
@@ -106,7 +106,7 @@ def test_tables_get_pairs_of_columns_instead_of_pictures(tmp_path) -> None:
 def test_colour_pictures_under_a_gaussian(tmp_path) -> None:
     dataset = pictures(colours=3, protocol="logit")
     entries = figures.gallery(model_of(dataset, latent=3), dataset, [], tmp_path)
-    assert names(entries) == ["samples", "reconstructions", "latents", "aggregate"]
+    assert names(entries) == ["samples", "reconstructions", "interpolations", "latents", "aggregate"]
     assert "Gaussian likelihood" in entries[0].caption
 
 

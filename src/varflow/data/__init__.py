@@ -13,6 +13,9 @@ SOURCES = {
     "cifar10": "60,000 colour pictures of 32×32 (binary version); a subset is named cifar10-subset",
     "cifar10-subset": "20,000 + 5,000 pictures of CIFAR-10; results on it carry the word subset",
     "svhn": "99,289 colour house numbers of 32×32 (.mat files, varflow[svhn])",
+    "gaussian-1": "15,000 points of a correlated 2-D Gaussian around (1, 2), made on the spot",
+    "gaussian-2": "15,000 points of another, around (-1, 2), made on the spot",
+    "three-clusters": "2,997 labelled points in the plane: a square and two round clusters, made on the spot",
 }
 
 #: Protocols → what the model sees. Numbers of two protocols are never comparable.

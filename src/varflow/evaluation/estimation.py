@@ -84,6 +84,9 @@ def evaluate(
     report = _Report(samples, points, f"{dataset.name} {split}, {dataset.protocol}", seed)
     bits = dataset.bits_per_dim(found.log_px, torch.cat(ladjs))
     report.likelihood(found, bits, dataset)
+    truth = dataset.true_log_prob(split, torch.arange(points))
+    if truth is not None:
+        report.truth(truth, found.log_px + torch.cat(ladjs), found.log_px_variance, dataset)
     per_latent = report.latents(model, (batch.x for batch in batches()))
     per_example = {name: getattr(found, name).numpy() for name in Importance.__dataclass_fields__}
     per_example["index"] = np.arange(points, dtype=np.float64)
@@ -178,6 +181,20 @@ class _Report:
             )
         if self.points == 1:
             self.notes.append("points: 1; there is no standard error and no health of the latents")
+
+    def truth(
+        self, exact: Tensor, log_px: Tensor, variance: Tensor, dataset: Dataset
+    ) -> None:
+        """The density that the data were drawn from, beside the model's on the same points."""
+        none = torch.zeros_like(exact)
+        name = "the density that the data were drawn from"
+        if dataset.truth.entropy is not None:
+            how = f"entropy of {name}, closed form: what −log p(x) comes to under it, on average over all data"
+            self.add("nll_expected", dataset.truth.entropy, 0.0, 0.0, "nats", how, samples=0)
+        how = f"−log of {name}, at the evaluated points"
+        self.mean("nll_true", -exact, none, "nats", how, samples=0)
+        how = f"mean of log p*(x) − log p(x) over the points, p* {name}"
+        self.mean("kl_true", exact - log_px, variance, "nats", how)
 
     def latents(self, model: Model, batches: Iterator[Tensor]) -> dict[str, np.ndarray]:
         if self.points < 2:

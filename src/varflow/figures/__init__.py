@@ -22,6 +22,7 @@ _EXPORTS = {
     "weights": "varflow.figures.curves:weights",
     "overlaid_curves": "varflow.figures.comparison:overlaid_curves",
     "bound_by_samples": "varflow.figures.comparison:bound_by_samples",
+    "plane": "varflow.figures.points:plane",
     "pairs": "varflow.figures.tables:pairs",
     "density": "varflow.figures.targets:density",
     "density_grid": "varflow.figures.targets:density_grid",

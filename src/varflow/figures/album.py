@@ -13,7 +13,7 @@ from torch import Tensor
 
 from varflow import random
 from varflow.errors import DataError
-from varflow.figures import curves, latent, pictures, tables, warp
+from varflow.figures import album_ways, curves, latent, pictures, tables, warp
 from varflow.figures.base import canvas, save, style
 from varflow.files import make_folder, write_json
 from varflow.model import Model
@@ -201,7 +201,7 @@ def _decoded(scene: _Scene) -> Drawn | None:
 
 
 def _pairs(scene: _Scene) -> Drawn | None:
-    if scene.dataset.picture:
+    if scene.dataset.picture or tuple(scene.dataset.event_shape) == (2,):
         return None
     count = scene.size(_LATENTS)
     x = scene.batch(0, count).flatten(1)
@@ -363,6 +363,6 @@ def _weights(scene: _Scene) -> Drawn | None:
 
 
 _FIGURES: tuple[Callable[[_Scene], Drawn | None], ...] = (
-    _samples, _reconstructions, _pairs, _decoded, _latents, _latents_after, _flow, _aggregate,
-    _curves, _weights,
+    _samples, _reconstructions, album_ways.in_plane, _pairs, _decoded, album_ways.interpolations, _latents,
+    _latents_after, _flow, _aggregate, _curves, _weights,
 )  # fmt: skip
