@@ -150,9 +150,11 @@ def test_levels_of_model_and_data_must_agree():
     model = vf.build(spec, data)
     assert model.likelihood.levels == 17
     other = vf.data.from_tensor(x, protocol="levels", levels=256)
-    with pytest.raises(SpecError, match="over 17 levels, the data have 256; build it with levels=256"):
+    with pytest.raises(
+        SpecError, match="over 17 levels, the data have 256; build it with levels=256"
+    ):
         vf.fit(model, other, epochs=1, quiet=True)
-    with pytest.raises(SpecError, match="Logistics takes levels.*data are real"):
+    with pytest.raises(SpecError, match=r"Logistics takes levels.*data are real"):
         vf.build(spec, vf.data.from_tensor(torch.randn(50, 6)))
     with pytest.raises(SpecError, match="levels; use likelihood=logistics"):
         vf.build(spec.replace(likelihood="gaussian"), data)
@@ -167,7 +169,14 @@ def test_a_fit_reads_levels_and_comes_back_from_its_folder(name, tmp_path):
     x = torch.randint(0, levels, (400, 1, 3, 5), dtype=torch.uint8)
     data = vf.data.from_tensor(x, protocol="levels", levels=levels)
     run = vf.fit(
-        "digits", data, likelihood=name, latent=2, hidden=16, epochs=4, quiet=True, out=tmp_path / "run"
+        "digits",
+        data,
+        likelihood=name,
+        latent=2,
+        hidden=16,
+        epochs=4,
+        quiet=True,
+        out=tmp_path / "run",
     )
     found = run.evaluate(samples=60)
     bits = found.estimates["bits_per_dim"]

@@ -66,11 +66,15 @@ def test_a_way_in_the_base_is_straight_there_and_keeps_to_the_prior():
     z = prior.sample((64,)).detach()
     a, b = z[:32], z[32:]
     with torch.no_grad():
-        base = prior.encode(interpolation.in_base(prior, a, b, 5).flatten(0, 1)).unflatten(0, (32, 5))
+        base = prior.encode(interpolation.in_base(prior, a, b, 5).flatten(0, 1)).unflatten(
+            0, (32, 5)
+        )
         torch.testing.assert_close(
             base, interpolation.spherical(prior.encode(a), prior.encode(b), 5), rtol=1e-9, atol=1e-9
         )
-    with pytest.raises(SpecError, match="StandardNormal has no base space; use linear or spherical"):
+    with pytest.raises(
+        SpecError, match="StandardNormal has no base space; use linear or spherical"
+    ):
         interpolation.in_base(vf.priors.StandardNormal(4), a, b)
     with pytest.raises(ShapeError, match=r"b: shape \(2, 4\), a has \(3, 4\)"):
         interpolation.linear(torch.zeros(3, 4), torch.zeros(2, 4))
@@ -146,7 +150,7 @@ def test_density_estimation_has_no_noise_to_leave_out():
 
 
 def test_points_outside_of_the_frame_are_counted():
-    figure, axes = figures.canvas(1, 2)
+    _, axes = figures.canvas(1, 2)
     points = torch.rand(100, 2)
     far = points.clone()
     far[:25] += 50

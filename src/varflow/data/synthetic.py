@@ -73,7 +73,7 @@ def three_clusters(name: str, seed: int) -> Arrays:
         square = rows.uniform(-6.0, -2.0, (CLUSTER_SIZE, 2))
         middle, corner = math.sqrt(0.5) * rows.standard_normal((2, CLUSTER_SIZE, 2))
         order = rows.permutation(3 * CLUSTER_SIZE)
-        values[split] = np.concatenate([square, middle, corner + (5.0, -5.0)])[order]
+        values[split] = np.concatenate([square, middle, corner + np.array([5.0, -5.0])])[order]
         labels[split] = np.repeat(np.arange(3), CLUSTER_SIZE)[order]
     return _arrays(name, seed, values, labels, Truth(_clusters))
 

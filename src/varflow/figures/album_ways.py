@@ -74,10 +74,9 @@ def in_plane(scene: _Scene) -> Drawn | None:
         None if labels is None else labels[:count],
     )
     told = " Colours of the data are the labels." if labels is not None else ""
-    third = "; right: the means for the same latents, which is not what the model says data look like" * (
-        len(shown) > 2
+    third = (
+        "; right: the means for the same latents, which is not what the model says data look like"
+        * (len(shown) > 2)
     )
-    caption = (
-        f"{count:,} {scene.examples}, and as many draws of p(x){third}. Same axes in all panels.{told}"
-    )
+    caption = f"{count:,} {scene.examples}, and as many draws of p(x){third}. Same axes in all panels.{told}"
     return figure, "plane", "Data and samples", caption

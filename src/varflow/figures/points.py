@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -37,7 +37,7 @@ def plane(
     low, high = data.min(0), data.max(0)
     margin = 0.08 * (high - low) + 1e-9 * np.maximum(np.abs(low), 1)
     for number, ((title, values), panel) in enumerate(zip(points.items(), axes, strict=True)):
-        colour: list[object] | str = AFTER
+        colour: Any = AFTER
         if number == 0:
             colour = "#555555"
             if labels is not None:
