@@ -15,6 +15,7 @@ from varflow.ensemble import Ensemble
 from varflow.errors import RunError, SpecError
 from varflow.files import read_json
 from varflow.model import Model
+from varflow.posteriors.observed import Observed
 from varflow.runfolder import (
     SNAPSHOTS,
     SPEC,
@@ -94,7 +95,8 @@ class Run:
 
         Args:
             split: of the data set, "test" unless given; a target has none.
-            samples: for each example, 1000 unless given; for each fit to a target 100,000.
+            samples: for each example, 1000 unless given (2 for density estimation, where nothing is random); for
+                each fit to a target 100,000.
             **options: of :func:`varflow.evaluation.evaluate`, or of
                 :func:`varflow.evaluation.evaluate_target` where this is a fit to a target.
 
@@ -121,7 +123,10 @@ class Run:
                 self.model,
                 self.dataset,
                 split="test" if split is None else split,
-                samples=1000 if samples is None else samples,
+                # Where the latents are the data all samples are the same; two, so that every sum has its variance.
+                samples=(2 if isinstance(self.model.posterior, Observed) else 1000)
+                if samples is None
+                else samples,
                 **options,
             )
         if self.folder is not None:
