@@ -178,12 +178,14 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
             protocol=protocol,
             data_dir=settings.data_dir,
             flip=settings.flip,
+            levels=settings.levels,
+            resize=settings.resize,
             verify=settings.verify,
             data_seed=spec.target.data_seed,
         )
     if isinstance(data, Dataset):
         return data
-    return room.from_tensor(data, protocol=protocol, flip=settings.flip)
+    return room.from_tensor(data, protocol=protocol, levels=settings.levels, flip=settings.flip)
 
 
 def environment(spec: RunSpec, engine: Engine) -> dict[str, Any]:

@@ -33,6 +33,10 @@ class DataSpec:
     """Folder of the named data sets; without it VARFLOW_DATA, then ~/.cache/varflow."""
     flip: bool | None = None
     """Horizontal flips in training; without it the data set's own default."""
+    levels: int | None = None
+    """Your own data: how many values a dimension takes; without it 256 for bytes, real numbers otherwise."""
+    resize: int | None = None
+    """A folder of pictures: the side of the square that each is brought to."""
     verify: bool = True
     """Compare the checksums of a named data set with the official ones."""
 
@@ -365,7 +369,7 @@ class RunSpec:
             "observations", "fits", "prior_length", "components", "likelihood_components", "prior_layers",
         ):  # fmt: skip
             _at_least(name, self.get(name), 1)
-        for name in ("scales", "steps", "threads", "prior_hidden", "up_kernel"):
+        for name in ("scales", "steps", "threads", "prior_hidden", "up_kernel", "resize"):
             if self.get(name) is not None:
                 _at_least(name, self.get(name), 1)
         for name in ("lr", "save_every", "validate_every", "step_bound", "initial_step"):
