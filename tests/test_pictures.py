@@ -134,7 +134,13 @@ def test_the_networks_of_the_picture_recipes_are_the_programs():
 @pytest.mark.parametrize("likelihood", ["auto", "logistics"])
 def test_odd_sizes_and_one_channel_train_and_evaluate(shape, likelihood, tmp_path):
     run = vf.fit(
-        "vlae", pictures(shape), likelihood=likelihood, steps=2, quiet=True, out=tmp_path / "r", **SMALL
+        "vlae",
+        pictures(shape),
+        likelihood=likelihood,
+        steps=2,
+        quiet=True,
+        out=tmp_path / "r",
+        **SMALL,
     )
     found = run.evaluate(samples=3)
     unit = "bits_per_dim"
@@ -146,7 +152,7 @@ def test_odd_sizes_and_one_channel_train_and_evaluate(shape, likelihood, tmp_pat
 
 
 def test_pictures_too_small_for_the_network_are_refused():
-    with pytest.raises(SpecError, match="channels: has 3 entries.*pictures of 3×3"):
+    with pytest.raises(SpecError, match=r"channels: has 3 entries.*pictures of 3×3"):
         vf.fit("vae-cifar", pictures((1, 3, 3)), steps=1, quiet=True)
 
 
@@ -192,7 +198,13 @@ def test_levels_of_ones_own_table_can_be_told(tmp_path):
     x = np.random.default_rng(0).integers(0, 5, (60, 4)).astype(np.uint8)
     np.save(tmp_path / "x.npy", x)
     run = vf.fit(
-        "digits", data=str(tmp_path / "x.npy"), levels=5, likelihood="categorical", latent=2, steps=2, quiet=True
+        "digits",
+        data=str(tmp_path / "x.npy"),
+        levels=5,
+        likelihood="categorical",
+        latent=2,
+        steps=2,
+        quiet=True,
     )
     assert run.model.likelihood.levels == 5
     assert run.dataset.levels == 5

@@ -57,9 +57,7 @@ class Categorical(OnLevels):
         found = logits.gather(self._dim, level).squeeze(self._dim) - logits.logsumexp(self._dim)
         return found.sum(self._event_dims)
 
-    def log_masses(
-        self, z: Float[Tensor, "*lead features"]
-    ) -> Float[Tensor, "*lead_event_levels"]:
+    def log_masses(self, z: Float[Tensor, "*lead features"]) -> Float[Tensor, "*lead_event_levels"]:
         return self._split(z).log_softmax(self._dim).movedim(self._dim, -1)
 
     def mean(self, z: Float[Tensor, "*lead features"]) -> Float[Tensor, "*lead_event"]:

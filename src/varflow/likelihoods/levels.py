@@ -39,9 +39,7 @@ class OnLevels(Likelihood):
         self.levels, self.top = levels, levels - 1
 
     @abstractmethod
-    def log_masses(
-        self, z: Float[Tensor, "*lead features"]
-    ) -> Float[Tensor, "*lead_event_levels"]:
+    def log_masses(self, z: Float[Tensor, "*lead features"]) -> Float[Tensor, "*lead_event_levels"]:
         """log p(v|z) of every level of every element, ``[*lead, *event, L]``: L times the size of an event."""
 
     def distribution(self, z: Float[Tensor, "*lead features"]) -> torch.distributions.Distribution:

@@ -108,11 +108,11 @@ class Logistics(OnLevels):
         first, last = level == 0, level == self.top
         found = torch.where(last, 0.0, upper) + torch.where(first, 0.0, lower)
         found = found + torch.where(first | last, 0.0, width)
-        return torch.logsumexp(log_weight + found, dim) if self.components > 1 else found.squeeze(dim)
+        return (
+            torch.logsumexp(log_weight + found, dim) if self.components > 1 else found.squeeze(dim)
+        )
 
-    def log_masses(
-        self, z: Float[Tensor, "*lead features"]
-    ) -> Float[Tensor, "*lead_event_levels"]:
+    def log_masses(self, z: Float[Tensor, "*lead features"]) -> Float[Tensor, "*lead_event_levels"]:
         log_weight, mean, log_scale = (part.unsqueeze(-1) for part in self.parameters_at(z))
         level = torch.arange(self.levels, dtype=mean.dtype, device=mean.device)
         return self._log_mass(level, log_weight, mean, log_scale, self._dim - 1)
@@ -131,7 +131,9 @@ class Logistics(OnLevels):
         below = log_weight.exp().cumsum(self._dim).narrow(self._dim, 0, self.components - 1)
         like = mean.select(self._dim, 0)
         chosen = (self._uniform(like, z).unsqueeze(self._dim) > below).sum(self._dim, keepdim=True)
-        mean, log_scale = (p.gather(self._dim, chosen).squeeze(self._dim) for p in (mean, log_scale))
+        mean, log_scale = (
+            p.gather(self._dim, chosen).squeeze(self._dim) for p in (mean, log_scale)
+        )
         drawn = mean + log_scale.exp() * torch.logit(self._uniform(like, z))
         # What falls beyond the ends belongs to the bins that are open there.
         return drawn.round().clamp(0, self.top) / self.top
