@@ -18,7 +18,7 @@ from varflow.errors import SpecError, suggestion
 from varflow.likelihoods import Identity
 from varflow.model import Model
 from varflow.networks import MLP, ConvDecoder, ConvEncoder, StridedDecoder, StridedEncoder
-from varflow.posteriors import Gaussian, Hamiltonian, Observed, Posterior
+from varflow.posteriors import Ancestral, Gaussian, Hamiltonian, Observed, Posterior
 from varflow.priors import Prior
 from varflow.specs import RunSpec, widths
 
@@ -95,6 +95,21 @@ def density(prior: Prior, event_shape: int | Sequence[int]) -> Model:
 
 
 def _prior(spec: RunSpec, form: Form, features: int) -> Prior:
+    """p(z); of two stochastic layers p(h₂) p(h₁|h₂), where p(h₂) is the spec's prior."""
+    top = spec.posterior.top_latent
+    if top and spec.likelihood.likelihood != "identity":
+        between = priors.GaussianLayer(top, features, *_between(spec))
+        return priors.Ancestral(_one_prior(spec, form, top), between)
+    return _one_prior(spec, form, features)
+
+
+def _between(spec: RunSpec) -> tuple[tuple[int, int], str]:
+    """Hidden layers and activation of a network between two stochastic layers."""
+    width = spec.posterior.top_hidden
+    return (width, width), spec.network.activation
+
+
+def _one_prior(spec: RunSpec, form: Form, features: int) -> Prior:
     settings = spec.prior
     name = settings.prior
     options: dict[str, Any] = {}
@@ -179,10 +194,13 @@ def _posterior(spec: RunSpec, features: int, encoder: nn.Module | None) -> Poste
         context=settings.context,
         base=settings.base_moments,
     )
+    base: Posterior = gaussian
+    if settings.top_latent:
+        base = Ancestral(gaussian, priors.GaussianLayer(features, settings.top_latent, *_between(spec)))
     if not settings.leapfrog:
-        return gaussian
+        return base
     return Hamiltonian(
-        gaussian,
+        base,
         settings.leapfrog,
         tempering=settings.tempering,
         step=settings.step_shape,
@@ -210,7 +228,10 @@ def _likelihood(spec: RunSpec, form: Form) -> nn.Module:
             scale if scale in ("learned", "per-dimension", "decoder") else float(scale)
         )
     shape = kind.decoder_shape(form.event_shape, **options)
-    likelihood: nn.Module = kind(_decoder(spec, shape), form.event_shape, **options)
+    decoder = _decoder(spec, shape)
+    if spec.posterior.top_latent:
+        decoder = priors.Reads(decoder, spec.posterior.latent)
+    likelihood: nn.Module = kind(decoder, form.event_shape, **options)
     return likelihood
 
 

@@ -437,7 +437,8 @@ def _subject(spec: RunSpec) -> str:
 
 def _flow_name(spec: RunSpec) -> str:
     posterior = spec.posterior
-    moved = f"-leapfrog{posterior.leapfrog}" if posterior.leapfrog else ""
+    moved = f"-top{posterior.top_latent}" if posterior.top_latent else ""
+    moved += f"-leapfrog{posterior.leapfrog}" if posterior.leapfrog else ""
     if posterior.flow == "none":
         return "none" + moved
     seen = "-amortized" if posterior.amortized else ""

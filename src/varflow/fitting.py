@@ -173,7 +173,7 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
     if protocol == "auto" and spec.likelihood.likelihood in ("logistics", "categorical"):
         protocol = "levels"
     if data is None:
-        return room.load(
+        found = room.load(
             settings.data,
             protocol=protocol,
             data_dir=settings.data_dir,
@@ -183,9 +183,13 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
             verify=settings.verify,
             data_seed=spec.target.data_seed,
         )
-    if isinstance(data, Dataset):
-        return data
-    return room.from_tensor(data, protocol=protocol, levels=settings.levels, flip=settings.flip)
+    elif isinstance(data, Dataset):
+        found = data
+    else:
+        found = room.from_tensor(
+            data, protocol=protocol, levels=settings.levels, flip=settings.flip
+        )
+    return found.first(train=settings.train_limit, validation=settings.validation_limit)
 
 
 def environment(spec: RunSpec, engine: Engine) -> dict[str, Any]:

@@ -183,7 +183,10 @@ def _title(spec: Mapping[str, Any], about: Mapping[str, Any], data: Mapping[str,
     kind = "amortized " if settings.get("amortized") else ""
     posterior = "Gaussian posterior" + ("" if flow == "none" else f", {kind}{flow} flow")
     name = data.get("name") or settings.get("data", "unnamed data")
-    return f"{name}: {settings.get('latent', '?')} latents, {posterior}"
+    steps, top = settings.get("leapfrog"), settings.get("top_latent")
+    posterior += f", {steps} leapfrog steps" if steps else ""
+    latents = f"{settings.get('latent', '?')}" + (f" + {top}" if top else "")
+    return f"{name}: {latents} latents, {posterior}"
 
 
 def _lead(spec: Mapping[str, Any], about: Mapping[str, Any], data: Mapping[str, Any]) -> str:

@@ -39,6 +39,10 @@ class DataSpec:
     """A folder of pictures: the side of the square that each is brought to."""
     verify: bool = True
     """Compare the checksums of a named data set with the official ones."""
+    train_limit: int | None = None
+    """The first examples of the training split alone."""
+    validation_limit: int | None = None
+    """The first examples of the validation split alone."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,10 @@ class PosteriorSpec:
     """Hamiltonian posterior: step size at the start."""
     initial_temperature: float = 1.5
     """Hamiltonian posterior: 1/√β₀ at the start."""
+    top_latent: int = 0
+    """Latents of a second stochastic layer h₂ above the first: p(h₂) p(h₁|h₂) and q(h₁|x) q(h₂|h₁); 0 for none."""
+    top_hidden: int = 100
+    """Units of each of the two hidden layers between the stochastic layers."""
 
 
 @dataclass(frozen=True)
@@ -220,8 +228,9 @@ class OptimizerSpec:
     """RMSprop: normalise by the centred second moment."""
     nesterov: bool = False
     """SGD: Nesterov momentum."""
-    decay: Literal["none", "cosine", "linear"] = "none"
-    """Learning rate over the run: constant, or to zero along a cosine or a line."""
+    decay: Literal["none", "cosine", "linear", "stages"] = "none"
+    """Learning rate over the run: constant; to zero along a cosine or a line; or eight stages of 1, 3, 9, … epochs,
+    each at 10^(-1/7) of the rate before."""
     clip: float | None = None
     """Largest norm of the whole gradient; without it no clipping."""
 
@@ -367,9 +376,12 @@ class RunSpec:
         for name in (
             "layers", "hidden", "base", "blocks", "latent", "length", "samples", "batch", "dimensions",
             "observations", "fits", "prior_length", "components", "likelihood_components", "prior_layers",
+            "top_hidden",
         ):  # fmt: skip
             _at_least(name, self.get(name), 1)
-        for name in ("scales", "steps", "threads", "prior_hidden", "up_kernel", "resize"):
+        for name in (
+            "scales", "steps", "threads", "prior_hidden", "up_kernel", "resize", "train_limit", "validation_limit",
+        ):  # fmt: skip
             if self.get(name) is not None:
                 _at_least(name, self.get(name), 1)
         for name in ("lr", "save_every", "validate_every", "step_bound", "initial_step"):
@@ -379,7 +391,7 @@ class RunSpec:
                 _above(name, self.get(name), 0.0)
         for name in (
             "beta", "warmup", "weight_decay", "gain_decay", "eps", "momentum", "seed", "data_seed", "free_bits",
-            "anneal", "leapfrog", "stem", "head", "dense",
+            "anneal", "leapfrog", "stem", "head", "dense", "top_latent",
         ):  # fmt: skip
             _at_least(name, self.get(name), 0)
         for name in ("channels", "up_channels"):
@@ -420,6 +432,13 @@ class RunSpec:
         if infers_target and posterior.amortized:
             raise SpecError(
                 "amortized: a target has no x to compute flow parameters from; leave it out"
+            )
+        if posterior.top_latent and infers_target:
+            raise SpecError("top_latent: a target has its own latents and no layers; leave it out")
+        if posterior.top_latent and self.prior.prior == "vamp":
+            raise SpecError(
+                "top_latent: a VampPrior averages q(z|x) over all latents at once, and two layers need a prior of "
+                "the second alone; use prior=normal, mixture or a flow"
             )
         if self.training.fits > 1 and not infers_target:
             raise SpecError(

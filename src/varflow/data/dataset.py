@@ -215,6 +215,28 @@ class Dataset:
             self._mean = (mean + mean.flip(-1)) / 2 if self.flip else mean
         return self._mean.to(self.dtype)
 
+    def first(self, **limits: int | None) -> Dataset:
+        """The same data with the first examples of a split alone, e.g. ``first(train=10_000)``; None leaves all.
+
+        Raises:
+            SpecError: an unknown split, or more examples than it has.
+        """
+        limits = {split: limit for split, limit in limits.items() if limit is not None}
+        for split, limit in limits.items():
+            self._check(split)
+            if not 1 <= limit <= self.sizes[split]:
+                raise SpecError(
+                    f"{split}_limit: was {limit}; the {split} split of {self.name} has {self.sizes[split]} "
+                    "examples, use 1 up to that"
+                )
+        if all(limits[split] == self.sizes[split] for split in limits):
+            return self
+        fewer = copy.copy(self)
+        fewer._raw = {split: x[: limits.get(split)] for split, x in self._raw.items()}
+        fewer._labels = {split: y[: limits.get(split)] for split, y in self._labels.items()}
+        fewer._drawn, fewer._mean = {}, None
+        return fewer
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Dataset:
         """The same data on ``device``, with x in ``dtype`` (float32 or float64)."""
         if dtype not in (None, torch.float32, torch.float64):

@@ -24,6 +24,11 @@ TABLE = {
     "energy": "varflow.recipes.energies:ENERGY",
     "energy-paper": "varflow.recipes.energies:ENERGY_PAPER",
     "gaussian-model": "varflow.recipes.gaussian_model:GAUSSIAN_MODEL",
+    "hvae": "varflow.recipes.hvae:HVAE",
+    "hvae-mnist": "varflow.recipes.hvae:HVAE_MNIST",
+    "iwae-mnist": "varflow.recipes.hvae:IWAE_MNIST",
+    "iwae": "varflow.recipes.iwae:IWAE",
+    "iwae-2": "varflow.recipes.iwae:IWAE_2",
     "gaussian-separate": "varflow.recipes.gaussian_model:GAUSSIAN_SEPARATE",
 }
 

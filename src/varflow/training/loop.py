@@ -155,7 +155,7 @@ class Loop:
             else:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         if settings.decay != "none":
-            rate = learning_rate(settings, self.step, self.steps)
+            rate = learning_rate(settings, self.step, self.steps, self.steps_per_epoch)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
         self.optimizer.step()

@@ -19,6 +19,7 @@ _OPTIONS = {
     "rmsprop": ("alpha", "eps", "momentum", "centered"),
     "sgd": ("momentum", "nesterov"),
 }
+_STAGES = 8
 _FUSED = ("adam", "adamw", "sgd")
 
 
@@ -114,10 +115,18 @@ def _groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
     ]
 
 
-def learning_rate(spec: OptimizerSpec, step: int, steps: int) -> float:
-    """The rate at an update: constant, or to zero over ``steps`` along a cosine or a line."""
+def learning_rate(spec: OptimizerSpec, step: int, steps: int, steps_per_epoch: int = 1) -> float:
+    """The rate at an update: constant, or to zero over ``steps`` along a cosine or a line.
+
+    ``"stages"``: lr·10^(−i/7) for 3ⁱ epochs, i = 0 … 7: 3,280 epochs in all, of which a shorter run is the beginning
+    (Burda, Grosse and Salakhutdinov 2016, section 5).
+    """
     if spec.decay == "none":
         return spec.lr
+    if spec.decay == "stages":
+        # Stages before the i-th take 1 + 3 + … + 3^(i−1) = (3^i − 1)/2 epochs.
+        begun = sum(step >= (3**i - 1) // 2 * steps_per_epoch for i in range(1, _STAGES))
+        return float(spec.lr * 10 ** (-begun / (_STAGES - 1)))
     done = min(1.0, step / steps)
     if spec.decay == "linear":
         return spec.lr * (1.0 - done)
