@@ -146,6 +146,6 @@ def check(
         SpecError: the sentence of the first rule that refuses.
     """
     for rule in RULES.values():
-        sentence = rule(Combination(model, support, objective, levels))
+        sentence = rule(Combination(model, support, objective, levels=levels))
         if sentence is not None:
             raise SpecError(sentence)

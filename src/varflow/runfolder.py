@@ -222,7 +222,7 @@ def read_form(folder: Path) -> Form:
             raise ValueError(f"event_shape {shape}")
         if support not in ("binary", "grey", "levels", "unit", "real", "none"):
             raise ValueError(f"support {support!r}")
-        if levels is not None and not (type(levels) is int and levels > 1):
+        if levels is not None and not (type(levels) is int and levels > 0):
             raise ValueError(f"levels {levels!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(

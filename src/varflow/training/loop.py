@@ -114,7 +114,7 @@ class Loop:
         self.validate_every = max(1, round(every)) if dataset.sizes["validation"] else self.steps
         self.objective = objectives.build(spec.objective, self.steps_per_epoch)
         for one in model.members() if isinstance(model, Ensemble) else [model]:
-            combinations.check(one, dataset.support, self.objective, dataset.levels)
+            combinations.check(one, dataset.support, self.objective, levels=dataset.levels)
         self.fits = model.fits if isinstance(model, Ensemble) else 1
         # The importance-weighted bound is another one for each number of samples.
         tighter = spec.objective.objective == "iwae"
