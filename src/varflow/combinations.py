@@ -19,12 +19,14 @@ class Combination:
         support: the values of the data; "none" for a target.
         objective: None where nothing is trained.
         levels: how many values an element of the data can take; None for a continuum.
+        processes: how many share the work.
     """
 
     model: Model
     support: str
     objective: Any = None
     levels: int | None = None
+    processes: int = 1
 
     @property
     def follows_gradient(self) -> bool:
@@ -123,6 +125,29 @@ def _codes_and_numbers(given: Combination) -> str | None:
     )
 
 
+def _processes_and_coupled(given: Combination) -> str | None:
+    if given.processes == 1:
+        return None
+    coupled = [m for m in given.model.modules() if getattr(m, "couples_examples", False)]
+    coupled += [m for m in given.model.modules() if "BatchNorm" in type(m).__name__]
+    if not coupled:
+        return None
+    return (
+        f"normalization: {type(coupled[0]).__name__} takes statistics of a batch, of which each of the "
+        f"{given.processes} processes sees a part alone; use normalization=group, layer or none, or one process"
+    )
+
+
+def _processes_and_samples(given: Combination) -> str | None:
+    bound = getattr(given.objective, "bound", "ELBO")
+    if given.processes == 1 or given.model.posterior.reads_x or bound == "ELBO":
+        return None
+    return (
+        f"objective: the samples of a target are shared by the {given.processes} processes, and the {bound} needs "
+        "all of them at one place; use objective=elbo or annealed, or one process"
+    )
+
+
 #: name of the rule → what it says, or None.
 RULES: dict[str, Callable[[Combination], str | None]] = {
     "likelihood × values of the data": _support,
@@ -134,11 +159,17 @@ RULES: dict[str, Callable[[Combination], str | None]] = {
     "free bits × posterior that mixes latents": _free_bits_and_mixing,
     "quantizer × importance bounds": _codes_and_importance,
     "codes × real numbers": _codes_and_numbers,
+    "several processes × batch statistics": _processes_and_coupled,
+    "several processes × importance bounds of a target": _processes_and_samples,
 }
 
 
 def check(
-    model: Model, support: str, objective: Any = None, levels: int | None = None
+    model: Model,
+    support: str,
+    objective: Any = None,
+    processes: int = 1,
+    levels: int | None = None,
 ) -> None:
     """Apply every rule.
 
@@ -146,6 +177,6 @@ def check(
         SpecError: the sentence of the first rule that refuses.
     """
     for rule in RULES.values():
-        sentence = rule(Combination(model, support, objective, levels=levels))
+        sentence = rule(Combination(model, support, objective, levels=levels, processes=processes))
         if sentence is not None:
             raise SpecError(sentence)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from varflow import native, recipes
+from varflow import native, ranks, recipes
 from varflow.building import PARTS, Form, build, build_ensemble, unobserved
 from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
@@ -25,9 +25,11 @@ from varflow.run import Run
 from varflow.runfolder import (
     RUN,
     SPEC,
+    Elsewhere,
     Memory,
     RunFolder,
     check_data,
+    describe_data,
     prepare,
     read_about,
     read_form,
@@ -41,6 +43,7 @@ from varflow.training.loop import Loop
 from varflow.training.progress import Progress
 
 
+@ranks.together
 def fit(
     what: str | RunSpec | Model | Ensemble,
     data: Any = None,
@@ -106,6 +109,7 @@ def fit(
     return _train(spec, model, dataset, engine, folder, about, quiet, None, overwrite)
 
 
+@ranks.together
 def resume(
     folder: str | Path,
     data: Any = None,
@@ -204,6 +208,7 @@ def environment(spec: RunSpec, engine: Engine) -> dict[str, Any]:
         "processor": _processor(engine),
         "engine": engine.to_dict(),
         "seed": spec.training.seed,
+        "processes": ranks.world(),
         "commit": _commit(),
     }
 
@@ -269,11 +274,12 @@ def _train(
     overwrite: bool = False,
 ) -> Run:
     model.to(device=engine.device, dtype=engine.dtype)
-    sink = Memory() if folder is None else RunFolder(folder)
-    progress = Progress(0, quiet=quiet)
+    writes = folder is not None and ranks.rank() == 0
+    sink = Memory() if folder is None else RunFolder(folder) if writes else Elsewhere()
+    progress = Progress(0, quiet=quiet or ranks.rank() > 0)
     loop = Loop(model, dataset, spec, engine, sink, progress)
     progress.steps = loop.steps
-    if folder is not None and state is None:
+    if folder is not None and writes and state is None:
         # Only now: whatever is wrong with the settings has been said, and no half-made run is left.
         prepare(folder, overwrite)
         write_start(folder, spec, dataset, about, environment(spec, engine))
@@ -286,9 +292,9 @@ def _train(
                 f"folder: {folder} is finished ({loop.step} of {loop.steps} steps); "
                 "give a larger budget, e.g. epochs or steps, to go on"
             )
-        assert isinstance(sink, RunFolder)
-        write_json(sink.folder / SPEC, spec.to_dict())
-        sink.rewind(state)
+        if isinstance(sink, RunFolder):
+            write_json(sink.folder / SPEC, spec.to_dict())
+            sink.rewind(state)
     if not engine.denormals_flushed:
         progress.say(
             "note: denormal numbers are not flushed in all CPU threads (torch had started them before); "
@@ -299,18 +305,23 @@ def _train(
             f"note: the run was begun with compiled code, and there is none here ({native.reason()}); "
             "it goes on in torch, equal up to rounding"
         )
+    # Where the data were found may differ.
+    seen = {k: v for k, v in describe_data(dataset).items() if k not in ("source", "folder")}
+    ranks.meet({"settings": spec.replace(data_dir=None).to_dict(), "data": seen})
+    ranks.copy_first(model)
     try:
-        with progress:
+        with progress, ranks.lockstep():
             outcome = loop.run()
     finally:
         if isinstance(sink, RunFolder):
             sink.close()
     ended = dataclasses.asdict(outcome)
-    if folder is not None:
+    if folder is not None and writes:
         write_json(folder / RUN, {**about, "outcome": ended})
+    ranks.meet()
     model.eval()
     form = Form(tuple(dataset.event_shape), dataset.support, dataset.levels)
-    records = sink.records if isinstance(sink, Memory) else read_metrics(sink.folder)
+    records = sink.records if isinstance(sink, Memory) else read_metrics(Path(folder or ""))
     return Run(spec, model, form, folder, records, ended, dataset)
 
 

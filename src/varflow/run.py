@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from varflow import ranks
 from varflow.building import PARTS, Form, build, build_ensemble, unobserved
 from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
@@ -88,6 +89,7 @@ class Run:
         """The models, one for each fit that was trained here, in the order of their seeds."""
         return self.model.members() if isinstance(self.model, Ensemble) else [self.model]
 
+    @ranks.by_first
     def evaluate(
         self, split: str | None = None, samples: int | None = None, **options: Any
     ) -> Evaluation:
@@ -133,6 +135,7 @@ class Run:
             result.save(self.folder)
         return result
 
+    @ranks.by_first
     def report(self) -> Path:
         """Draw every figure that applies and write report.html; returns its path.
 

@@ -145,6 +145,19 @@ class Memory:
         self.snapshots.append((step, kept))
 
 
+class Elsewhere:
+    """A sink that keeps nothing: another process writes."""
+
+    def record(self, record: dict[str, Any]) -> None: ...
+
+    def position(self) -> int:
+        return 0
+
+    def save(self, state: dict[str, Any]) -> None: ...
+
+    def snapshot(self, step: int, weights: Mapping[str, Tensor]) -> None: ...
+
+
 def save_weights(path: Path, weights: Mapping[str, Tensor], step: int) -> None:
     """Weights as safetensors, whole or not at all."""
     from safetensors.torch import save
