@@ -167,7 +167,9 @@ def table(options: argparse.Namespace, cases: list[Case]) -> None:
         out = folder(options, case)
         if not (out / "evaluation" / "test.json").exists():
             continue
-        found, outcome = Evaluation.load(out), read(out / "run.json").get("outcome", {})
+        found, last = Evaluation.load(out), rows(out)[-1]
+        # Of a fit that still runs, or was interrupted, the weights of the last checkpoint were evaluated.
+        ended = read(out / "run.json").get("outcome", {}).get("finished", False)
         elbo, nll = found.estimates["elbo"], found.estimates["nll"]
         base = folder(options, known[case.base])
         difference = "–"
@@ -175,9 +177,9 @@ def table(options: argparse.Namespace, cases: list[Case]) -> None:
             difference = less(found, Evaluation.load(base))
         row = [
             case.name,
-            f"{reached(out):g}",
-            f"{outcome.get('step', 0):,}",
-            f"{outcome.get('seconds', 0) / 3600:.2f}",
+            f"{last['epoch']:g}" + ("" if ended else " so far"),
+            f"{last['step']:,}",
+            f"{last['seconds'] / 3600:.2f}",
             f"{elbo.value:.2f} ± {elbo.standard_error:.2f}",
             f"{nll.value:.2f} ± {nll.standard_error:.2f}",
             f"{nll.monte_carlo_error:.3f}",
@@ -229,8 +231,12 @@ def curve(found: Any) -> tuple[list[int], list[float], list[float]]:
 
 def reached(out: Path) -> float:
     """Epochs done."""
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return max((row["epoch"] for row in rows), default=0.0)
+    return max((row["epoch"] for row in rows(out)), default=0.0)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """The records of a fit."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def read(path: Path) -> dict[str, Any]:

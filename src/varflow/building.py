@@ -172,11 +172,14 @@ def _target(spec: RunSpec, own: Mapping[str, nn.Module]) -> tuple[Any, nn.Module
 
 def flow_factory(spec: RunSpec) -> Callable[..., Any] | None:
     """The flow of ``spec`` as a callable of ``features`` and ``context_features``."""
-    name, length = spec.posterior.flow, spec.posterior.length
+    return _factory(spec.posterior.flow, spec.posterior.length)
+
+
+def _factory(name: str, length: int) -> Callable[..., Any] | None:
     if name == "none":
         return None
 
-    def make(features: int, context_features: int) -> Any:
+    def make(features: int, context_features: int = 0) -> Any:
         return resolve(flows.TABLE[name])(
             features, length=length, context_features=context_features
         )
@@ -207,6 +210,7 @@ def _posterior(spec: RunSpec, features: int, encoder: nn.Module | None) -> Poste
         bound=settings.step_bound,
         initial_step=settings.initial_step,
         initial_temperature=settings.initial_temperature,
+        flow=_factory(settings.extended_flow, settings.extended_length),
     )
 
 

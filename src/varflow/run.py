@@ -157,7 +157,11 @@ class Run:
                 self.model, self.metrics, folder, snapshots(self.folder), evaluation=evaluation
             )
         else:
-            figures.gallery(self.model, self.dataset, self.metrics, folder, evaluation=evaluation)
+            drawn = (self.folder / "evaluation" / "test-curve.json").exists()
+            curve = Evaluation.load(self.folder, "test-curve") if drawn else None
+            figures.gallery(
+                self.model, self.dataset, self.metrics, folder, evaluation=evaluation, curve=curve
+            )
         return write_report(self.folder)
 
     def _given_data(self) -> bool:

@@ -172,6 +172,10 @@ class PosteriorSpec:
     """Hamiltonian posterior: step size at the start."""
     initial_temperature: float = 1.5
     """Hamiltonian posterior: 1/√β₀ at the start."""
+    extended_flow: str = "none"
+    """Hamiltonian posterior: a flow after the last leapfrog step, on positions and momenta together."""
+    extended_length: int = 5
+    """Steps of that flow."""
     top_latent: int = 0
     """Latents of a second stochastic layer h₂ above the first: p(h₂) p(h₁|h₂) and q(h₁|x) q(h₂|h₁); 0 for none."""
     top_hidden: int = 100
@@ -368,6 +372,7 @@ class RunSpec:
 
             _among("target", self.target.target, ["none", *targets.TABLE])
         _among("flow", self.posterior.flow, ["none", *flows.TABLE])
+        _among("extended_flow", self.posterior.extended_flow, ["none", *flows.TABLE])
         _among("prior", self.prior.prior, priors.TABLE)
         _among("likelihood", self.likelihood.likelihood, ["auto", "identity", *likelihoods.TABLE])
         _among("objective", self.objective.objective, objectives.TABLE)
@@ -376,7 +381,7 @@ class RunSpec:
         for name in (
             "layers", "hidden", "base", "blocks", "latent", "length", "samples", "batch", "dimensions",
             "observations", "fits", "prior_length", "components", "likelihood_components", "prior_layers",
-            "top_hidden",
+            "top_hidden", "extended_length",
         ):  # fmt: skip
             _at_least(name, self.get(name), 1)
         for name in (
@@ -432,6 +437,11 @@ class RunSpec:
         if infers_target and posterior.amortized:
             raise SpecError(
                 "amortized: a target has no x to compute flow parameters from; leave it out"
+            )
+        if posterior.extended_flow != "none" and not posterior.leapfrog:
+            raise SpecError(
+                "extended_flow: moves positions and momenta, and without leapfrog steps there are no momenta; "
+                "set leapfrog, or use flow"
             )
         if posterior.top_latent and infers_target:
             raise SpecError("top_latent: a target has its own latents and no layers; leave it out")

@@ -54,16 +54,24 @@ class Evaluated:
 CASES = {
     "2-D, static flow": (
         {"latent": 2, "flow": "planar"},
-        "samples reconstructions decoded interpolations latents flow aggregate curves weights",
+        "samples reconstructions decoded interpolations latents flow aggregate hmc curves weights",
     ),
     "2-D, amortized flow": (
         {"latent": 2, "flow": "planar", "amortized": True},
-        "samples reconstructions decoded interpolations latents flow aggregate curves weights",
+        "samples reconstructions decoded interpolations latents flow aggregate hmc curves weights",
     ),
-    "5-D, no flow": ({"latent": 5}, "samples reconstructions interpolations latents aggregate curves weights"),
+    "5-D, no flow": ({"latent": 5}, "samples reconstructions interpolations latents aggregate hmc curves weights"),
+    "5-D, Hamiltonian": (
+        {"latent": 5, "leapfrog": 2, "tempering": "free"},
+        "samples reconstructions interpolations latents aggregate trajectories schedule hmc curves weights",
+    ),
+    "5-D, two layers": (
+        {"latent": 5, "top_latent": 2},
+        "samples reconstructions interpolations latents hmc curves weights",
+    ),
     "5-D, flow": (
         {"latent": 5, "flow": "iaf"},
-        "samples reconstructions interpolations latents aggregate curves weights",
+        "samples reconstructions interpolations latents aggregate hmc curves weights",
     ),
 }
 
@@ -92,8 +100,20 @@ def test_what_applies_to_pictures_is_drawn_and_told(case: str, tmp_path) -> None
     assert "one draw" in told["latents"].lower()
     assert "20 evaluated points" in told["weights"]
     assert "mean of the Bernoulli likelihood" in told["samples"]
+    if "trajectories" in told:
+        assert "z_2 one of q(z|x)" in told["trajectories"]
+        assert "tempering free" in told["schedule"]
     if "flow" in told:
         assert ("amortized" in told["flow"]) == settings.get("amortized", False)
+
+
+def test_the_bound_is_drawn_where_it_was_computed(tmp_path) -> None:
+    dataset = pictures()
+    model = model_of(dataset, latent=2)
+    curve = vf.evaluation.bound_curve(model, dataset, samples=10)
+    entries = figures.gallery(model, dataset, [], tmp_path, curve=curve)
+    assert names(entries)[-1] == "bound"
+    assert "6 points of" in entries[-1].caption
 
 
 def test_tables_get_pairs_of_columns_instead_of_pictures(tmp_path) -> None:
@@ -106,7 +126,7 @@ def test_tables_get_pairs_of_columns_instead_of_pictures(tmp_path) -> None:
 def test_colour_pictures_under_a_gaussian(tmp_path) -> None:
     dataset = pictures(colours=3, protocol="logit")
     entries = figures.gallery(model_of(dataset, latent=3), dataset, [], tmp_path)
-    assert names(entries) == ["samples", "reconstructions", "interpolations", "latents", "aggregate"]
+    assert names(entries) == ["samples", "reconstructions", "interpolations", "latents", "aggregate", "hmc"]
     assert "Gaussian likelihood" in entries[0].caption
 
 

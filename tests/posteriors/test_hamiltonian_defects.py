@@ -124,7 +124,9 @@ def gradient_off() -> float:
 
     parameters = list(model.parameters())
     worst, h = 0.0, 1e-5
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss(), parameters), strict=True):
+    for parameter, gradient in zip(
+        parameters, torch.autograd.grad(loss(), parameters), strict=True
+    ):
         flat, found = parameter.detach().view(-1), gradient.reshape(-1)
         for i in range(flat.numel()):
             centre, values = flat[i].item(), []

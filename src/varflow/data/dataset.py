@@ -221,19 +221,19 @@ class Dataset:
         Raises:
             SpecError: an unknown split, or more examples than it has.
         """
-        limits = {split: limit for split, limit in limits.items() if limit is not None}
-        for split, limit in limits.items():
+        given = {split: limit for split, limit in limits.items() if limit is not None}
+        for split, limit in given.items():
             self._check(split)
             if not 1 <= limit <= self.sizes[split]:
                 raise SpecError(
                     f"{split}_limit: was {limit}; the {split} split of {self.name} has {self.sizes[split]} "
                     "examples, use 1 up to that"
                 )
-        if all(limits[split] == self.sizes[split] for split in limits):
+        if all(given[split] == self.sizes[split] for split in given):
             return self
         fewer = copy.copy(self)
-        fewer._raw = {split: x[: limits.get(split)] for split, x in self._raw.items()}
-        fewer._labels = {split: y[: limits.get(split)] for split, y in self._labels.items()}
+        fewer._raw = {split: x[: given.get(split)] for split, x in self._raw.items()}
+        fewer._labels = {split: y[: given.get(split)] for split, y in self._labels.items()}
         fewer._drawn, fewer._mean = {}, None
         return fewer
 

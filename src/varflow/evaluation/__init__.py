@@ -21,6 +21,8 @@ _EXPORTS = {
     "evaluate": "varflow.evaluation.estimation:evaluate",
     "evaluate_target": "varflow.evaluation.targets:evaluate_target",
     "grouped_bounds": "varflow.evaluation.curve:grouped_bounds",
+    "hmc_walk": "varflow.evaluation.walk:hmc_walk",
+    "Walk": "varflow.evaluation.walk:Walk",
     "importance_sample": "varflow.evaluation.importance:importance_sample",
     "inference_gaps": "varflow.evaluation.gaps:inference_gaps",
     "latents": "varflow.evaluation.health:latents",

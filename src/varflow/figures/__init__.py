@@ -23,6 +23,8 @@ _EXPORTS = {
     "overlaid_curves": "varflow.figures.comparison:overlaid_curves",
     "bound_by_samples": "varflow.figures.comparison:bound_by_samples",
     "plane": "varflow.figures.points:plane",
+    "decoded_trajectories": "varflow.figures.trajectories:decoded_trajectories",
+    "hamiltonian_schedule": "varflow.figures.trajectories:hamiltonian_schedule",
     "pairs": "varflow.figures.tables:pairs",
     "density": "varflow.figures.targets:density",
     "density_grid": "varflow.figures.targets:density_grid",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from varflow import random
 from varflow.errors import DataError
-from varflow.figures import album_ways, curves, latent, pictures, tables, warp
+from varflow.figures import album_ways, curves, latent, moving, pictures, tables, warp
 from varflow.figures.base import canvas, save, style
 from varflow.files import make_folder, write_json
 from varflow.model import Model
@@ -44,6 +44,7 @@ class _Scene:
     seed: int
     evaluation: Any
     split: str
+    curve: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -89,6 +90,7 @@ def gallery(
     seed: int = 0,
     evaluation: Any = None,
     split: str = "validation",
+    curve: Any = None,
 ) -> list[Entry]:
     """Draw every figure that applies to this model and these data.
 
@@ -106,6 +108,7 @@ def gallery(
         evaluation: a :class:`varflow.evaluation.Evaluation`, for the figures of its weights.
         split: whose examples are shown; the test split is left to evaluation. An empty one is
             replaced by the first that has examples.
+        curve: what :func:`varflow.evaluation.bound_curve` gave, for the figure of the bound.
 
     Returns:
         Path, title and caption of each figure, in the order to look at them.
@@ -117,7 +120,7 @@ def gallery(
     available = [name for name in (split, "validation", "test", "train") if dataset.sizes.get(name)]
     if not available:
         raise DataError(f"dataset: {dataset.name} has no examples; give at least one")
-    scene = _Scene(model, dataset, metrics, seed, evaluation, available[0])
+    scene = _Scene(model, dataset, metrics, seed, evaluation, available[0], curve)
     folder = Path(folder)
     make_folder(folder)
     entries = []
@@ -364,5 +367,6 @@ def _weights(scene: _Scene) -> Drawn | None:
 
 _FIGURES: tuple[Callable[[_Scene], Drawn | None], ...] = (
     _samples, _reconstructions, album_ways.in_plane, _pairs, _decoded, album_ways.interpolations, _latents,
-    _latents_after, _flow, _aggregate, _curves, _weights,
+    _latents_after, _flow, _aggregate, moving.draw_trajectories, moving.draw_schedule, moving.draw_hmc, _curves,
+    _weights, moving.draw_bound,
 )  # fmt: skip

@@ -7,11 +7,15 @@ what the start blows up by β₀^{−D/2} the tempering takes back, so the map (
 log|det| = 0 and the log-weight holds no β₀:
 
     log w = log p(x, z_K) + log N(ρ_K; 0, I) − log q₀(z₀|x) − log N(γ₀; 0, I).
+
+A flow f may follow on positions and momenta together, (z, ρ) = f(z_K, ρ_K): then (z, ρ) stands in the log-weight for
+(z_K, ρ_K), and log|det ∂f| is added.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 
 from varflow import hmc, random
 from varflow.errors import SpecError, unknown
+from varflow.flows.flow import Flow, without_autocast
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 
 Tempering = Literal["none", "fixed", "free"]
@@ -66,19 +71,26 @@ class HamiltonianConditional(Conditional):
             return base
         noise = _momentum(base.z)
         end = self._move(base.z, noise, log_joint)
+        ladj = base.ladj
+        if self.posterior.flow is not None:
+            end, extended = self._flow(end)
+            ladj = ladj + extended
         kinetic = 0.5 * noise.square().sum(-1)
-        log_q = base.log_q - kinetic + 0.5 * end.rho.square().sum(-1)
+        log_q = base.log_q - kinetic + 0.5 * end.rho.square().sum(-1) - (ladj - base.ladj)
         control = base.control
         if self.posterior.rao_blackwell:
             mean_free = 0.5 * noise.shape[-1] - kinetic
             control = mean_free if control is None else control + mean_free
-        return Draw(end.z, log_q, base.z0, base.ladj, control, end.rho, end.log_density)
+        return Draw(end.z, log_q, base.z0, ladj, control, end.rho, end.log_density)
 
     @torch.no_grad()
     def trajectory(
         self, log_joint: LogJoint, samples: int = 1
     ) -> Float[Tensor, "points samples ..."]:
-        """The positions z₀ (after the base's flow), z₁, …, z_K of S samples: ``[K + 1, S, *B, D]``."""
+        """The positions z₀ (after the base's flow), z₁, …, z_K of S samples: ``[K + 1, S, *B, D]``.
+
+        With a flow on positions and momenta, what it makes of z_K is one point more.
+        """
         start = self.base.draw(samples, log_joint).z
         if not self.posterior.steps:
             return start.unsqueeze(0)
@@ -90,9 +102,11 @@ class HamiltonianConditional(Conditional):
             return slope(z)
 
         steps, factors, temperature = self.posterior.schedule()
-        hmc.leapfrog(
+        end = hmc.leapfrog(
             start, temperature * _momentum(start), noting, steps, self.posterior.steps, factors
         )
+        if self.posterior.flow is not None:
+            visited.append(self._flow(end)[0].z)
         return torch.stack(visited)
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -105,6 +119,15 @@ class HamiltonianConditional(Conditional):
             "log_prob: the Hamiltonian posterior has no density of z alone, only one of position and "
             "momentum together; draw from it and use log_q, or importance weights"
         )
+
+    def _flow(self, end: hmc.Phase) -> tuple[hmc.Phase, Tensor]:
+        """(z, ρ) = f(z_K, ρ_K), and log|det ∂f| ``[S, *B]``."""
+        assert self.posterior.flow is not None
+        joint = torch.cat((end.z, end.rho), -1)
+        with without_autocast(joint):
+            moved, ladj = self.posterior.flow(joint)
+        z, rho = moved.chunk(2, -1)
+        return hmc.Phase(z, rho, None), ladj
 
     def _move(self, z: Tensor, noise: Tensor, log_joint: LogJoint | None) -> hmc.Phase:
         if log_joint is None:
@@ -139,6 +162,8 @@ class Hamiltonian(Posterior):
             parameters: gradients are the same, and the value is *noisier*, because the sample cancels
             against the energy that an accurate trajectory conserves (1.5 to 10 times the standard
             deviation on Gaussian targets with a learned base).
+        flow: a static flow of 2D features, or a callable such as ``functools.partial(InverseAutoregressive,
+            length=5)`` that is called with ``features=2D``: it moves positions and momenta after the last step.
 
     Attributes:
         uses_gradient: True: ``draw`` needs ``log_joint``.
@@ -175,6 +200,7 @@ class Hamiltonian(Posterior):
         initial_step: float = 0.05,
         initial_temperature: float = 1.5,
         rao_blackwell: bool = False,
+        flow: Flow | Callable[..., Flow] | None = None,
     ) -> None:
         super().__init__()
         if tempering not in get_args(Tempering):
@@ -194,6 +220,16 @@ class Hamiltonian(Posterior):
         self.base, self.steps, self.tempering, self.step = base, steps, tempering, step
         self.bound, self.rao_blackwell = bound, rao_blackwell
         self.features = int(base.features)  # type: ignore[arg-type]
+        if flow is not None and not isinstance(flow, Flow):
+            flow = flow(features=2 * self.features)
+        if flow is not None and (flow.features != 2 * self.features or flow.context_features):
+            raise SpecError(
+                f"flow: has {flow.features} features and a context of {flow.context_features}; on positions and "
+                f"momenta it needs {2 * self.features} features and no context"
+            )
+        if flow is not None and not steps:
+            raise SpecError("flow: on positions and momenta, and 0 steps have no momenta; use the base's flow")
+        self.flow = flow
         self.reads_x = base.reads_x
         self.step_logit: nn.Parameter | None = None
         self.log_excess: nn.Parameter | None = None
