@@ -206,6 +206,11 @@ def usage(counts: Float[Tensor, "codes"]) -> Float[Tensor, ""]:
     return (counts > 0).to(counts.dtype).mean()
 
 
+def used(counts: Float[Tensor, "codes"]) -> dict[str, float]:
+    """Both of them, as plain numbers."""
+    return {"perplexity": float(perplexity(counts)), "usage": float(usage(counts))}
+
+
 def all_reduce(tensor: Tensor) -> Tensor:
     """The sum over processes, where there are several."""
     if _several():

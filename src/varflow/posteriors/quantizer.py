@@ -167,6 +167,11 @@ class Quantizer(Posterior):
             raise DataError(f"codes: out of range; codes go from 0 to {self.codes - 1}") from None
         return words.movedim(-1, -1 - len(self.grid))
 
+    def monitor(self) -> dict[str, float]:
+        """The perplexity of the codes in training, with the last hundred batches or so; nothing before the first."""
+        counts = self.codebook.counts
+        return {"perplexity": float(perplexity(counts))} if bool(counts.any()) else {}
+
     def _quantize(self, encoded: Tensor, learn: bool) -> Quantized:
         channel = -1 - len(self.grid)
         if encoded.shape[channel:] != (self.codebook.weight.shape[1], *self.grid):
