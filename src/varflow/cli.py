@@ -6,6 +6,7 @@ command that needs it, so help is instant.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -161,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = _dispatch(arguments)
     except VarflowError as error:
-        print(f"varflow: {error}", file=sys.stderr)
+        if not error.silent and (error.exchanged or not _beside()):
+            print(f"varflow: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130
@@ -176,6 +178,9 @@ def _dispatch(arguments: list[str]) -> int:
         print(_HELP, end="")
         return 0 if arguments else 2
     command, rest = arguments[0], arguments[1:]
+    if _beside() and (command != "fit" or "-h" in rest or "--help" in rest):
+        # Under torchrun the first process alone does what is no training.
+        return 0
     if command == "--version":
         from varflow import __version__
 
@@ -184,6 +189,11 @@ def _dispatch(arguments: list[str]) -> int:
     if command not in _COMMANDS:
         raise SpecError(f"command: unknown '{command}'; {suggestion(command, _COMMANDS)}")
     return _COMMANDS[command](rest)
+
+
+def _beside() -> bool:
+    """Whether torchrun started this process beside the one that speaks."""
+    return "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 # -- commands ----------------------------------------------------------------------------------
@@ -270,6 +280,8 @@ def _fit(arguments: list[str]) -> int:
 
 def _finish(run: Any, command: Fit) -> int:
     outcome = run.outcome
+    if _beside():
+        return 0 if outcome["signal"] is None else 128 + int(outcome["signal"])
     if outcome["signal"] is not None:
         print(f"{outcome['reason']}; saved. Go on with: varflow fit --resume {run.folder}")
         return 128 + int(outcome["signal"])
@@ -391,8 +403,10 @@ def _data(arguments: list[str]) -> int:
 
 def _demo(arguments: list[str]) -> int:
     options = parse(Demo, arguments)
+    from varflow import ranks
     from varflow.demo import demo
 
+    ranks.stay_alone()
     demo(Path(options.out), options.epochs, options.seed)
     return 0
 

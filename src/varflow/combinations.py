@@ -18,11 +18,13 @@ class Combination:
         model: prior, likelihood and posterior.
         support: the values of the data; "none" for a target.
         objective: None where nothing is trained.
+        processes: how many share the work.
     """
 
     model: Model
     support: str
     objective: Any = None
+    processes: int = 1
 
     @property
     def follows_gradient(self) -> bool:
@@ -111,6 +113,29 @@ def _codes_and_numbers(given: Combination) -> str | None:
     )
 
 
+def _processes_and_coupled(given: Combination) -> str | None:
+    if given.processes == 1:
+        return None
+    coupled = [m for m in given.model.modules() if getattr(m, "couples_examples", False)]
+    coupled += [m for m in given.model.modules() if "BatchNorm" in type(m).__name__]
+    if not coupled:
+        return None
+    return (
+        f"normalization: {type(coupled[0]).__name__} takes statistics of a batch, of which each of the "
+        f"{given.processes} processes sees a part alone; use normalization=group, layer or none, or one process"
+    )
+
+
+def _processes_and_samples(given: Combination) -> str | None:
+    bound = getattr(given.objective, "bound", "ELBO")
+    if given.processes == 1 or given.model.posterior.reads_x or bound == "ELBO":
+        return None
+    return (
+        f"objective: the samples of a target are shared by the {given.processes} processes, and the {bound} needs "
+        "all of them at one place; use objective=elbo or annealed, or one process"
+    )
+
+
 #: name of the rule → what it says, or None.
 RULES: dict[str, Callable[[Combination], str | None]] = {
     "likelihood × values of the data": _support,
@@ -121,16 +146,18 @@ RULES: dict[str, Callable[[Combination], str | None]] = {
     "free bits × posterior that mixes latents": _free_bits_and_mixing,
     "quantizer × importance bounds": _codes_and_importance,
     "codes × real numbers": _codes_and_numbers,
+    "several processes × batch statistics": _processes_and_coupled,
+    "several processes × importance bounds of a target": _processes_and_samples,
 }
 
 
-def check(model: Model, support: str, objective: Any = None) -> None:
+def check(model: Model, support: str, objective: Any = None, processes: int = 1) -> None:
     """Apply every rule.
 
     Raises:
         SpecError: the sentence of the first rule that refuses.
     """
     for rule in RULES.values():
-        sentence = rule(Combination(model, support, objective))
+        sentence = rule(Combination(model, support, objective, processes))
         if sentence is not None:
             raise SpecError(sentence)

@@ -275,5 +275,9 @@ def _gradients(stack: nn.Module) -> list[Tensor]:
 def _draw(request: random.Request, fits: int) -> Tensor:
     draw = {"normal": random.normal, "uniform": random.uniform}[request.kind]
     return draw(
-        (fits, *request.shape), request.purpose, dtype=request.dtype, device=request.device
+        (fits, *request.shape),
+        request.purpose,
+        dtype=request.dtype,
+        device=request.device,
+        batch_dim=None if request.batch_dim is None else request.batch_dim + 1,
     )

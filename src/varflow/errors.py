@@ -11,7 +11,15 @@ from difflib import get_close_matches
 
 
 class VarflowError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and mend.
+
+    Attributes:
+        silent: another process of the run says what happened.
+        exchanged: the other processes of the run know of it.
+    """
+
+    silent = False
+    exchanged = False
 
 
 class SpecError(VarflowError, ValueError):
@@ -32,6 +40,10 @@ class RunError(VarflowError, RuntimeError):
 
 class NonFiniteError(VarflowError, FloatingPointError):
     """Training produced a NaN or an infinity; the message names where it first appeared."""
+
+
+class RankError(VarflowError, RuntimeError):
+    """Another process of the same run met an error, or ended."""
 
 
 def suggestion(name: str, choices: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from varflow import native, recipes
+from varflow import native, ranks, recipes, second_stage
 from varflow.building import PARTS, Form, build, build_ensemble, unobserved
 from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
@@ -25,9 +25,11 @@ from varflow.run import Run
 from varflow.runfolder import (
     RUN,
     SPEC,
+    Elsewhere,
     Memory,
     RunFolder,
     check_data,
+    describe_data,
     prepare,
     read_about,
     read_form,
@@ -41,6 +43,11 @@ from varflow.training.loop import Loop
 from varflow.training.progress import Progress
 
 
+#: What can grow when a run goes on.
+BUDGETS = ("epochs", "steps", "prior_epochs", "prior_steps")
+
+
+@ranks.together
 def fit(
     what: str | RunSpec | Model | Ensemble,
     data: Any = None,
@@ -106,6 +113,7 @@ def fit(
     return _train(spec, model, dataset, engine, folder, about, quiet, None, overwrite)
 
 
+@ranks.together
 def resume(
     folder: str | Path,
     data: Any = None,
@@ -121,7 +129,8 @@ def resume(
         data: the data, where they were given in Python.
         parts: the parts of your own that the run was fitted with.
         quiet: show no progress.
-        **budget: ``epochs`` or ``steps``: a larger budget than before.
+        **budget: ``epochs`` or ``steps``, or ``prior_epochs`` or ``prior_steps`` of the second stage: a larger
+            budget than before.
 
     Raises:
         RunError: nothing to resume, a damaged state, or a run that is finished.
@@ -134,9 +143,14 @@ def resume(
         )
     spec = RunSpec.from_dict(read_json(path / SPEC))
     for name in budget:
-        if name not in ("epochs", "steps"):
+        if name not in BUDGETS:
             raise SpecError(
-                f"{name}: a resumed run keeps its settings; only epochs or steps can grow"
+                f"{name}: a resumed run keeps its settings; only {', '.join(BUDGETS)} can grow"
+            )
+        if name in ("epochs", "steps") and second_stage.begun(path):
+            raise RunError(
+                f"{name}: the second stage of {path} is fitted to the codes of the first, which cannot grow any "
+                "more; give prior_epochs or prior_steps, or fit again"
             )
     if budget:
         spec = spec.replace(**budget)
@@ -160,6 +174,8 @@ def resume(
     else:
         dataset = as_dataset(data, spec).to(engine.device, engine.dtype)
         model = build(spec, dataset, parts)
+    if not second_stage.needed(model) and any(name.startswith("prior_") for name in budget):
+        raise SpecError("prior_epochs: this run has no second stage; give epochs or steps")
     check_data(dataset, path)
     return _train(spec, model, dataset, engine, path, about, quiet, state)
 
@@ -194,6 +210,7 @@ def environment(spec: RunSpec, engine: Engine) -> dict[str, Any]:
         "processor": _processor(engine),
         "engine": engine.to_dict(),
         "seed": spec.training.seed,
+        "processes": ranks.world(),
         "commit": _commit(),
     }
 
@@ -259,11 +276,17 @@ def _train(
     overwrite: bool = False,
 ) -> Run:
     model.to(device=engine.device, dtype=engine.dtype)
-    sink = Memory() if folder is None else RunFolder(folder)
-    progress = Progress(0, quiet=quiet)
+    ranks.copy_first(model)
+    whole, followed = model, second_stage.needed(model)
+    if followed:
+        assert isinstance(model, Model)
+        model = second_stage.first(model)
+    writes = folder is not None and ranks.rank() == 0
+    sink = Memory() if folder is None else RunFolder(folder) if writes else Elsewhere()
+    progress = Progress(0, quiet=quiet or ranks.rank() > 0)
     loop = Loop(model, dataset, spec, engine, sink, progress)
     progress.steps = loop.steps
-    if folder is not None and state is None:
+    if folder is not None and writes and state is None:
         # Only now: whatever is wrong with the settings has been said, and no half-made run is left.
         prepare(folder, overwrite)
         write_start(folder, spec, dataset, about, environment(spec, engine))
@@ -271,14 +294,14 @@ def _train(
         sink.watch(loop.kept_weights)
     if state is not None:
         loop.load_state(state)
-        if loop.step >= loop.steps:
+        if loop.step >= loop.steps and not followed:
             raise RunError(
                 f"folder: {folder} is finished ({loop.step} of {loop.steps} steps); "
                 "give a larger budget, e.g. epochs or steps, to go on"
             )
-        assert isinstance(sink, RunFolder)
-        write_json(sink.folder / SPEC, spec.to_dict())
-        sink.rewind(state)
+        if isinstance(sink, RunFolder):
+            write_json(sink.folder / SPEC, spec.to_dict())
+            sink.rewind(state)
     if not engine.denormals_flushed:
         progress.say(
             "note: denormal numbers are not flushed in all CPU threads (torch had started them before); "
@@ -289,19 +312,36 @@ def _train(
             f"note: the run was begun with compiled code, and there is none here ({native.reason()}); "
             "it goes on in torch, equal up to rounding"
         )
+    # Where the data were found may differ.
+    seen = {k: v for k, v in describe_data(dataset).items() if k not in ("source", "folder")}
+    ranks.meet({"settings": spec.replace(data_dir=None).to_dict(), "data": seen})
     try:
-        with progress:
+        with progress, ranks.lockstep():
             outcome = loop.run()
     finally:
         if isinstance(sink, RunFolder):
             sink.close()
     ended = dataclasses.asdict(outcome)
-    if folder is not None:
+    later: list[dict[str, Any]] = []
+    if followed and outcome.finished:
+        assert isinstance(whole, Model)
+        assert isinstance(dataset, Dataset)
+        if folder is not None and writes:
+            waits = {"finished": False, "reason": "the second stage is not finished"}
+            write_json(folder / RUN, {**about, "outcome": {**ended, **waits}})
+        ranks.meet()
+        second, later = second_stage.fit(spec, whole, dataset, engine, folder, quiet)
+        model = whole
+        told = dataclasses.asdict(second)
+        ended |= {name: told[name] for name in ("finished", "reason", "signal")}
+        ended["second_stage"] = told
+    if folder is not None and writes:
         write_json(folder / RUN, {**about, "outcome": ended})
+    ranks.meet()
     model.eval()
     form = Form(tuple(dataset.event_shape), dataset.support)
-    records = sink.records if isinstance(sink, Memory) else read_metrics(sink.folder)
-    return Run(spec, model, form, folder, records, ended, dataset)
+    records = sink.records if isinstance(sink, Memory) else read_metrics(Path(folder or ""))
+    return Run(spec, model, form, folder, records, ended, dataset, later)
 
 
 def _processor(engine: Engine) -> str:

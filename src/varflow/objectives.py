@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
+from varflow import ranks
 from varflow._lazy import resolve
 from varflow.errors import SpecError
 
@@ -105,6 +106,9 @@ class ELBO:
                     "free_bits: this posterior and prior have no KL of each latent; use flow=none and prior=normal"
                 )
             each = terms.kl_groups.flatten(0, -2).mean(0)
+            if torch.is_grad_enabled():
+                # In training it is the global batch that decides which latents are free.
+                each = ranks.mean(each)
             return weight * each.clamp(min=self.free_bits).sum() - terms.log_likelihood.mean()
         kl = terms.kl
         if self.control and terms.draw.control is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from varflow import ranks, second_stage
 from varflow.building import PARTS, Form, build, build_ensemble, unobserved
 from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
@@ -41,6 +42,7 @@ class Run:
         form: shape and support of the data.
         metrics: the records of the fit.
         outcome: how the fit ended, as plain values.
+        second_metrics: the records of a second stage, which fits the prior; none where there is none.
     """
 
     def __init__(
@@ -52,9 +54,11 @@ class Run:
         metrics: list[dict[str, Any]] | None = None,
         outcome: dict[str, Any] | None = None,
         dataset: Dataset | Unobserved | None = None,
+        second_metrics: list[dict[str, Any]] | None = None,
     ) -> None:
         self.spec, self.model, self.form, self.folder = spec, model, form, folder
         self.metrics, self.outcome = metrics or [], outcome or {}
+        self.second_metrics = second_metrics or []
         self._dataset = dataset
 
     def __repr__(self) -> str:
@@ -87,6 +91,7 @@ class Run:
         """The models, one for each fit that was trained here, in the order of their seeds."""
         return self.model.members() if isinstance(self.model, Ensemble) else [self.model]
 
+    @ranks.by_first
     def evaluate(
         self, split: str | None = None, samples: int | None = None, **options: Any
     ) -> Evaluation:
@@ -128,6 +133,7 @@ class Run:
             result.save(self.folder)
         return result
 
+    @ranks.by_first
     def report(self) -> Path:
         """Draw every figure that applies and write report.html; returns its path.
 
@@ -198,6 +204,9 @@ def load(
     else:
         model = build(spec, form, parts)
     weights = read_weights(path / WEIGHTS)
+    if second_stage.needed(model):
+        assert isinstance(model, Model)
+        model, weights = second_stage.joined(model, weights, path)
     if spec.training.precision == "float64":
         model.double()
     assign_weights(model, weights, path / WEIGHTS)
@@ -210,7 +219,9 @@ def load(
         dataset = as_dataset(data, spec).to(home.device, home.dtype)
     elif form.support == "none":
         dataset = unobserved(spec, model.member(0) if isinstance(model, Ensemble) else model)
-    return Run(spec, model, form, path, read_metrics(path), about.get("outcome", {}), dataset)
+    later = read_metrics(path / second_stage.FOLDER)
+    outcome = about.get("outcome", {})
+    return Run(spec, model, form, path, read_metrics(path), outcome, dataset, later)
 
 
 def snapshots(folder: Path) -> list[tuple[int, dict[str, Tensor]]]:

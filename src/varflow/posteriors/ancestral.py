@@ -32,7 +32,7 @@ class AncestralConditional(Conditional):
         bottom = self.bottom.draw(samples, hold=hold)
         below = self._nearest(bottom.z)
         lead = below.ndim - 1
-        above, log_q = self.conditional.draw(below, "posterior", 1 if lead > 1 else None)
+        above, log_q = self.conditional.draw(below, "posterior", 1 if lead > 1 else 0)
         if hold:
             log_q = detached(self.conditional, above, below)
         return Draw(

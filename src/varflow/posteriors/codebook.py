@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from varflow import random
+from varflow import random, ranks
 from varflow.errors import SpecError, positive
 from varflow.networks.linear import linear
 
@@ -103,18 +102,18 @@ class Codebook(nn.Module):
         self, z: Float[Tensor, "vectors features"], codes: Int[Tensor, "vectors"]
     ) -> Float[Tensor, "codes"]:
         """After a training batch is coded: the moving averages. Returns the counts of the global batch."""
-        batch = all_reduce(count(codes, self.counts.shape[0], self.counts.dtype))
+        batch = ranks.all_reduce(count(codes, self.counts.shape[0], self.counts.dtype))
         decay = _COUNT_DECAY if self.decay is None else self.decay
         self.counts.lerp_(batch, 1 - decay)
         if self.sums is not None:
-            self.sums.lerp_(all_reduce(_sums(z, codes, self.weight)), 1 - decay)
+            self.sums.lerp_(ranks.all_reduce(_sums(z, codes, self.weight)), 1 - decay)
             total = self.counts.sum()
             smooth = (self.counts + _SMOOTHING) / (total + len(self.counts) * _SMOOTHING) * total
             self.weight.copy_(self.sums / smooth.unsqueeze(-1))
         return batch
 
     def _start(self, z: Tensor) -> None:
-        vectors = _gather(z)
+        vectors = ranks.gather(z)
         self.counts.fill_(len(vectors) / len(self.counts))
         if self.kmeans:
             known = min(len(self.counts), len(vectors))
@@ -133,12 +132,12 @@ class Codebook(nn.Module):
         noise = random.uniform(
             self.counts.shape, "restarts", dtype=torch.float32, device=self.counts.device
         )
-        rank, world = (dist.get_rank(), dist.get_world_size()) if _several() else (0, 1)
+        rank, world = ranks.rank(), ranks.world()
         # A row of the global batch, as many vectors from each process: its owner hands it to all.
         chosen = (noise.double() * (len(z) * world)).long() - rank * len(z)
         own = (chosen >= 0) & (chosen < len(z))
         rows = z[torch.where(own, chosen, 0)] * own.unsqueeze(-1)
-        rows = all_reduce(rows.to(self.weight.dtype))
+        rows = ranks.all_reduce(rows.to(self.weight.dtype))
         self.weight.copy_(torch.where(dead.unsqueeze(-1), rows, self.weight))
         self.counts.copy_(torch.where(dead, mean, self.counts))
         if self.sums is not None:
@@ -211,24 +210,5 @@ def used(counts: Float[Tensor, "codes"]) -> dict[str, float]:
     return {"perplexity": float(perplexity(counts)), "usage": float(usage(counts))}
 
 
-def all_reduce(tensor: Tensor) -> Tensor:
-    """The sum over processes, where there are several."""
-    if _several():
-        dist.all_reduce(tensor)
-    return tensor
-
-
 def _sums(z: Tensor, codes: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(like).index_add_(0, codes, z.to(like.dtype))
-
-
-def _gather(z: Tensor) -> Tensor:
-    if not _several():
-        return z
-    parts = [torch.empty_like(z) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, z.contiguous())
-    return torch.cat(parts)
-
-
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized()

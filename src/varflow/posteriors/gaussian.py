@@ -52,7 +52,7 @@ class GaussianConditional(Conditional):
             "posterior",
             dtype=self.mean.dtype,
             device=self.mean.device,
-            batch_dim=1 if self.mean.ndim > 1 else None,
+            batch_dim=1 if self.mean.ndim > 1 else 0,
         )
         scale = self.log_scale.exp()
         z0 = self.mean + scale * noise

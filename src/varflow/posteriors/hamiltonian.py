@@ -272,5 +272,5 @@ class Hamiltonian(Posterior):
 
 def _momentum(z: Tensor) -> Tensor:
     """γ₀ ~ N(0, I) for positions z ``[S, *B, D]``."""
-    batch_dim = 1 if z.ndim > 2 else None
+    batch_dim = 1 if z.ndim > 2 else 0
     return random.normal(z.shape, "momentum", dtype=z.dtype, device=z.device, batch_dim=batch_dim)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from varflow import native
+from varflow import native, ranks
 from varflow.errors import SpecError
 from varflow.networks import linear
 from varflow.specs import TrainingSpec
@@ -51,7 +51,11 @@ class Engine:
             raise SpecError(f"threads: was {threads}; use 1 or more")
         if threads is not None and threads != torch.get_num_threads():
             torch.set_num_threads(threads)
-        device = decided["device"] if decided else _device(spec.device)
+        if ranks.several() and not decided and ":" in spec.device:
+            raise SpecError(
+                f"device: was '{spec.device}' for {ranks.world()} processes; use cuda, and each takes its own"
+            )
+        device = _own(decided["device"]) if decided else _own(_device(spec.device))
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise SpecError(
                 f"device: was {device}, but no CUDA device is available here; use device=cpu"
@@ -89,6 +93,20 @@ def denormals_flushed() -> bool:
     # From its bits: a thread that flushes would turn 1e-40 into 0 while filling the tensor.
     tiny = torch.full((1 << 20,), 71_362, dtype=torch.int32).view(torch.float32)
     return not bool((tiny * 1.0).view(torch.int32).any())
+
+
+def _own(device: str) -> str:
+    """Where several processes share CUDA devices, the one of this process."""
+    if not (ranks.several() and device.startswith("cuda")):
+        return device
+    if ranks.local() >= torch.cuda.device_count():
+        raise SpecError(
+            f"device: process {ranks.local()} of this machine has no CUDA device of its own (there are "
+            f"{torch.cuda.device_count()}); start as many processes as devices, or use device=cpu"
+        )
+    own = f"cuda:{ranks.local()}"
+    torch.cuda.set_device(own)
+    return own
 
 
 def _device(name: str) -> str:

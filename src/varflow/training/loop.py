@@ -11,14 +11,14 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from varflow import combinations, objectives, random
+from varflow import combinations, objectives, random, ranks
 from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble, exact_errors
@@ -28,6 +28,7 @@ from varflow.posteriors.codebook import count, used
 from varflow.specs import RunSpec
 from varflow.training import guard
 from varflow.training.engine import Engine
+from varflow.training.exchange import WATCHED, Exchange
 from varflow.training.optimizers import build_optimizer, learning_rate
 from varflow.training.progress import Progress, Record
 
@@ -115,7 +116,14 @@ class Loop:
         self.validate_every = max(1, round(every)) if dataset.sizes["validation"] else self.steps
         self.objective = objectives.build(spec.objective, self.steps_per_epoch)
         for one in model.members() if isinstance(model, Ensemble) else [model]:
-            combinations.check(one, dataset.support, self.objective)
+            combinations.check(one, dataset.support, self.objective, ranks.world())
+        # Processes share the examples of a step, or the samples of a fit to a target.
+        self._share, self.samples = self.batch, spec.objective.samples
+        if isinstance(dataset, Unobserved):
+            self.samples = ranks.share("samples", self.samples)
+        else:
+            self._share = ranks.share("batch", self.batch)
+        self._exchange = Exchange(model.parameters()) if ranks.several() else None
         self.fits = model.fits if isinstance(model, Ensemble) else 1
         # The importance-weighted bound is another one for each number of samples.
         tighter = spec.objective.objective == "iwae"
@@ -140,13 +148,14 @@ class Loop:
 
     def update(self) -> Tensor:
         """One step: returns the row of metrics, still on the device."""
-        index = self.indices(self.step)
         weight = self.objective.weight(self.step)
-        with random.stream(self.spec.training.seed, self.step) as source:
-            x = self.dataset.batch("train", index).x
+        with self._stream() as source:
+            x = self.dataset.batch("train", self._rows(self.step)).x
             loss, row = self._loss(x, weight, source)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self._exchange is not None:
+            row = self._exchange(row, self._signal)
         settings = self.spec.optimizer
         if settings.clip is not None:
             if isinstance(self.model, Ensemble):
@@ -169,6 +178,17 @@ class Loop:
             order = torch.randperm(self.dataset.sizes["train"], generator=source)
             self._order = (epoch, order.to(self.engine.device))
         return self._order[1][position * self.batch : (position + 1) * self.batch]
+
+    def _rows(self, step: int) -> Tensor:
+        """Those of them that this process reads."""
+        index = self.indices(step)
+        if self._share == self.batch:
+            return index
+        return index[ranks.rank() * self._share : (ranks.rank() + 1) * self._share]
+
+    def _stream(self) -> AbstractContextManager[random.Source]:
+        """The random numbers of the step, drawn for all processes alike."""
+        return random.stream(self.spec.training.seed, self.step, ranks.rank(), ranks.world())
 
     def _loss(self, x: Tensor | None, weight: float, source: random.Source) -> tuple[Tensor, Tensor]:
         if not self.engine.compile:
@@ -194,7 +214,7 @@ class Loop:
         with self.engine.autocast():
             terms = self.model.terms(
                 x,
-                self.spec.objective.samples,
+                self.samples,
                 hold=self.objective.hold,
                 groups=self.objective.groups,
             )
@@ -219,7 +239,7 @@ class Loop:
         with self._listening():
             self._clock = time.perf_counter()
             while self.step < self.steps:
-                if self._signal is not None:
+                if self._told is not None:
                     break
                 if self._patience_is_over():
                     reason = f"no better validation ELBO since step {self.best_step}"
@@ -240,8 +260,8 @@ class Loop:
                     self._clock = time.perf_counter()
             self._tick()
             self.save()
-        if self._signal is not None and self.step < self.steps:
-            name = signal.Signals(self._signal).name
+        if self._told is not None and self.step < self.steps:
+            name = signal.Signals(self._told).name
             return self._outcome(False, f"{name} received at step {self.step}")
         if self.spec.training.keep == "best" and self.best_weights is not None:
             self.model.load_state_dict(self.best_weights)
@@ -331,7 +351,8 @@ class Loop:
         self.model.eval()
         total = torch.zeros(len(_METRICS), dtype=torch.float64, device=self.engine.device)
         counts = self._no_counts()
-        for chunk, start in enumerate(range(0, size, _VALIDATION_CHUNK)):
+        starts = list(enumerate(range(0, size, _VALIDATION_CHUNK)))
+        for chunk, start in starts[ranks.rank() :: ranks.world()]:
             index = torch.arange(
                 start, min(start + _VALIDATION_CHUNK, size), device=self.engine.device
             )
@@ -345,7 +366,7 @@ class Loop:
             if counts is not None and terms.codes is not None:
                 counts += count(terms.codes, len(counts), counts.dtype)
         self.model.train()
-        means = (total / size).tolist()
+        means = (ranks.all_reduce(total) / size).tolist()
         if not all(map(math.isfinite, means)):
             self._diagnose_validation()
         record: Record = {
@@ -353,7 +374,7 @@ class Loop:
             "epoch": round(self.step / self.steps_per_epoch, 4),
             "split": "validation",
             **dict(zip(_METRICS, means, strict=True)),
-            **({} if counts is None else used(counts)),
+            **({} if counts is None else used(ranks.all_reduce(counts))),
             "seconds": round(self.seconds, 3),
         }
         self.sink.record(record)
@@ -398,8 +419,13 @@ class Loop:
 
     def _outcome(self, finished: bool, reason: str) -> Outcome:
         return Outcome(
-            self.step, finished, reason, self.seconds, self.best_step, self.best_elbo, self._signal
+            self.step, finished, reason, self.seconds, self.best_step, self.best_elbo, self._told
         )
+
+    @property
+    def _told(self) -> int | None:
+        """The signal to stop with, which all processes know of at the same step."""
+        return self._signal if self._exchange is None else self._exchange.signal
 
     # -- what can go wrong ---------------------------------------------------------------------
 
@@ -410,9 +436,10 @@ class Loop:
         finding, at = guard.Finding(), noticed
         while self.step < noticed and finding.where is None:
             at = self.step
-            with random.stream(self.spec.training.seed, self.step), self.engine.autocast():
-                x = self.dataset.batch("train", self.indices(self.step)).x
-                guard.inspect_terms(self.model, x, self.spec.objective.samples, finding)
+            with self._stream(), self.engine.autocast():
+                x = self.dataset.batch("train", self._rows(self.step)).x
+                guard.inspect_terms(self.model, x, self.samples, finding)
+            finding.where = ranks.first_of(finding.where)
             if finding.where is None:
                 self.update()
                 guard.inspect_gradients(self.model, finding)
@@ -472,9 +499,8 @@ class Loop:
                 raise KeyboardInterrupt
             self._signal = number
 
-        watched = (signal.SIGINT, signal.SIGTERM)
         try:
-            previous = [signal.signal(number, note) for number in watched]
+            previous = [signal.signal(number, note) for number in WATCHED]
         except ValueError:
             # Signals can be watched from the main thread alone; elsewhere the caller keeps them.
             yield
@@ -482,7 +508,7 @@ class Loop:
         try:
             yield
         finally:
-            for number, handler in zip(watched, previous, strict=True):
+            for number, handler in zip(WATCHED, previous, strict=True):
                 signal.signal(number, handler)
 
 
