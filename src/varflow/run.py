@@ -101,7 +101,8 @@ class Run:
             split: of the data set, "test" unless given; a target has none.
             samples: for each example, 1000 unless given; for each fit to a target 100,000.
             **options: of :func:`varflow.evaluation.evaluate`, or of
-                :func:`varflow.evaluation.evaluate_target` where this is a fit to a target.
+                :func:`varflow.evaluation.evaluate_target` where this is a fit to a target, of
+                :func:`varflow.evaluation.evaluate_codes` where latents are codes.
 
         Raises:
             SpecError: a split or a limit for a target.
@@ -118,6 +119,15 @@ class Run:
                 100_000 if samples is None else samples,
                 data=self.dataset.describe(),
                 **options,
+            )
+        elif self.model.posterior.discrete:
+            options.pop("memory", None)
+            if samples not in (None, 1):
+                raise SpecError(
+                    f"samples: was {samples}; q of a quantizer is one code for sure, leave samples out"
+                )
+            result = evaluation.evaluate_codes(
+                self.model, self.dataset, split="test" if split is None else split, **options
             )
         else:
             assert isinstance(self.model, Model)
