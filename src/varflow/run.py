@@ -165,7 +165,14 @@ class Run:
                 self.model, self.metrics, folder, snapshots(self.folder), evaluation=evaluation
             )
         else:
-            figures.gallery(self.model, self.dataset, self.metrics, folder, evaluation=evaluation)
+            figures.gallery(
+                self.model,
+                self.dataset,
+                self.metrics,
+                folder,
+                evaluation=evaluation,
+                second_metrics=self.second_metrics,
+            )
         return write_report(self.folder)
 
     def _given_data(self) -> bool:

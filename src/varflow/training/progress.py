@@ -21,7 +21,7 @@ def describe(record: Record) -> str:
     if record.get("ladj"):
         parts.append(f"ladj {record['ladj']:.2f}")
     if "perplexity" in record:
-        parts.append(f"perplexity {record['perplexity']:.1f}")
+        parts.append(f"perplexity {record['perplexity']:.1f}, {100 * record['usage']:.0f} % of codes in use")
     return "  ".join(parts)
 
 
@@ -90,8 +90,8 @@ class Progress:
     def validation(self, record: Record) -> None:
         """A record of the validation split."""
         self._validation = f"  validation ELBO {record['elbo']:.2f}"
-        if "usage" in record:
-            self._validation += f", {100 * record['usage']:.0f} % of codes in use"
+        if "perplexity" in record:
+            self._validation += f", perplexity {record['perplexity']:.1f}"
 
 
 def _clock(seconds: float) -> str:
