@@ -46,8 +46,8 @@ class Fit:
     out: str | None = None
     """Folder of the run; without it runs/ and a name made of recipe, data, flow and seed."""
     resume: str | None = None
-    """Go on with the run in this folder, bit for bit; only --epochs or --steps, --prior-epochs or --prior-steps can be given
-    beside it."""
+    """Go on with the run in this folder, bit for bit; only --epochs, --steps, --prior-epochs or --prior-steps can be
+    given beside it."""
     overwrite: bool = False
     """Replace the run that the folder holds."""
     quiet: bool = False

@@ -42,7 +42,6 @@ from varflow.training.engine import Engine
 from varflow.training.loop import Loop
 from varflow.training.progress import Progress
 
-
 #: What can grow when a run goes on.
 BUDGETS = ("epochs", "steps", "prior_epochs", "prior_steps")
 

@@ -120,7 +120,8 @@ class Run:
                 data=self.dataset.describe(),
                 **options,
             )
-        elif self.model.posterior.discrete:
+        elif isinstance(self.model, Model) and self.model.posterior.discrete:
+            assert isinstance(self.dataset, Dataset)
             options.pop("memory", None)
             if samples not in (None, 1):
                 raise SpecError(

@@ -204,8 +204,12 @@ def read(path: Path, model: Model, dataset: Dataset) -> dict[str, Tensor]:
     for split in SPLITS:
         shape, kind = (dataset.sizes[split], *posterior.grid), _kind(posterior.codes)
         found = codes.get(split)
-        fits = found is not None and found.shape == shape and found.dtype == kind
-        if not fits or (found.numel() and not 0 <= int(found.min()) <= int(found.max()) < posterior.codes):
+        if (
+            found is None
+            or found.shape != shape
+            or found.dtype != kind
+            or _beyond(found, posterior.codes)
+        ):
             raise RunError(
                 f"{path}: does not hold the {split} codes of this run ({shape}, below {posterior.codes}); "
                 "delete it and resume, and the pictures are coded again"
@@ -225,7 +229,7 @@ def _data(model: Model, dataset: Dataset, codes: Mapping[str, Tensor]) -> Datase
                 f"classes: was {classes}, and {dataset.name} has no labels ({split}); use classes=0, or data with "
                 "labels"
             )
-        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < classes:
+        if _beyond(values, classes):
             raise DataError(
                 f"classes: was {classes}, and labels of {dataset.name} go from {int(values.min())} to "
                 f"{int(values.max())}; use classes={int(values.max()) + 1}"
@@ -250,6 +254,11 @@ def _go_on(loop: Loop, sink: Any, room: Path | None) -> None:
         )
     if isinstance(sink, RunFolder):
         sink.rewind(state)
+
+
+def _beyond(values: Tensor, size: int) -> bool:
+    """Whether a value is none of 0 … size − 1."""
+    return bool(((values < 0) | (values >= size)).any())
 
 
 def _kind(codes: int) -> torch.dtype:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 from torch import Tensor
 
 from varflow.data.dataset import SPLITS, Dataset
@@ -42,7 +42,7 @@ def from_codes(
             f"codes: split {missing[0]} is missing; give train, validation and test, empty ones too"
         )
     grid = tuple(codes["train"].shape[1:])
-    raw: dict[str, Shaped[Tensor, n * values]] = {}  # noqa: F821
+    raw: dict[str, Tensor] = {}
     for split in SPLITS:
         values = codes[split]
         if values.ndim != 3 or values.is_floating_point() or values.dtype == torch.bool:
@@ -57,13 +57,17 @@ def from_codes(
     if not len(raw["train"]):
         raise DataError("codes: the train split is empty; give at least one grid")
     if labels is not None:
-        raw = {split: _with_labels(split, values, labels.get(split)) for split, values in raw.items()}
+        raw = {
+            split: _with_labels(split, values, labels.get(split)) for split, values in raw.items()
+        }
     return Dataset(name, Codes("codes", None), raw, facts=facts)
 
 
 def _with_labels(split: str, codes: Tensor, labels: Tensor | None) -> Tensor:
     if labels is None or labels.shape != codes.shape[:1]:
         given = "none" if labels is None else tuple(labels.shape)
-        raise DataError(f"labels: {split} has {given} for {len(codes)} grids; give one label for each")
+        raise DataError(
+            f"labels: {split} has {given} for {len(codes)} grids; give one label for each"
+        )
     kind = torch.promote_types(codes.dtype, torch.int32)
     return torch.cat([labels.to(codes.device, kind)[:, None], codes.flatten(1).to(kind)], 1)

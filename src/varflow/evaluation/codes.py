@@ -74,7 +74,8 @@ def evaluate_codes(
             f"limit: was {points}; {dataset.name} has {size} {split} points, use at most that"
         )
     combinations.check(model, dataset.support)
-    codes_in_all = int(model.prior.codes)  # type: ignore[call-overload]
+    prior_over_codes: Any = model.prior
+    codes_in_all: int = prior_over_codes.codes
     found: dict[str, list[Tensor]] = {"likelihood": [], "prior": [], "ladj": [], "mean": []}
     counts: list[Tensor] = []
     training = model.training
@@ -99,7 +100,9 @@ def evaluate_codes(
     likelihood, prior, ladj, means = (torch.cat(parts) for parts in found.values())
     report = _Report(points, f"{dataset.name} {split}, {dataset.protocol}", seed)
     bound = likelihood + prior
-    report.mean("elbo", bound, "nats", "log p(x|z) + log p(codes); one code for each x, nothing is sampled")
+    report.mean(
+        "elbo", bound, "nats", "log p(x|z) + log p(codes); one code for each x, nothing is sampled"
+    )
     report.mean("log_likelihood", likelihood, "nats", "log p(x|z) at the codes of x")
     report.mean("kl", -prior, "nats", "−log p(codes of x)")
     report.mean("nll", -bound, "nats", "−ELBO, an upper bound of −log p(x)")
@@ -120,10 +123,14 @@ def evaluate_codes(
     report.mean("code_bits", of_prior, "bits/code", how)
     histograms = torch.cat(counts)
     value, error = used_alike(histograms)
-    report.add("perplexity", value, error, f"of {codes_in_all} codes", "exp of the entropy of all codes")
+    report.add(
+        "perplexity", value, error, f"of {codes_in_all} codes", "exp of the entropy of all codes"
+    )
     value, error = used_at_all(histograms)
     report.add("usage", value, error, "", f"share of the {codes_in_all} codes that occur")
-    notes = ["elbo: a bound through one code for each x; the codes that are left out could only raise log p(x)"]
+    notes = [
+        "elbo: a bound through one code for each x; the codes that are left out could only raise log p(x)"
+    ]
     return Evaluation(
         {**dataset.describe(), "split": split},
         report.estimates,
@@ -189,7 +196,15 @@ class _Report:
     def add(self, name: str, value: float, error: float | None, unit: str, how: str) -> None:
         shared: dict[str, Any] = {"protocol": self.protocol, "seed": self.seed}
         self.estimates[name] = Estimate(
-            name, value, error, 0.0, unit=unit, estimator=how, samples=1, points=self.points, **shared
+            name,
+            value,
+            error,
+            0.0,
+            unit=unit,
+            estimator=how,
+            samples=1,
+            points=self.points,
+            **shared,
         )
 
     def mean(self, name: str, values: Tensor, unit: str, how: str) -> None:

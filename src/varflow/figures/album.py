@@ -390,8 +390,8 @@ def _code_curves(scene: _Scene) -> Drawn | None:
     figure, axes = canvas(1, 2, 9.6, 3.4)
     codes.code_curves(scene.metrics, scene.second, uniform, axes[0])
     caption = (
-        "Left: perplexity of the codes, in training over the batches between two records, in validation over "
-        "the whole split. Right: −log p(codes) of the prior while it is fitted to the codes of the finished first stage; "
+        "Left: perplexity of the codes, in training over the batches between two records, in validation over the "
+        "whole split. Right: −log p(codes) of the prior while it is fitted to the codes of the finished first stage; "
         "validation starts at step 0, before training, where it is the uniform prior's."
     )
     return figure, "code_curves", "Both stages", caption

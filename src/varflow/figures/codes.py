@@ -83,9 +83,7 @@ def code_maps(
         start = gap + column * (sheet.shape[2] + gap)
         for number, name in enumerate(names):
             middle = start + number * (width + between) + width / 2 - 0.5
-            axes.text(
-                middle, gap - 0.12 * height - 0.5, name, ha="center", va="bottom", fontsize=7
-            )
+            axes.text(middle, gap - 0.12 * height - 0.5, name, ha="center", va="bottom", fontsize=7)
     axes.set_ylim(axes.get_ylim()[0], -0.25 * height)
     return axes
 

@@ -31,7 +31,8 @@ class Gaussian(Likelihood):
             step, so a start far off costs steps.
 
     Raises:
-        SpecError: a scale that is none of these, an initial one that is not positive, or a decoder of another ``out_shape``.
+        SpecError: a scale that is none of these, an initial one that is not positive, or a decoder of another
+            ``out_shape``.
 
     A density of discrete values has no upper bound where σ is learned: binary data are refused, and
     grey values should be dequantized first. Cost: one elementwise pass forward and backward for one

@@ -111,4 +111,4 @@ class ObservedCodes(Posterior):
         return codes
 
     def from_local(self, local: tuple[Tensor, ...]) -> ObservedGrid:
-        return ObservedGrid(*local, None)
+        return ObservedGrid(local[0], None)

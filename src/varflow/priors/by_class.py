@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from varflow import random
-from varflow.errors import ShapeError, SpecError
+from varflow.errors import SpecError
 from varflow.priors.code_grid import AutoregressiveGrid, CodeGrid, pick
 
 
@@ -106,15 +106,3 @@ class ByClass(CodeGrid):
         drawn = pick(self.shares.log().expand(count, -1), noise).reshape(tuple(shape))
         z, _ = self.prior.sample_and_log_prob(shape, temperature, top_k, drawn)
         return z, self.log_prob(z)
-
-    def check_labels(self, labels: Int[Tensor, " n"]) -> None:
-        """Refuse labels that are no class of this prior.
-
-        Raises:
-            ShapeError: a label out of range.
-        """
-        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(self.shares)):
-            raise ShapeError(
-                f"labels: from {int(labels.min())} to {int(labels.max())}; this prior has "
-                f"{len(self.shares)} classes, 0 to {len(self.shares) - 1}: set classes={int(labels.max()) + 1}"
-            )

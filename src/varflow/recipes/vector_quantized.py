@@ -6,9 +6,10 @@ from varflow.specs import RunSpec
 _SOURCE = "van den Oord, Vinyals and Kavukcuoglu 2017; vq_vae.py of henrhoi/vae-pytorch"
 _DIFFERS = (
     "group normalisation, which couples no examples, instead of batch normalisation (--normalization batch); sums in "
-    "nats with a commitment weight of 0.25 instead of means with 1; a gaussian with a learned scale, so that bits/dim "
-    "are a bound (--scale 1 for the program's squared error up to constants); dequantization fresh at each access; "
-    "restarts of dead codes; pixels in [-1, 1] as the program's text says (--protocol logit for what its code does)"
+    "nats with a commitment weight of 0.25 instead of means with 1; a gaussian with a learned scale, so that "
+    "bits/dim are a bound (--scale 1 for the program's squared error up to constants); dequantization fresh at each "
+    "access; restarts of dead codes; pixels in [-1, 1] as the program's text says "
+    "(--protocol logit for what its code does)"
 )
 _PRIOR = (
     "; the codes of a finished first stage are cached and the prior has an optimizer of its own; layer norms over "
