@@ -94,6 +94,7 @@ def measure(options: argparse.Namespace) -> Times:
     steps = {"varflow": single.update, f"varflow, {FITS} fits": loop(options, fits=FITS).update}
     steps["varflow, without the native operation"] = _without_native(loop(options).update)
     steps["varflow, compiled"] = loop(options, compile=True).update
+    steps[f"varflow, compiled, {FITS} fits"] = loop(options, compile=True, fits=FITS).update
     steps["normflows"] = normflows()
     for step in steps.values():
         for _ in range(options.warmup):
@@ -149,6 +150,7 @@ def main() -> None:
     bars = [
         Bar("varflow", "normflows", 0.15, 0.10),
         Bar(f"varflow, {FITS} fits", "varflow", 3.3, 2.0),
+        Bar(f"varflow, compiled, {FITS} fits", "varflow, compiled", 3.3, 2.0),
     ]
     if "FlowJAX" in times:
         bars.insert(1, Bar("varflow, compiled", "FlowJAX", 0.63, 0.35))

@@ -272,6 +272,12 @@ REFUSED = {
         quantized(vf.priors.UniformCodes((2, 2), 3)), "binary", ImportanceWeighted(), "one code for sure"),
     "codes × real numbers": lambda: (
         quantized(NORMAL(4)), "binary", ELBO(), "StandardNormal is over real numbers"),
+    "several processes × batch statistics": lambda: (
+        vf.Model(NORMAL(2), bernoulli(Coupled(2, 6, hidden=(8,))), gaussian()), "binary", ELBO(),
+        "Coupled takes statistics of a batch", 2),
+    "several processes × importance bounds of a target": lambda: (
+        vf.Model(vf.targets.U1(), None, vf.posteriors.Gaussian(2)), "none", ImportanceWeighted(),
+        "the importance-weighted bound needs all of them", 2),
 }  # fmt: skip
 
 
@@ -284,8 +290,8 @@ def quantized(prior: nn.Module) -> vf.Model:
 
 @pytest.mark.parametrize("rule", vf.combinations.RULES)
 def test_every_rule_refuses_its_case_with_one_sentence(rule: str) -> None:
-    model, support, objective, message = REFUSED[rule]()
+    model, support, objective, message, *processes = REFUSED[rule]()
     with pytest.raises(SpecError, match=message) as caught:
-        vf.combinations.check(model, support, objective)
+        vf.combinations.check(model, support, objective, *processes)
     assert "\n" not in str(caught.value)
     vf.combinations.check(vf.Model(NORMAL(2), bernoulli(), gaussian()), "binary", ELBO())

@@ -31,6 +31,7 @@ _EXPORTS = {
     "priors": "varflow.priors",
     "hmc": "varflow.hmc",
     "random": "varflow.random",
+    "ranks": "varflow.ranks",
     "recipes": "varflow.recipes",
     "specs": "varflow.specs",
     "targets": "varflow.targets",

@@ -78,6 +78,8 @@ class _Stack(nn.Module):
         self._skeleton = [copy.deepcopy(modules[0])]
         self._requests: dict[Any, list[random.Request]] = {}
         self.fits = list(fits)
+        #: No fit's module differs from another's in any number.
+        self.alike = not parameters and all(bool((b == b[:1]).all()) for b in buffers.values())
 
     def member(self, fit: int) -> nn.Module:
         """One of the modules, with tensors of its own."""
@@ -101,6 +103,10 @@ class _Stack(nn.Module):
                 found = torch.func.functional_call(self._skeleton[0], state, arguments)
             missing[:] = [tensor is None for tensor in found]
             return tuple(tensor for tensor in found if tensor is not None)
+
+        if self.alike and given == (None,) and z is not None and not noise:
+            # A target takes points of any batch shape: one call, without vmap's share of each operation.
+            return list(self._skeleton[0](None, z))
 
         dims = (0, 0, None if z is None else 1)
         if not (any(state) or noise or z is not None):
@@ -191,7 +197,7 @@ class Ensemble(nn.Module):
             # Fits to the draws stand at these places of z.
             places = sorted(fit for fits, _ in parts[: len(self.draws)] for fit in fits)
             scored = [
-                (stack.fits, stack((x,), z[:, [places.index(fit) for fit in stack.fits]]))
+                (stack.fits, stack((x,), _chosen(z, [places.index(fit) for fit in stack.fits])))
                 for stack in self.scores
             ]
             parts = [(places, drawn + _in_order(scored)), *parts[len(self.draws) :]]
@@ -266,6 +272,11 @@ def _in_order(parts: Sequence[tuple[Sequence[int], list[Tensor | None]]]) -> lis
         whole = tensors[0] if len(tensors) == 1 else torch.cat(tensors, 1)
         joined.append(whole if order == sorted(order) else whole[:, order])
     return joined
+
+
+def _chosen(z: Tensor, places: list[int]) -> Tensor:
+    """z of some fits; z itself, not a copy, where those are all."""
+    return z if places == list(range(z.shape[1])) else z[:, places]
 
 
 def _gradients(stack: nn.Module) -> list[Tensor]:

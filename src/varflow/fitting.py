@@ -275,7 +275,6 @@ def _train(
     overwrite: bool = False,
 ) -> Run:
     model.to(device=engine.device, dtype=engine.dtype)
-    ranks.copy_first(model)
     whole, followed = model, second_stage.needed(model)
     if followed:
         assert isinstance(model, Model)
@@ -314,6 +313,7 @@ def _train(
     # Where the data were found may differ.
     seen = {k: v for k, v in describe_data(dataset).items() if k not in ("source", "folder")}
     ranks.meet({"settings": spec.replace(data_dir=None).to_dict(), "data": seen})
+    ranks.copy_first(model)
     try:
         with progress, ranks.lockstep():
             outcome = loop.run()

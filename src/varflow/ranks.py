@@ -137,7 +137,7 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def copy_first(module: nn.Module) -> None:
-    """Give every rank the parameters and buffers of rank 0."""
+    """Give every rank the parameters and buffers of rank 0; :func:`meet` before."""
     if several():
         for tensor in [*module.parameters(), *module.buffers()]:
             # Dense in the usual order, and no bits, which not every engine sends.

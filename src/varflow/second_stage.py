@@ -139,6 +139,8 @@ def fit(
     if isinstance(sink, RunFolder):
         sink.watch(loop.kept_weights)
     _go_on(loop, sink, room)
+    ranks.meet()
+    ranks.copy_first(model.prior)
     try:
         with progress, ranks.lockstep():
             outcome = loop.run()

@@ -58,3 +58,14 @@ def test_a_compiled_step_in_float32_has_the_same_bound(products, monkeypatch):
     plain, compiled = both()
     for one, other in zip(plain.metrics, compiled.metrics, strict=True):
         assert one["elbo"] == pytest.approx(other["elbo"], rel=1e-5)
+
+
+@compiles
+def test_many_fits_in_one_compiled_step():
+    settings = {"target": "u1", "length": 4, "samples": 32, "fits": 3, "steps": 20, "threads": 1, "quiet": True}
+    plain, compiled = (
+        vf.fit("energy", precision="float64", compile=compile, **settings)
+        for compile in (False, True)
+    )
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.allclose(tensor, compiled.model.state_dict()[name], rtol=0, atol=1e-10), name

@@ -336,3 +336,34 @@ def test_denormals_that_cannot_be_flushed_are_noticed():
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
     )
     assert done.stdout.split() == ["2", "False"]
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"amsgrad": True}, {"gain_decay": 0.2}])
+def test_adam_is_that_of_torch_to_the_bit(options):
+    def train(kind):
+        torch.manual_seed(0)
+        network = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(5, 3))
+        network.unused = torch.nn.Parameter(torch.ones(2))
+        spec = RunSpec().replace(lr=0.05, **options).optimizer
+        made = build_optimizer(network, spec)
+        assert isinstance(made, torch.optim.Adam)
+        if kind is not None:
+            first = made.param_groups
+            shared = ("lr", "betas", "eps", "weight_decay", "amsgrad", "fused")
+            made = kind([{key: g[key] for key in ("params", *shared)} for g in first])
+        for step in range(6):
+            made.zero_grad()
+            network(torch.randn(4, 5)).square().sum().backward()
+            made.step()
+            if step == 3:
+                state = made.state_dict()
+                made.load_state_dict(state)
+        return made, network
+
+    ours, network = train(None)
+    theirs, twin = train(torch.optim.Adam)
+    assert type(ours) is not type(theirs)
+    for p, q in zip(network.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q)
+        for key, value in theirs.state.get(q, {}).items():
+            assert torch.equal(ours.state[p][key], value)

@@ -227,3 +227,35 @@ def _operator_backward(ctx: Any, grad_out: Tensor, grad_ladj: Tensor) -> tuple[A
 torch.library.register_autograd(
     "varflow::planar", _operator_backward, setup_context=_save, lib=_library
 )
+
+
+@torch.library.register_vmap("varflow::planar", lib=_library)
+def _push_batched(
+    info: Any, in_dims: tuple[Any, ...], z: Tensor, parameters: list[Tensor], length: int, shift: float
+) -> tuple[Any, Any]:
+    dims = (in_dims[0], *_each(in_dims[1], parameters))
+    (z,), parameters, at = _fold(info, dims, (z, *parameters), 1)
+    return torch.ops.varflow.planar(z, parameters, length, shift), (at, at)
+
+
+@torch.library.register_vmap("varflow::planar_back", lib=_library)
+def _back_batched(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    z: Tensor,
+    parameters: list[Tensor],
+    grad_out: Tensor,
+    grad_ladj: Tensor,
+    length: int,
+    shift: float,
+) -> tuple[Any, Any]:
+    dims = (in_dims[2], in_dims[3], in_dims[0], *_each(in_dims[1], parameters))
+    tensors = (grad_out, grad_ladj, z, *parameters)
+    (grad_out, grad_ladj, z), parameters, at = _fold(info, dims, tensors, 3, own=True)
+    grads = torch.ops.varflow.planar_back(z, parameters, grad_out, grad_ladj, length, shift)
+    return grads, [at, *[0] * len(parameters)]
+
+
+def _each(dims: Any, parameters: list[Tensor]) -> tuple[Any, ...]:
+    """The batched dimension of each of a list's tensors."""
+    return tuple(dims) if isinstance(dims, (list, tuple)) else (dims,) * len(parameters)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from varflow.targets.quadrature import Integrated, expectation
 from varflow.targets.shapes import propose_radius, radius
@@ -32,7 +32,7 @@ def log_add(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "
     """
     first = a > b
     gap = torch.where(first, b - a, a - b)
-    return torch.where(first, a, b) + torch.nn.functional.softplus(gap)
+    return torch.where(first, a, b) + nn.functional.softplus(gap)
 
 
 class U1(Integrated):
@@ -61,8 +61,11 @@ class U1(Integrated):
         self, z: Float[Tensor, "... features"], context: Tensor | None = None
     ) -> Float[Tensor, "..."]:
         self.check(z)
-        left, right = _lobes(z[..., 0])
-        return log_add(left, right) - 0.5 * ((radius(z) - 2) / 0.4).square()
+        # The nearer lobe's exponent, and the other's share: they differ by 4|z₁| / 0.6².
+        side = z[..., 0].abs()
+        other = nn.functional.softplus((-4 / 0.6**2) * side)
+        near, ring = (side - 2) / 0.6, (radius(z) - 2) / 0.4
+        return other - 0.5 * (near * near + ring * ring)
 
     @property
     def modes(self) -> Tensor | None:

@@ -11,7 +11,7 @@ _EXPORTS = {
 
 #: name in a spec → its builder.
 OPTIMIZERS = {
-    "adam": "torch.optim:Adam",
+    "adam": "varflow.training.optimizers:FusedAdam",
     "adamw": "torch.optim:AdamW",
     "adamax": "torch.optim:Adamax",
     "rmsprop": "torch.optim:RMSprop",

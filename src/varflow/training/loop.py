@@ -129,6 +129,7 @@ class Loop:
         tighter = spec.objective.objective == "iwae"
         self._validation_samples = spec.objective.samples if tighter else 1
         self.optimizer = build_optimizer(model, spec.optimizer)
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.step = 0
         self.seconds = 0.0
         self.best_step, self.best_elbo = 0, -math.inf
@@ -152,7 +153,8 @@ class Loop:
         with self._stream() as source:
             x = self.dataset.batch("train", self._rows(self.step)).x
             loss, row = self._loss(x, weight, source)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         loss.backward()
         if self._exchange is not None:
             row = self._exchange(row, self._signal)
@@ -174,8 +176,11 @@ class Loop:
         """Rows of the training split in a step: a fresh permutation each epoch."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            source = random.generator(self.spec.training.seed, "shuffle", epoch)
-            order = torch.randperm(self.dataset.sizes["train"], generator=source)
+            rows, order = self.dataset.sizes["train"], torch.zeros(1, dtype=torch.int64)
+            # A target that reads no data has one row, and a new epoch at every step.
+            if rows > 1:
+                source = random.generator(self.spec.training.seed, "shuffle", epoch)
+                order = torch.randperm(rows, generator=source)
             self._order = (epoch, order.to(self.engine.device))
         return self._order[1][position * self.batch : (position + 1) * self.batch]
 
