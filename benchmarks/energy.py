@@ -154,7 +154,7 @@ def main() -> None:
     ]
     if "FlowJAX" in times:
         bars.insert(1, Bar("varflow, compiled", "FlowJAX", 0.63, 0.35))
-        bars.insert(2, Bar("varflow", "FlowJAX", 0.63, 0.35))
+        bars.insert(2, Bar("varflow", "FlowJAX", 1.0, None))
     about = f"{LENGTH} planar steps, batch {BATCH}, first energy, float32, Adam: noise → loss → backward → update."
     parts = [
         about,
