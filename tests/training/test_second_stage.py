@@ -16,7 +16,7 @@ import varflow as vf
 from varflow import priors, random, recipes, second_stage
 from varflow.cli import main
 from varflow.data import from_codes, from_tensor
-from varflow.errors import DataError, RunError, SpecError
+from varflow.errors import DataError, NonFiniteError, RunError, SpecError
 from varflow.posteriors import Quantizer
 from varflow.runfolder import METRICS, WEIGHTS
 from varflow.training.loop import Loop
@@ -374,6 +374,13 @@ def test_what_does_not_go_together_is_refused_before_anything_is_done(settings, 
     with pytest.raises(SpecError, match=words):
         fit(tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("setting", "words"), [("lr", "posterior"), ("prior_lr", "prior")])
+def test_what_is_not_finite_is_named_in_either_stage(setting, words, tmp_path):
+    with pytest.raises(NonFiniteError, match=rf"step \d: .*'{words}\..*NaN.*The last good state"):
+        fit(tmp_path / "run", **{setting: 1e30})
+    assert (tmp_path / "run/prior/codes.safetensors").exists() == (setting == "prior_lr")
 
 
 def test_tables_are_no_pictures():

@@ -209,4 +209,7 @@ class _Report:
 
     def mean(self, name: str, values: Tensor, unit: str, how: str) -> None:
         error = values.std().item() / math.sqrt(self.points) if self.points > 1 else None
+        # Of equal values the mean and the spread are known; what is left are rounding errors.
+        if error is not None and bool((values == values[0]).all()):
+            error = 0.0
         self.add(name, values.mean().item(), error, unit, how)
