@@ -27,7 +27,7 @@ class DataSpec:
     data: str = "mnist"
     """A named data set (`varflow data` lists them), or a path to your own .npy, .npz, table or folder of pictures."""
     protocol: str = "auto"
-    """How stored values become model inputs: dynamic, static, threshold, logit, uniform, grey, none,
+    """How stored values become model inputs: dynamic, static, threshold, logit, uniform, symmetric, grey, none,
     standardize, or auto."""
     data_dir: str | None = None
     """Folder of the named data sets; without it VARFLOW_DATA, then ~/.cache/varflow."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Real
 from torch import Tensor
 
 from varflow import combinations, random
@@ -140,7 +140,7 @@ def evaluate_codes(
     )
 
 
-def used_alike(counts: Float[Tensor, "points codes"]) -> tuple[float, float | None]:
+def used_alike(counts: Real[Tensor, "points codes"]) -> tuple[float, float | None]:
     """Perplexity of all codes together, and its standard error over examples, by the delta method.
 
     With p the shares of all codes and n_i those of an example, H moves by −Σ_k n_ik log p_k − H for it.
@@ -155,7 +155,7 @@ def used_alike(counts: Float[Tensor, "points codes"]) -> tuple[float, float | No
     return value, value * each.std().item() / math.sqrt(len(counts))
 
 
-def used_at_all(counts: Float[Tensor, "points codes"]) -> tuple[float, float | None]:
+def used_at_all(counts: Real[Tensor, "points codes"]) -> tuple[float, float | None]:
     """The share of codes that occur, and its standard error over examples, by the jackknife."""
     counts = counts.double()
     value, points = float(usage(counts.sum(0))), len(counts)

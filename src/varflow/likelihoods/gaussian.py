@@ -80,7 +80,7 @@ class Gaussian(Likelihood):
         return out, math.log(self.scale) if isinstance(self.scale, float) else self.log_scale
 
     def log_prob(
-        self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead features"]
+        self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead_latent"]
     ) -> Float[Tensor, "*lead"]:
         self.check_shape(x)
         mean, log_scale = self.parameters_at(z)
