@@ -22,7 +22,7 @@ from torch import Tensor
 
 from varflow.errors import DataError
 
-Support = Literal["binary", "grey", "levels", "unit", "real"]
+Support = Literal["binary", "grey", "levels", "unit", "real", "codes"]
 Encoded = tuple[Float[Tensor, "batch ..."], Float[Tensor, " batch"]]
 
 #: Dequantization noise is (k + 1/2)/GRID, k = 0 … GRID − 1: x lies strictly inside its bin, and far
@@ -178,6 +178,23 @@ class Uniform(Protocol):
         return (values.double() + 0.5) / self.bins
 
 
+class Symmetric(Uniform):
+    """x = 2 (v + u)/L − 1, in (−1, 1); log|dx/d picture| = log 2 a dimension."""
+
+    support: ClassVar[Support] = "real"
+
+    def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
+        x, ladj = super().encode(values, drawn, dtype)
+        dimensions = x[0].numel() if len(x) else 0
+        return x.mul_(2).sub_(1), ladj + dimensions * math.log(2)
+
+    def invert(self, x: Tensor) -> Tensor:
+        return super().invert((x + 1) / 2)
+
+    def expected(self, values: Tensor) -> Tensor:
+        return 2 * super().expected(values) - 1
+
+
 class Logit(Uniform):
     """y = logit(p), p = α/2 + (1 − α)(v + u)/L, α = 0.1 (Dinh et al. 2017, sec. 4.1, whose
     α is half of this one).
@@ -216,6 +233,18 @@ class Identity(Protocol):
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         x = values.to(dtype)
         return x, _no_ladj(x)
+
+    def invert(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Codes(Protocol):
+    """x = v, integers: grids of codes, whose log-probability is a mass."""
+
+    support = "codes"
+
+    def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
+        return values.long(), torch.zeros(len(values), dtype=dtype, device=values.device)
 
     def invert(self, x: Tensor) -> Tensor:
         return x
@@ -265,6 +294,7 @@ LEVELS: dict[str, type[Protocol]] = {
     "static": Threshold,
     "logit": Logit,
     "uniform": Uniform,
+    "symmetric": Symmetric,
     "grey": Grey,
     "levels": Levels,
 }

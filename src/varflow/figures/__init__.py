@@ -34,6 +34,10 @@ _EXPORTS = {
     "animate": "varflow.figures.animation:animate",
     "error_by_dimension": "varflow.figures.gaussian_model:error_by_dimension",
     "rows_of": "varflow.figures.gaussian_model:rows_of",
+    "code_maps": "varflow.figures.codes:code_maps",
+    "code_usage": "varflow.figures.codes:code_usage",
+    "code_curves": "varflow.figures.codes:code_curves",
+    "codeword_colours": "varflow.figures.codes:codeword_colours",
     "gallery": "varflow.figures.album:gallery",
     "target_gallery": "varflow.figures.target_album:target_gallery",
 }

@@ -79,11 +79,12 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def log_prob(
-        self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead features"]
+        self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead_latent"]
     ) -> Float[Tensor, "*lead"]:
         """log p(x|z) in nats, summed over the event.
 
-        x ``[*batch, *event]``, which broadcasts against z ``[*lead, D]`` → ``[*lead]``.
+        x ``[*batch, *event]``, which broadcasts against z ``[*lead, D]``, or a grid of vectors ``[*lead, D, h, w]``
+        where the decoder reads grids → ``[*lead]``.
 
         Raises:
             ShapeError: x does not end in the event shape, or is not floating point.
