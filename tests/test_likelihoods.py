@@ -14,7 +14,7 @@ from torch import nn
 from varflow import likelihoods, random
 from varflow._lazy import resolve
 from varflow.errors import DataError, ShapeError, SpecError
-from varflow.likelihoods import Bernoulli, Gaussian
+from varflow.likelihoods import Bernoulli, Categorical, Gaussian, Logistics
 from varflow.networks import MLP
 
 double = torch.float64
@@ -22,7 +22,9 @@ SCALES = (0.3, "learned", "per-dimension", "decoder")
 KINDS = [("bernoulli", {}), ("bernoulli", {"grey": True})] + [
     ("gaussian", {"scale": scale}) for scale in SCALES
 ]
-ids = [f"{name}-{next(iter(options.values()), '')}" for name, options in KINDS]
+KINDS += [("logistics", {"levels": 5, "components": k}) for k in (1, 3)]
+KINDS += [("categorical", {"levels": 5})]
+ids = [f"{name}-{'-'.join(map(str, options.values()))}" for name, options in KINDS]
 every = pytest.mark.parametrize(("name", "options"), KINDS, ids=ids)
 
 
@@ -49,6 +51,8 @@ def make(name, options, event_shape=(2, 3), latent=4, dtype=double, seed=0):
 
 def event(likelihood, *batch, dtype=double):
     x = torch.randn(*batch, *likelihood.event_shape, dtype=dtype)
+    if "levels" in likelihood.support:
+        return torch.randint(0, likelihood.levels, x.shape).to(dtype) / likelihood.top
     return (x > 0).to(dtype) if "binary" in likelihood.support else x
 
 
@@ -211,12 +215,13 @@ def test_sample_means_and_variances(name, options):
     expected = likelihood.distribution(z)
     error = (x.mean(0) - likelihood.mean(z)) / (expected.variance / n).sqrt()
     assert error.abs().max() < 4
-    assert torch.equal(likelihood.mean(z), expected.mean)
+    torch.testing.assert_close(likelihood.mean(z), expected.mean, rtol=1e-14, atol=1e-14)
     if name == "gaussian":
         spread = (x.var(0) / expected.variance - 1) / math.sqrt(2 / n)
         assert spread.abs().max() < 4
     else:
-        assert set(x.unique().tolist()) == {0.0, 1.0}
+        values = torch.linspace(0, 1, getattr(likelihood, "levels", 2), dtype=double)
+        assert torch.equal(x.unique(), values)
 
 
 @every
@@ -273,6 +278,11 @@ def test_sizes_of_decoders():
         ("bernoulli", {}, "real", "the data are real"),
         ("bernoulli", {"grey": True}, "real", "binary or unit"),
         ("gaussian", {}, "binary", "the data are binary; use a Bernoulli"),
+        ("gaussian", {}, "levels", "the data are levels; use likelihood=logistics"),
+        ("gaussian", {}, "grey", "the data are grey; a density at points has no upper bound"),
+        ("bernoulli", {}, "levels", "the data are levels"),
+        ("logistics", {}, "real", "Logistics takes levels.*the data are real; use protocol=levels"),
+        ("categorical", {"levels": 3}, "unit", "the data are unit; use protocol=levels"),
     ],
 )
 def test_data_without_a_density_are_refused_by_name(name, options, support, words):
@@ -296,6 +306,8 @@ def test_declared_supports_are_accepted(name, options):
         ("bernoulli", {}, math.nan, "1 of 24 values are NaN or infinite"),
         ("gaussian", {}, math.nan, "1 of 24 values are NaN or infinite"),
         ("gaussian", {}, math.inf, "NaN or infinite"),
+        ("logistics", {"levels": 5}, 0.3, "value 0.3, which is none of the 5 levels k/4"),
+        ("categorical", {"levels": 5}, 1.25, r"value 1.25; Categorical takes \[0, 1\]"),
     ],
 )
 def test_bad_values_are_named(name, options, bad, words):
@@ -330,6 +342,10 @@ def test_bad_shapes_and_dtypes_are_refused(name, options):
         (lambda: Gaussian(MLP(2, 5), 5, math.inf), "scale: was inf"),
         (lambda: Gaussian(MLP(2, 5), 5, True), "scale: was True"),
         (lambda: Gaussian(MLP(2, 5), 5, "lerned"), "did you mean 'learned'"),
+        (lambda: Logistics(MLP(2, 5), 5), r"puts out \(5,\).*\(75,\)"),
+        (lambda: Logistics(MLP(2, 15), 5, levels=1, components=1), "levels: was 1; give"),
+        (lambda: Logistics(MLP(2, 15), 5, components=0), "components"),
+        (lambda: Categorical(MLP(2, 15), 5, levels=None), "levels: was None"),
     ],
 )
 def test_impossible_settings_are_refused(call, words):

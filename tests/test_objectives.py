@@ -255,6 +255,9 @@ NORMAL = vf.priors.StandardNormal
 REFUSED = {
     "likelihood × values of the data": lambda: (
         vf.Model(NORMAL(2), bernoulli(), gaussian()), "grey", None, "Bernoulli takes binary"),
+    "likelihood × another number of levels": lambda: (
+        vf.Model(NORMAL(2), vf.likelihoods.Logistics(vf.networks.MLP(2, 90), 6, levels=5), gaussian()), "levels",
+        None, "Logistics is over 5 levels"),
     "target × posterior that reads x": lambda: (
         vf.Model(vf.targets.U1(), None, gaussian()), "none", None, "reads x"),
     "data × no likelihood": lambda: (

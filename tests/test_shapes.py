@@ -26,6 +26,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     [
         ("flows/test_contract.py", "batch_shapes or context_broadcasts"),
         ("test_model.py", "terms or identity_flow"),
+        ("posteriors/test_quantizer.py", "two_stage_bound"),
     ],
 )
 def test_signatures_hold_while_the_battery_runs(file, which):

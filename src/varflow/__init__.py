@@ -24,6 +24,7 @@ _EXPORTS = {
     "evaluation": "varflow.evaluation",
     "figures": "varflow.figures",
     "flows": "varflow.flows",
+    "interpolation": "varflow.interpolation",
     "likelihoods": "varflow.likelihoods",
     "networks": "varflow.networks",
     "objectives": "varflow.objectives",

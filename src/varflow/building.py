@@ -17,8 +17,24 @@ from varflow.ensemble import Ensemble
 from varflow.errors import SpecError, suggestion
 from varflow.likelihoods import Identity
 from varflow.model import Model
-from varflow.networks import MLP, ConvDecoder, ConvEncoder, StridedDecoder, StridedEncoder
-from varflow.posteriors import Ancestral, Gaussian, Hamiltonian, Observed, Posterior
+from varflow.networks import (
+    MLP,
+    ConvDecoder,
+    ConvEncoder,
+    StridedDecoder,
+    StridedEncoder,
+    VQDecoder,
+    VQEncoder,
+)
+from varflow.posteriors import (
+    Ancestral,
+    Gaussian,
+    Hamiltonian,
+    Observed,
+    ObservedCodes,
+    Posterior,
+    Quantizer,
+)
 from varflow.priors import Prior
 from varflow.specs import RunSpec, widths
 
@@ -31,11 +47,13 @@ class Form:
 
     Attributes:
         event_shape: shape of one example; of the latents, for a target.
-        support: the values it takes: binary, grey, unit or real; none for a target.
+        support: the values it takes: binary, levels, grey, unit, real or codes; none for a target.
+        levels: how many values an element can take; None for a continuum.
     """
 
     event_shape: tuple[int, ...]
     support: str
+    levels: int | None = None
 
 
 def build(
@@ -57,7 +75,7 @@ def build(
     for name in own:
         if name not in PARTS:
             raise SpecError(f"parts: unknown part '{name}'; {suggestion(name, PARTS)}")
-    form = Form(tuple(data.event_shape), data.support)
+    form = Form(tuple(data.event_shape), data.support, getattr(data, "levels", None))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.training.seed if seed is None else seed)
         if spec.likelihood.likelihood == "identity" and form.support != "none":
@@ -68,6 +86,10 @@ def build(
         elif form.support == "none":
             prior, likelihood = _target(spec, own)
             posterior = own.get("posterior") or _posterior(spec, prior.event_shape[0], None)
+        elif spec.posterior.posterior == "quantizer":
+            posterior = own.get("posterior") or _quantizer(spec, form.event_shape)
+            likelihood = own.get("likelihood") or _likelihood(spec, form)
+            prior = own.get("prior") or _code_prior(spec, posterior)
         else:
             latent = spec.posterior.latent
             posterior = own.get("posterior") or _posterior(
@@ -76,11 +98,11 @@ def build(
             likelihood = own.get("likelihood") or _likelihood(spec, form)
             prior = own.get("prior") or _prior(spec, form, latent)
     model = Model(prior, likelihood, posterior)
-    combinations.check(model, form.support)
+    combinations.check(model, form.support, levels=form.levels)
     return model
 
 
-def density(prior: Prior, event_shape: int | Sequence[int]) -> Model:
+def density(prior: Prior, event_shape: int | Sequence[int] = ()) -> Model:
     """The model whose log p(x) is the prior's: any prior fitted by maximum likelihood with ``fit``.
 
     Example:
@@ -88,8 +110,46 @@ def density(prior: Prior, event_shape: int | Sequence[int]) -> Model:
         >>> model = vf.density(vf.priors.flow_prior(3, "maf"), 3)
         >>> model.terms(torch.zeros(5, 3)).log_weight.shape
         torch.Size([1, 5])
+
+    A prior over codes is fitted to grids of them (:func:`varflow.data.from_codes`).
     """
+    if prior.discrete:
+        labelled = getattr(prior, "classes", None) is not None
+        observed = ObservedCodes(prior.event_shape, labelled)
+        return Model(prior, Identity(observed.event_shape, codes=True), observed)
     return Model(prior, Identity(event_shape), Observed(event_shape))
+
+
+def _quantizer(spec: RunSpec, event_shape: tuple[int, ...]) -> Quantizer:
+    settings = spec.quantizer
+    encoder = VQEncoder(_picture(event_shape), **_grid(spec))
+    return Quantizer(
+        encoder,
+        settings.codes,
+        settings.code_features,
+        decay=settings.codebook_decay if settings.codebook == "average" else None,
+        beta=settings.commitment,
+        weight=settings.codebook_weight,
+        restarts=settings.restarts,
+        kmeans=settings.kmeans,
+    )
+
+
+def _code_prior(spec: RunSpec, posterior: Any) -> Prior:
+    settings = spec.prior
+    options: dict[str, Any] = {}
+    if settings.prior != "uniform-codes":
+        options = {
+            "channels": settings.prior_channels,
+            "layers": settings.prior_length,
+            "kernel": settings.prior_kernel,
+            "embedding": settings.prior_embedding,
+            "classes": settings.classes or None,
+        }
+        if settings.prior_hidden:
+            options["hidden"] = settings.prior_hidden
+    made: Any = resolve(priors.CODES[settings.prior])(posterior.grid, posterior.codes, **options)
+    return priors.ByClass(made) if settings.classes else made
 
 
 def _prior(spec: RunSpec, form: Form, features: int) -> Prior:
@@ -119,7 +179,7 @@ def _one_prior(spec: RunSpec, form: Form, features: int) -> Prior:
     elif name != "normal":
         options = {"length": settings.prior_length}
         if name in ("maf", "iaf", "coupling", "additive", "spline") and settings.prior_hidden:
-            options["hidden"] = (settings.prior_hidden,)
+            options["hidden"] = (settings.prior_hidden,) * settings.prior_layers
     made: Prior = resolve(priors.TABLE[name])(features, **options)
     return made
 
@@ -215,9 +275,13 @@ def _posterior(spec: RunSpec, features: int, encoder: nn.Module | None) -> Poste
 def _likelihood(spec: RunSpec, form: Form) -> nn.Module:
     name = spec.likelihood.likelihood
     if name == "auto":
-        name = "bernoulli" if form.support == "binary" else "gaussian"
+        name = {"binary": "bernoulli", "levels": "logistics"}.get(form.support, "gaussian")
     kind = resolve(likelihoods.TABLE[name])
     options: dict[str, Any] = {}
+    if name in ("logistics", "categorical") and form.support == "levels":
+        options["levels"] = form.levels
+    if name == "logistics":
+        options["components"] = spec.likelihood.likelihood_components
     if name == "bernoulli":
         options["grey"] = spec.likelihood.grey
     if name == "gaussian":
@@ -226,6 +290,8 @@ def _likelihood(spec: RunSpec, form: Form) -> nn.Module:
             scale if scale in ("learned", "per-dimension", "decoder") else float(scale)
         )
     shape = kind.decoder_shape(form.event_shape, **options)
+    if name == "gaussian":
+        options["initial"] = spec.likelihood.initial_scale
     decoder = _decoder(spec, shape)
     if spec.posterior.top_latent:
         decoder = priors.Reads(decoder, spec.posterior.latent)
@@ -244,6 +310,8 @@ def _encoder(spec: RunSpec, event_shape: tuple[int, ...]) -> nn.Module:
 
 
 def _decoder(spec: RunSpec, shape: tuple[int, ...]) -> nn.Module:
+    if spec.network.network == "grid":
+        return VQDecoder(_picture(shape), **_grid(spec))
     if spec.network.network == "conv":
         return ConvDecoder(spec.posterior.latent, shape, **_conv(spec, shape))
     if spec.network.network == "strided":
@@ -265,6 +333,24 @@ def _mlp(spec: RunSpec) -> dict[str, Any]:
         "activation": network.activation,
         "gated": network.gated,
     }
+
+
+def _grid(spec: RunSpec) -> dict[str, Any]:
+    network = spec.network
+    return {
+        "features": spec.quantizer.code_features,
+        "scales": network.scales or 2,
+        "blocks": network.blocks,
+        "normalization": network.normalization,
+    }
+
+
+def _picture(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) != 3:
+        raise SpecError(
+            f"network: grid needs pictures [C, H, W], the data have shape {shape}; a quantizer codes pictures"
+        )
+    return shape
 
 
 def _strided(spec: RunSpec, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class Fit:
     out: str | None = None
     """Folder of the run; without it runs/ and a name made of recipe, data, flow and seed."""
     resume: str | None = None
-    """Go on with the run in this folder, bit for bit; only --epochs or --steps can be given beside it."""
+    """Go on with the run in this folder, bit for bit; only --epochs, --steps, --prior-epochs or --prior-steps can be
+    given beside it."""
     overwrite: bool = False
     """Replace the run that the folder holds."""
     quiet: bool = False
@@ -102,6 +103,12 @@ class Sample:
     """How many."""
     mean: bool = False
     """The likelihood's mean for each z instead of a draw from it."""
+    temperature: float | None = None
+    """Prior over codes: divides the logits; below 1 the likely becomes likelier."""
+    top_k: int | None = None
+    """Prior over codes: draw among so many likeliest codes of a position."""
+    label: int | None = None
+    """Prior over codes with classes: the class of all draws; without it classes are drawn too."""
     seed: int = 0
     """Seed of the draws."""
     out: str | None = None
@@ -236,6 +243,10 @@ def _fit(arguments: list[str]) -> int:
         default = default.replace(steps=1)
     if "epochs" in given and "steps" not in given:
         default = default.replace(epochs=1.0)
+    if "prior_steps" in given and "prior_epochs" not in given:
+        default = default.replace(prior_steps=1)
+    if "prior_epochs" in given and "prior_steps" not in given:
+        default = default.replace(prior_epochs=1.0)
 
     import tyro
 
@@ -254,10 +265,11 @@ def _fit(arguments: list[str]) -> int:
     if command.resume is not None:
         if name is not None:
             raise SpecError("resume: given beside a recipe; a run knows its own settings")
-        budget = {key: spec.get(key) for key in ("epochs", "steps") if key in given}
+        budget = {key: spec.get(key) for key in fitting.BUDGETS if key in given}
         for key in sorted(given - set(budget) - {"resume", "quiet", "report"}):
             raise SpecError(
-                f"{key}: a resumed run keeps its settings; only --epochs or --steps can grow"
+                f"{key}: a resumed run keeps its settings; only --epochs or --steps, --prior-epochs or "
+                "--prior-steps can grow"
             )
         run = fitting.resume(command.resume, quiet=command.quiet, **budget)
     else:
@@ -294,7 +306,12 @@ def _finish(run: Any, command: Fit) -> int:
             f"best validation ELBO {outcome['best_elbo']:.2f} nats at step {outcome['best_step']}"
         )
     took = f"{outcome['step']} steps in {outcome['seconds']:.0f} s"
-    print(f"{run.folder}: {took}, {outcome['reason']}; {bound}")
+    second = outcome.get("second_stage")
+    print(f"{run.folder}: {took}, {outcome['reason']}; {bound}" + (" under uniform codes" if second else ""))
+    if second:
+        took = f"{second['step']} steps in {second['seconds']:.0f} s"
+        best = f"best validation log p(codes) {second['best_elbo']:.2f} nats at step {second['best_step']}"
+        print(f"prior over codes: {took}, {second['reason']}; {best}")
     if command.report:
         print(f"report: {run.report()}")
     print(f"next: varflow evaluate {run.folder}")
@@ -338,12 +355,19 @@ def _sample(arguments: list[str]) -> int:
 
     if run.infers_target and options.mean:
         raise SpecError("mean: a target has no likelihood to take the mean of; leave it out")
+    target = Path(options.out) if options.out else run.folder / "figures" / "sample"
+    chosen = {n: getattr(options, n) for n in ("temperature", "top_k", "label")}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
     with random.stream(options.seed):
         if run.infers_target:
+            _no_codes(chosen)
             x = _positions(run, options.count)
+        elif run.model.posterior.discrete:
+            x, written = _coded(run, options.count, options.mean, chosen, target)
+            print(written)
         else:
+            _no_codes(chosen)
             x = run.model.sample(options.count, mean=options.mean)
-    target = Path(options.out) if options.out else run.folder / "figures" / "sample"
     for path in _write_examples(run, target, x, None):
         print(path)
     return 0
@@ -441,6 +465,45 @@ def _open(
     return run
 
 
+def _no_codes(chosen: dict[str, Any]) -> None:
+    for name, value in chosen.items():
+        raise SpecError(f"{name}: was {value}; it is for priors over codes, and this run has none")
+
+
+def _coded(
+    run: Any, count: int, mean: bool, chosen: dict[str, Any], target: Path
+) -> tuple[Any, Path]:
+    """x, and the file with its codes and the log p(codes) recorded while they were drawn."""
+    import io
+
+    import numpy as np
+    import torch
+
+    from varflow.files import make_folder, write_atomically
+
+    prior, options = run.model.prior, dict(chosen)
+    if not hasattr(prior, "sample_and_log_prob"):
+        _no_codes(chosen)
+        z = prior.sample((count,))
+        log_prob = prior.log_prob(z)
+    else:
+        if "label" in options:
+            label = options.pop("label")
+            if not 0 <= label < (prior.classes or 0):
+                known = f"0 to {prior.classes - 1}" if prior.classes else "none: it has no classes"
+                raise SpecError(f"label: was {label}; the labels of this prior are {known}")
+            home = next(run.model.parameters()).device
+            options["labels"] = torch.full((count,), label, device=home)
+        z, log_prob = prior.sample_and_log_prob((count,), **options)
+    x = run.model.decode(z, mean)
+    make_folder(target.parent)
+    path = target.with_name(target.name + "-codes.npz")
+    blob = io.BytesIO()
+    np.savez(blob, codes=z.cpu().numpy(), log_prob=log_prob.cpu().numpy())
+    write_atomically(path, lambda file: file.write(blob.getvalue()))
+    return x, path
+
+
 def _subject(spec: RunSpec) -> str:
     """What is modelled or inferred, for the name of a folder."""
     target = spec.target
@@ -451,6 +514,8 @@ def _subject(spec: RunSpec) -> str:
 
 def _flow_name(spec: RunSpec) -> str:
     posterior = spec.posterior
+    if posterior.posterior == "quantizer":
+        return f"{spec.quantizer.codes}codes-{spec.prior.prior}"
     moved = f"-top{posterior.top_latent}" if posterior.top_latent else ""
     moved += f"-leapfrog{posterior.leapfrog}" if posterior.leapfrog else ""
     if posterior.flow == "none":

@@ -18,12 +18,14 @@ class Combination:
         model: prior, likelihood and posterior.
         support: the values of the data; "none" for a target.
         objective: None where nothing is trained.
+        levels: how many values an element of the data can take; None for a continuum.
         processes: how many share the work.
     """
 
     model: Model
     support: str
     objective: Any = None
+    levels: int | None = None
     processes: int = 1
 
     @property
@@ -41,6 +43,16 @@ def _support(given: Combination) -> str | None:
     except SpecError as error:
         return str(error)
     return None
+
+
+def _other_levels(given: Combination) -> str | None:
+    scored = getattr(given.model.likelihood, "levels", None)
+    if given.support != "levels" or scored is None or scored == given.levels:
+        return None
+    return (
+        f"likelihood: {type(given.model.likelihood).__name__} is over {scored} levels, the data have "
+        f"{given.levels}; build it with levels={given.levels}"
+    )
 
 
 def _target_and_encoder(given: Combination) -> str | None:
@@ -139,6 +151,7 @@ def _processes_and_samples(given: Combination) -> str | None:
 #: name of the rule → what it says, or None.
 RULES: dict[str, Callable[[Combination], str | None]] = {
     "likelihood × values of the data": _support,
+    "likelihood × another number of levels": _other_levels,
     "target × posterior that reads x": _target_and_encoder,
     "data × no likelihood": _data_without_likelihood,
     "Hamiltonian × path or doubly reparameterised gradients": _hamiltonian_and_held,
@@ -151,13 +164,19 @@ RULES: dict[str, Callable[[Combination], str | None]] = {
 }
 
 
-def check(model: Model, support: str, objective: Any = None, processes: int = 1) -> None:
+def check(
+    model: Model,
+    support: str,
+    objective: Any = None,
+    processes: int = 1,
+    levels: int | None = None,
+) -> None:
     """Apply every rule.
 
     Raises:
         SpecError: the sentence of the first rule that refuses.
     """
     for rule in RULES.values():
-        sentence = rule(Combination(model, support, objective, processes))
+        sentence = rule(Combination(model, support, objective, levels=levels, processes=processes))
         if sentence is not None:
             raise SpecError(sentence)

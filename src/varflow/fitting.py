@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from varflow import native, ranks, recipes
+from varflow import native, ranks, recipes, second_stage
 from varflow.building import PARTS, Form, build, build_ensemble, unobserved
 from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
@@ -41,6 +41,9 @@ from varflow.specs import RunSpec
 from varflow.training.engine import Engine
 from varflow.training.loop import Loop
 from varflow.training.progress import Progress
+
+#: What can grow when a run goes on.
+BUDGETS = ("epochs", "steps", "prior_epochs", "prior_steps")
 
 
 @ranks.together
@@ -125,7 +128,8 @@ def resume(
         data: the data, where they were given in Python.
         parts: the parts of your own that the run was fitted with.
         quiet: show no progress.
-        **budget: ``epochs`` or ``steps``: a larger budget than before.
+        **budget: ``epochs`` or ``steps``, or ``prior_epochs`` or ``prior_steps`` of the second stage: a larger
+            budget than before.
 
     Raises:
         RunError: nothing to resume, a damaged state, or a run that is finished.
@@ -138,9 +142,14 @@ def resume(
         )
     spec = RunSpec.from_dict(read_json(path / SPEC))
     for name in budget:
-        if name not in ("epochs", "steps"):
+        if name not in BUDGETS:
             raise SpecError(
-                f"{name}: a resumed run keeps its settings; only epochs or steps can grow"
+                f"{name}: a resumed run keeps its settings; only {', '.join(BUDGETS)} can grow"
+            )
+        if name in ("epochs", "steps") and second_stage.begun(path):
+            raise RunError(
+                f"{name}: the second stage of {path} is fitted to the codes of the first, which cannot grow any "
+                "more; give prior_epochs or prior_steps, or fit again"
             )
     if budget:
         spec = spec.replace(**budget)
@@ -164,6 +173,8 @@ def resume(
     else:
         dataset = as_dataset(data, spec).to(engine.device, engine.dtype)
         model = build(spec, dataset, parts)
+    if not second_stage.needed(model) and any(name.startswith("prior_") for name in budget):
+        raise SpecError("prior_epochs: this run has no second stage; give epochs or steps")
     check_data(dataset, path)
     return _train(spec, model, dataset, engine, path, about, quiet, state)
 
@@ -173,18 +184,26 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
     from varflow import data as room
 
     settings = spec.data
+    protocol = settings.protocol
+    if protocol == "auto" and spec.likelihood.likelihood in ("logistics", "categorical"):
+        protocol = "levels"
     if data is None:
         found = room.load(
             settings.data,
-            protocol=settings.protocol,
+            protocol=protocol,
             data_dir=settings.data_dir,
             flip=settings.flip,
+            levels=settings.levels,
+            resize=settings.resize,
             verify=settings.verify,
+            data_seed=spec.target.data_seed,
         )
     elif isinstance(data, Dataset):
         found = data
     else:
-        found = room.from_tensor(data, protocol=settings.protocol, flip=settings.flip)
+        found = room.from_tensor(
+            data, protocol=protocol, levels=settings.levels, flip=settings.flip
+        )
     return found.first(train=settings.train_limit, validation=settings.validation_limit)
 
 
@@ -266,6 +285,10 @@ def _train(
     overwrite: bool = False,
 ) -> Run:
     model.to(device=engine.device, dtype=engine.dtype)
+    whole, followed = model, second_stage.needed(model)
+    if followed:
+        assert isinstance(model, Model)
+        model = second_stage.first(model)
     writes = folder is not None and ranks.rank() == 0
     sink = Memory() if folder is None else RunFolder(folder) if writes else Elsewhere()
     progress = Progress(0, quiet=quiet or ranks.rank() > 0)
@@ -279,7 +302,7 @@ def _train(
         sink.watch(loop.kept_weights)
     if state is not None:
         loop.load_state(state)
-        if loop.step >= loop.steps:
+        if loop.step >= loop.steps and not followed:
             raise RunError(
                 f"folder: {folder} is finished ({loop.step} of {loop.steps} steps); "
                 "give a larger budget, e.g. epochs or steps, to go on"
@@ -308,13 +331,26 @@ def _train(
         if isinstance(sink, RunFolder):
             sink.close()
     ended = dataclasses.asdict(outcome)
+    later: list[dict[str, Any]] = []
+    if followed and outcome.finished:
+        assert isinstance(whole, Model)
+        assert isinstance(dataset, Dataset)
+        if folder is not None and writes:
+            waits = {"finished": False, "reason": "the second stage is not finished"}
+            write_json(folder / RUN, {**about, "outcome": {**ended, **waits}})
+        ranks.meet()
+        second, later = second_stage.fit(spec, whole, dataset, engine, folder, quiet)
+        model = whole
+        told = dataclasses.asdict(second)
+        ended |= {name: told[name] for name in ("finished", "reason", "signal")}
+        ended["second_stage"] = told
     if folder is not None and writes:
         write_json(folder / RUN, {**about, "outcome": ended})
     ranks.meet()
     model.eval()
-    form = Form(tuple(dataset.event_shape), dataset.support)
+    form = Form(tuple(dataset.event_shape), dataset.support, dataset.levels)
     records = sink.records if isinstance(sink, Memory) else read_metrics(Path(folder or ""))
-    return Run(spec, model, form, folder, records, ended, dataset)
+    return Run(spec, model, form, folder, records, ended, dataset, later)
 
 
 def _processor(engine: Engine) -> str:

@@ -33,6 +33,7 @@ class Terms:
         draw: what the posterior returned, with its own fields (base samples, ladj).
         kl_groups: KL(q(z|x) ‖ p(z)) of each latent ``[1 or S, B, D]``, in closed form, where it splits so; else None.
         auxiliary: further losses of a part, by name, each a scalar.
+        codes: ``[B, *grid]``, what z was looked up by, where there are codes; else None.
     """
 
     z: Tensor
@@ -42,6 +43,7 @@ class Terms:
     draw: Draw
     kl_groups: Tensor | None = None
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
+    codes: Tensor | None = None
 
     @property
     def log_weight(self) -> Tensor:
@@ -155,8 +157,7 @@ class Model(nn.Module):
         """
         q = self.infer(x) if q is None else q
         draw = q.draw(samples, log_joint=LogJoint(self, x), hold=hold)
-        coded = draw.z if q.codes is None else q.codes.expand(samples, *q.codes.shape)
-        log_prior = self.prior.log_prob(coded)
+        log_prior = self.log_prior(q, draw.z)
         if self.likelihood is None:
             log_likelihood = torch.zeros_like(draw.log_q)
         elif draw.log_joint is not None:
@@ -165,21 +166,37 @@ class Model(nn.Module):
             log_likelihood = self.likelihood.log_prob(x, draw.z)
         kl_groups = q.kl_groups(self.prior) if groups else None
         return Terms(
-            draw.z, log_likelihood, log_prior, draw.log_q, draw, kl_groups, dict(q.auxiliary)
+            draw.z, log_likelihood, log_prior, draw.log_q, draw, kl_groups, dict(q.auxiliary), q.codes
         )
+
+    def log_prior(self, q: Conditional, z: Tensor) -> Tensor:
+        """log p(z) of samples of q ``[S, B, D]``, or of the codes that stand for them: ``[S, B]``, nats."""
+        if q.codes is None:
+            return self.prior.log_prob(z)
+        context = q.context if q.context is None else q.context.expand(len(z), *q.context.shape)
+        return self.prior.log_prob(q.codes.expand(len(z), *q.codes.shape), context)
 
     def forward(self, x: Tensor | None = None, samples: int = 1, **options: bool) -> Terms:
         return self.terms(x, samples, **options)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def sample(self, count: int, mean: bool = False) -> Tensor:
+    def sample(self, count: int, mean: bool = False, **options: Any) -> Tensor:
         """x ~ p(x): ``[count, *event]``; with ``mean`` the likelihood's mean instead of its noise.
+
+        Args:
+            count: how many.
+            mean: decode without the likelihood's noise.
+            **options: of the prior's ``sample``: temperature, top_k and labels of a prior over codes.
 
         Raises:
             SpecError: there is no likelihood; a target is sampled by ``target.sample``.
         """
-        z = self.prior.sample((count,))
-        if getattr(self.posterior, "discrete", False):
+        return self.decode(self.prior.sample((count,), **options), mean)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, mean: bool = False) -> Tensor:
+        """x ~ p(x|z) for z of the prior, or its mean: ``[..., *event]``. Raises as :meth:`sample`."""
+        if self.posterior.discrete:
             z = self.posterior.decode_codes(z)  # type: ignore[operator]
         return self._observe(z, mean)
 

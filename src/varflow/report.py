@@ -25,6 +25,9 @@ _NAMES = {
     "bits_per_dim": "bits/dim",
     "active_units": "active latents",
     "aggregated_distance": "distance of q(z) from p(z)",
+    "code_bits": "bits of the prior per code",
+    "perplexity": "perplexity of the codes",
+    "usage": "codes in use",
     "kl_q_p": "KL(q‖p)",
     "kl_p_q": "KL(p‖q)",
     "kl_q_p_grid": "KL(q‖p), quadrature",
@@ -60,6 +63,9 @@ _NAMES = {
     "upper": "log p(x), from above",
     "gap": "upper − lower",
     "elbo_refined": "ELBO, q refined",
+    "nll_expected": "−E log p*(x), exact",
+    "nll_true": "−log p*(x)",
+    "kl_true": "KL(p*‖p)",
     "log_px": "log p(x)",
     "log_px_annealed": "log p(x), annealed",
     "log_px_importance": "log p(x), importance weights",
@@ -77,7 +83,7 @@ _KINDS = {
 }
 #: The numbers that a reader looks for first.
 _HEADLINES = (
-    "nll", "elbo", "bits_per_dim", "kl_q_p", "kl_p_q", "mode_coverage", "evidence_gap", "scale_error",
+    "nll", "elbo", "bits_per_dim", "perplexity", "kl_q_p", "kl_p_q", "mode_coverage", "evidence_gap", "scale_error",
 )  # fmt: skip
 
 _ERRORS = (
@@ -177,6 +183,9 @@ def _title(spec: Mapping[str, Any], about: Mapping[str, Any], data: Mapping[str,
         several = f", {fits} fits" if fits != 1 else ""
         size = "×".join(map(str, data.get("event_shape") or ["?"]))
         return f"{data.get('name')} in {size} dimensions: {', '.join(parts)}{several}"
+    if settings.get("posterior") == "quantizer":
+        size = f"{settings.get('codes')} codes of {settings.get('code_features')} features"
+        return f"{data.get('name') or 'unnamed data'}: {size}, prior {settings.get('prior')}"
     kind = "amortized " if settings.get("amortized") else ""
     posterior = "Gaussian posterior" + ("" if flow == "none" else f", {kind}{flow} flow")
     name = data.get("name") or settings.get("data", "unnamed data")
@@ -288,12 +297,19 @@ def _training(folder: Path, metrics: list[dict[str, Any]], about: Mapping[str, A
     drawn = (folder / "figures" / "bound.png").exists()
     out = [] if drawn else [_curves(folder / "figures" / "curves.png", metrics)]
     rows = []
-    for split in ("train", "validation"):
-        scored = _scored(metrics, split)
+    later = read_metrics(folder / "prior")
+    if later:
+        note = "In the second stage the ELBO is log p(codes) of the prior that is fitted to them."
+        out.append(html.paragraph(note, soft=True))
+    for split, records, stage in (
+        *((split, metrics, "") for split in ("train", "validation")),
+        *((split, later, "second stage, ") for split in ("train", "validation")),
+    ):
+        scored = _scored(records, split)
         if scored:
-            rows.append(_record(f"{split}, last", scored[-1]))
+            rows.append(_record(f"{stage}{split}, last", scored[-1]))
         if scored and split == "validation":
-            rows.append(_record("validation, best", max(scored, key=lambda row: row["elbo"])))
+            rows.append(_record(f"{stage}validation, best", max(scored, key=lambda row: row["elbo"])))
     columns = (
         "record", "step", "epoch", "ELBO", "E log p(x|z)", "KL term", "log|det|", "steps/s",
         "seconds",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from varflow import ranks
+from varflow import ranks, second_stage
 from varflow.building import PARTS, Form, build, build_ensemble, unobserved
 from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
@@ -16,6 +16,7 @@ from varflow.ensemble import Ensemble
 from varflow.errors import RunError, SpecError
 from varflow.files import read_json
 from varflow.model import Model
+from varflow.posteriors.observed import Observed
 from varflow.runfolder import (
     SNAPSHOTS,
     SPEC,
@@ -42,6 +43,7 @@ class Run:
         form: shape and support of the data.
         metrics: the records of the fit.
         outcome: how the fit ended, as plain values.
+        second_metrics: the records of a second stage, which fits the prior; none where there is none.
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class Run:
         metrics: list[dict[str, Any]] | None = None,
         outcome: dict[str, Any] | None = None,
         dataset: Dataset | Unobserved | None = None,
+        second_metrics: list[dict[str, Any]] | None = None,
     ) -> None:
         self.spec, self.model, self.form, self.folder = spec, model, form, folder
         self.metrics, self.outcome = metrics or [], outcome or {}
+        self.second_metrics = second_metrics or []
         self._dataset = dataset
 
     def __repr__(self) -> str:
@@ -96,9 +100,11 @@ class Run:
 
         Args:
             split: of the data set, "test" unless given; a target has none.
-            samples: for each example, 1000 unless given; for each fit to a target 100,000.
+            samples: for each example, 1000 unless given (2 for density estimation, where nothing is random); for
+                each fit to a target 100,000.
             **options: of :func:`varflow.evaluation.evaluate`, or of
-                :func:`varflow.evaluation.evaluate_target` where this is a fit to a target.
+                :func:`varflow.evaluation.evaluate_target` where this is a fit to a target, of
+                :func:`varflow.evaluation.evaluate_codes` where latents are codes.
 
         Raises:
             SpecError: a split or a limit for a target.
@@ -116,6 +122,16 @@ class Run:
                 data=self.dataset.describe(),
                 **options,
             )
+        elif isinstance(self.model, Model) and self.model.posterior.discrete:
+            assert isinstance(self.dataset, Dataset)
+            options.pop("memory", None)
+            if samples not in (None, 1):
+                raise SpecError(
+                    f"samples: was {samples}; q of a quantizer is one code for sure, leave samples out"
+                )
+            result = evaluation.evaluate_codes(
+                self.model, self.dataset, split="test" if split is None else split, **options
+            )
         else:
             assert isinstance(self.model, Model)
             assert isinstance(self.dataset, Dataset)
@@ -123,7 +139,10 @@ class Run:
                 self.model,
                 self.dataset,
                 split="test" if split is None else split,
-                samples=1000 if samples is None else samples,
+                # Where the latents are the data all samples are the same; two, so that every sum has its variance.
+                samples=(2 if isinstance(self.model.posterior, Observed) else 1000)
+                if samples is None
+                else samples,
                 **options,
             )
         if self.folder is not None:
@@ -155,7 +174,13 @@ class Run:
             drawn = (self.folder / "evaluation" / "test-curve.json").exists()
             curve = Evaluation.load(self.folder, "test-curve") if drawn else None
             figures.gallery(
-                self.model, self.dataset, self.metrics, folder, evaluation=evaluation, curve=curve
+                self.model,
+                self.dataset,
+                self.metrics,
+                folder,
+                evaluation=evaluation,
+                curve=curve,
+                second_metrics=self.second_metrics,
             )
         return write_report(self.folder)
 
@@ -205,6 +230,9 @@ def load(
     else:
         model = build(spec, form, parts)
     weights = read_weights(path / WEIGHTS)
+    if second_stage.needed(model):
+        assert isinstance(model, Model)
+        model, weights = second_stage.joined(model, weights, path)
     if spec.training.precision == "float64":
         model.double()
     assign_weights(model, weights, path / WEIGHTS)
@@ -217,7 +245,9 @@ def load(
         dataset = as_dataset(data, spec).to(home.device, home.dtype)
     elif form.support == "none":
         dataset = unobserved(spec, model.member(0) if isinstance(model, Ensemble) else model)
-    return Run(spec, model, form, path, read_metrics(path), about.get("outcome", {}), dataset)
+    later = read_metrics(path / second_stage.FOLDER)
+    outcome = about.get("outcome", {})
+    return Run(spec, model, form, path, read_metrics(path), outcome, dataset, later)
 
 
 def snapshots(folder: Path) -> list[tuple[int, dict[str, Tensor]]]:

@@ -9,6 +9,7 @@
     model.safetensors    the weights the run stands for
     state.pt             what a resumed fit needs to go on bit for bit
     snapshots/           weights now and then, of a fit to a target
+    prior/               of a second stage: the codes it is fitted to, and metrics, weights and state of its own
     evaluation/          estimates and per-example results
     figures/, report.html
 """
@@ -230,16 +231,18 @@ def read_form(folder: Path) -> Form:
     values = read_json(folder / DATA)
     try:
         shape = tuple(values["event_shape"])
-        support = values["support"]
+        support, levels = values["support"], values.get("levels")
         if not shape or not all(type(n) is int and n > 0 for n in shape):
             raise ValueError(f"event_shape {shape}")
-        if support not in ("binary", "grey", "unit", "real", "none"):
+        if support not in ("binary", "grey", "levels", "unit", "real", "codes", "none"):
             raise ValueError(f"support {support!r}")
+        if levels is not None and not (type(levels) is int and levels > 0):
+            raise ValueError(f"levels {levels!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"{folder / DATA}: not what varflow wrote ({error}); restore it or fit again"
         ) from error
-    return Form(shape, support)
+    return Form(shape, support, levels)
 
 
 def describe_data(dataset: Dataset | Unobserved) -> dict[str, Any]:
@@ -294,8 +297,14 @@ def prepare(folder: Path, overwrite: bool) -> None:
     if overwrite:
         for name in (SPEC, RUN, DATA, ENVIRONMENT, METRICS, WEIGHTS, STATE, "report.html"):
             (folder / name).unlink(missing_ok=True)
-        for name in ("tensorboard", "evaluation", "figures", SNAPSHOTS):
+        for name in ("tensorboard", "evaluation", "figures", SNAPSHOTS, "prior"):
             shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def forget(folder: Path) -> None:
+    """Drop the records of a fit that was cut off before its first state."""
+    (folder / METRICS).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
 
 def write_start(

@@ -27,12 +27,16 @@ class DataSpec:
     data: str = "mnist"
     """A named data set (`varflow data` lists them), or a path to your own .npy, .npz, table or folder of pictures."""
     protocol: str = "auto"
-    """How stored values become model inputs: dynamic, static, threshold, logit, uniform, grey, none,
-    standardize, or auto."""
+    """How stored values become model inputs: dynamic, static, threshold, logit, uniform, symmetric, levels, grey,
+    none, standardize, or auto."""
     data_dir: str | None = None
     """Folder of the named data sets; without it VARFLOW_DATA, then ~/.cache/varflow."""
     flip: bool | None = None
     """Horizontal flips in training; without it the data set's own default."""
+    levels: int | None = None
+    """Your own data: how many values a dimension takes; without it 256 for bytes, real numbers otherwise."""
+    resize: int | None = None
+    """A folder of pictures: the side of the square that each is brought to."""
     verify: bool = True
     """Compare the checksums of a named data set with the official ones."""
     train_limit: int | None = None
@@ -60,15 +64,16 @@ class TargetSpec:
     """gaussian-model: all data by sufficient statistics; minibatches whose likelihood is scaled up to the
     whole; or every batch a complete data set, each paying its own KL."""
     data_seed: int = 0
-    """gaussian-model: seed of the simulated data."""
+    """gaussian-model, gaussian-1, gaussian-2, three-clusters: seed of the simulated data."""
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
     """Encoder and decoder."""
 
-    network: Literal["mlp", "conv", "strided"] = "mlp"
-    """mlp: fully connected; conv: the residual convolutional pair; strided: plain strided convolutions."""
+    network: Literal["mlp", "conv", "strided", "grid"] = "mlp"
+    """mlp: fully connected; conv: the residual convolutional pair; strided: plain strided convolutions; grid:
+    pictures to grids of vectors and back, for a quantizer."""
     layers: int = 2
     """Hidden layers of each MLP."""
     hidden: int = 400
@@ -80,7 +85,7 @@ class NetworkSpec:
     base: int = 32
     """Channels of the first convolution."""
     scales: int | None = None
-    """Halvings of the picture; without it three, or as many as the picture allows."""
+    """Halvings of the picture; without it three, or as many as the picture allows (grid: two)."""
     blocks: int = 1
     """Residual blocks at each scale."""
     bottleneck: bool = False
@@ -113,13 +118,24 @@ class PriorSpec:
 
     prior: str = "normal"
     """normal; a flow of its own: maf, iaf, coupling, nice, spline, planar, radial, sylvester, triangular; mixture;
-    vamp."""
+    vamp. Over the codes of a quantizer: uniform-codes, pixelcnn, gated-pixelcnn."""
     prior_length: int = 5
-    """Steps of a flow prior."""
+    """Steps of a flow prior, residual blocks or gated layers of a prior over codes."""
     prior_hidden: int | None = None
-    """Units of the hidden layer of a flow prior's networks; without it the family's default."""
+    """Units of each hidden layer of a flow prior's networks, or before the logits of a prior over codes; without it
+    the family's default."""
+    prior_layers: int = 1
+    """Hidden layers of a flow prior's networks, where prior_hidden says how wide they are."""
     components: int = 100
     """Components of a mixture, pseudo-inputs of a VampPrior."""
+    prior_channels: int = 64
+    """Channels of a prior over codes."""
+    prior_kernel: int = 7
+    """Kernel of a prior over codes, odd."""
+    prior_embedding: int = 64
+    """Features of an embedded code."""
+    classes: int = 0
+    """Condition a prior over codes on labels 0 … classes − 1; 0 for no labels."""
 
 
 @dataclass(frozen=True)
@@ -127,18 +143,25 @@ class LikelihoodSpec:
     """p(x | z)."""
 
     likelihood: str = "auto"
-    """bernoulli, gaussian, or auto: bernoulli for binary data, gaussian otherwise; identity: no latents, the prior is
-    fitted to the data themselves (density estimation)."""
+    """bernoulli, gaussian; logistics, categorical: probabilities of levels; or auto: bernoulli for binary data,
+    logistics for levels, gaussian otherwise; identity: no latents, the prior is fitted to the data themselves
+    (density estimation)."""
     scale: str = "learned"
     """Scale of the gaussian: a number, or learned, per-dimension, decoder."""
+    likelihood_components: int = 5
+    """logistics: components of the mixture of each element."""
+    initial_scale: float = 1.0
+    """Where a learned or per-dimension scale of the gaussian starts."""
     grey: bool = False
     """Allow grey values under a Bernoulli: a pseudo-likelihood, not comparable with anything."""
 
 
 @dataclass(frozen=True)
 class PosteriorSpec:
-    """q(z | x): a diagonal Gaussian, then a flow."""
+    """q(z | x): a diagonal Gaussian, then a flow; or a vector quantizer."""
 
+    posterior: Literal["gaussian", "quantizer"] = "gaussian"
+    """gaussian, or quantizer: each vector of the encoder's grid becomes the nearest codeword."""
     latent: int = 20
     """D, the number of latent features."""
     flow: str = "none"
@@ -171,6 +194,52 @@ class PosteriorSpec:
     """Latents of a second stochastic layer h₂ above the first: p(h₂) p(h₁|h₂) and q(h₁|x) q(h₂|h₁); 0 for none."""
     top_hidden: int = 100
     """Units of each of the two hidden layers between the stochastic layers."""
+
+
+@dataclass(frozen=True)
+class QuantizerSpec:
+    """The codebook of a vector quantizer."""
+
+    codes: int = 128
+    """K, the number of codewords."""
+    code_features: int = 256
+    """D, the size of a codeword, and the channels of encoder and decoder."""
+    codebook: Literal["learned", "average"] = "learned"
+    """learned by a loss term, or moving averages of what each codeword stands for."""
+    codebook_decay: float = 0.99
+    """average: what a moving average keeps at each update."""
+    codebook_weight: float = 1.0
+    """Weight of the codebook and commitment terms, sums over the grid, against nats."""
+    commitment: float = 0.25
+    """Weight of the commitment term against the codebook term."""
+    restarts: float = 0.05
+    """A code used less than this share of the mean starts again at a vector of the batch; 0 for never."""
+    kmeans: int = 0
+    """Iterations of k-means on the first batch, where the codebook then starts; 0 for a random start."""
+
+
+@dataclass(frozen=True)
+class SecondStageSpec:
+    """The prior over codes, fitted to the codes of a finished quantizer."""
+
+    prior_epochs: float | None = 20.0
+    """Budget of the second stage in passes over the training codes."""
+    prior_steps: int | None = None
+    """Budget of the second stage in updates, instead of prior_epochs."""
+    prior_batch: int = 128
+    """Grids of codes in a step of the second stage."""
+    prior_optimizer: str = "adam"
+    """Optimizer of the second stage: adam, adamw, adamax, rmsprop, sgd."""
+    prior_lr: float = 1e-3
+    """Learning rate of the second stage."""
+    prior_weight_decay: float = 0.0
+    """L2 penalty of the second stage."""
+    prior_decay: Literal["none", "cosine", "linear"] = "none"
+    """Learning rate over the second stage."""
+    prior_clip: float | None = None
+    """Largest norm of the gradient in the second stage; without it no clipping."""
+    prior_patience: float | None = None
+    """Stop the second stage when the validation codes' log p has not improved for so many epochs."""
 
 
 @dataclass(frozen=True)
@@ -269,9 +338,11 @@ _GROUPS: dict[str, type] = {
     "prior": PriorSpec,
     "likelihood": LikelihoodSpec,
     "posterior": PosteriorSpec,
+    "quantizer": QuantizerSpec,
     "objective": ObjectiveSpec,
     "optimizer": OptimizerSpec,
     "training": TrainingSpec,
+    "second_stage": SecondStageSpec,
 }
 
 
@@ -285,22 +356,26 @@ class RunSpec:
     prior: PriorSpec = field(default_factory=PriorSpec)
     likelihood: LikelihoodSpec = field(default_factory=LikelihoodSpec)
     posterior: PosteriorSpec = field(default_factory=PosteriorSpec)
+    quantizer: QuantizerSpec = field(default_factory=QuantizerSpec)
     objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
+    second_stage: SecondStageSpec = field(default_factory=SecondStageSpec)
 
     def replace(self, **settings: Any) -> RunSpec:
         """A copy with fields changed by their plain names, e.g. ``replace(flow="iaf", lr=5e-4)``.
 
-        Setting ``steps`` clears ``epochs`` and the other way round.
+        Setting ``steps`` clears ``epochs`` and the other way round, and so for the second stage.
 
         Raises:
             SpecError: a name that no group has, with the nearest one.
         """
-        if "steps" in settings and "epochs" not in settings:
-            settings["epochs"] = None
-        if "epochs" in settings and "steps" not in settings:
-            settings["steps"] = None
+        for stage in ("", "prior_"):
+            steps, epochs = stage + "steps", stage + "epochs"
+            if steps in settings and epochs not in settings:
+                settings[epochs] = None
+            if epochs in settings and steps not in settings:
+                settings[steps] = None
         changed: dict[str, Any] = {}
         for group, kind in _GROUPS.items():
             own = {f.name: settings.pop(f.name) for f in fields(kind) if f.name in settings}
@@ -364,28 +439,36 @@ class RunSpec:
             _among("target", self.target.target, ["none", *targets.TABLE])
         _among("flow", self.posterior.flow, ["none", *flows.TABLE])
         _among("extended_flow", self.posterior.extended_flow, ["none", *flows.TABLE])
-        _among("prior", self.prior.prior, priors.TABLE)
+        _among("prior", self.prior.prior, [*priors.TABLE, *priors.CODES])
         _among("likelihood", self.likelihood.likelihood, ["auto", "identity", *likelihoods.TABLE])
         _among("objective", self.objective.objective, objectives.TABLE)
         _among("optimizer", self.optimizer.optimizer, OPTIMIZERS)
+        _among("prior_optimizer", self.second_stage.prior_optimizer, OPTIMIZERS)
         _among("activation", self.network.activation, ACTIVATIONS)
         for name in (
             "layers", "hidden", "base", "blocks", "latent", "length", "samples", "batch", "dimensions",
-            "observations", "fits", "prior_length", "components", "top_hidden",
-            "extended_length",
+            "observations", "fits", "prior_length", "components", "likelihood_components", "prior_layers",
+            "top_hidden", "extended_length", "prior_channels", "prior_kernel", "prior_embedding", "codes",
+            "code_features", "prior_batch",
         ):  # fmt: skip
             _at_least(name, self.get(name), 1)
-        for name in ("scales", "steps", "threads", "prior_hidden", "up_kernel", "train_limit", "validation_limit"):
+        for name in (
+            "scales", "steps", "threads", "prior_hidden", "prior_steps", "up_kernel", "resize", "train_limit",
+            "validation_limit",
+        ):  # fmt: skip
             if self.get(name) is not None:
                 _at_least(name, self.get(name), 1)
-        for name in ("lr", "save_every", "validate_every", "step_bound", "initial_step"):
+        for name in (
+            "lr", "save_every", "validate_every", "step_bound", "initial_step", "initial_scale", "prior_lr",
+        ):  # fmt: skip
             _above(name, self.get(name), 0.0)
-        for name in ("epochs", "patience", "clip"):
+        for name in ("epochs", "patience", "clip", "prior_epochs", "prior_patience", "prior_clip"):
             if self.get(name) is not None:
                 _above(name, self.get(name), 0.0)
         for name in (
             "beta", "warmup", "weight_decay", "gain_decay", "eps", "momentum", "seed", "data_seed", "free_bits",
-            "anneal", "leapfrog", "stem", "head", "dense", "top_latent",
+            "anneal", "leapfrog", "stem", "head", "dense", "top_latent", "classes", "codebook_weight", "commitment",
+            "restarts", "kmeans", "prior_weight_decay",
         ):  # fmt: skip
             _at_least(name, self.get(name), 0)
         for name in ("channels", "up_channels"):
@@ -394,11 +477,14 @@ class RunSpec:
         for name in ("beta1", "beta2", "alpha"):
             if not 0 <= self.get(name) < 1:
                 raise SpecError(f"{name}: was {self.get(name)}; use a number in [0, 1)")
-        if self.training.epochs is None and self.training.steps is None:
-            raise SpecError("epochs: no budget; set epochs or steps")
-        if self.training.epochs is not None and self.training.steps is not None:
-            raise SpecError("epochs: set together with steps; give one of the two")
+        for stage in ("", "prior_"):
+            steps, epochs = stage + "steps", stage + "epochs"
+            if self.get(epochs) is None and self.get(steps) is None:
+                raise SpecError(f"{epochs}: no budget; set {epochs} or {steps}")
+            if self.get(epochs) is not None and self.get(steps) is not None:
+                raise SpecError(f"{epochs}: set together with {steps}; give one of the two")
         self._validate_parts()
+        self._validate_codes()
         if self.optimizer.nesterov and self.optimizer.momentum == 0:
             raise SpecError("nesterov: needs momentum; set momentum=0.9 or leave it out")
         scale = self.likelihood.scale
@@ -450,6 +536,58 @@ class RunSpec:
         if posterior.initial_temperature < 1:
             raise SpecError(
                 f"initial_temperature: was {posterior.initial_temperature}; use 1 or more"
+            )
+
+    def _validate_codes(self) -> None:
+        """Quantizer, its networks and priors over codes go together, and with nothing else."""
+        from varflow import priors
+
+        posterior, prior = self.posterior, self.prior.prior
+        if posterior.posterior != "quantizer":
+            if prior in priors.CODES:
+                raise SpecError(
+                    f"prior: {prior} is over the codes of a quantizer, and posterior={posterior.posterior} has "
+                    "none; use posterior=quantizer, e.g. the recipe vq-pixelcnn, or prior=normal"
+                )
+            if self.network.network == "grid":
+                raise SpecError(
+                    "network: grid makes grids of vectors for a quantizer; use posterior=quantizer, or "
+                    "network=conv"
+                )
+            return
+        if self.target.target != "none":
+            raise SpecError(
+                "posterior: a quantizer codes data, and a target has none; use posterior=gaussian"
+            )
+        if prior not in priors.CODES:
+            raise SpecError(
+                f"prior: {prior} is not over codes; with posterior=quantizer use {', '.join(priors.CODES)}"
+            )
+        if self.network.network != "grid":
+            raise SpecError(
+                f"network: {self.network.network} makes no grid of vectors; with posterior=quantizer use network=grid"
+            )
+        if self.likelihood.likelihood == "identity":
+            raise SpecError("likelihood: identity leaves a quantizer nothing to decode; use gaussian")
+        if posterior.flow != "none" or posterior.leapfrog or posterior.amortized:
+            name = "amortized" if posterior.amortized else "leapfrog" if posterior.leapfrog else "flow"
+            raise SpecError(
+                f"{name}: a quantizer has no flow and no leapfrog steps; leave it out, or use posterior=gaussian"
+            )
+        if self.objective.samples > 1:
+            raise SpecError(
+                f"samples: was {self.objective.samples}; q of a quantizer is one code for sure, use samples=1"
+            )
+        if self.prior.classes and prior == "uniform-codes":
+            raise SpecError(
+                "classes: uniform codes are the same for all classes; use prior=pixelcnn or gated-pixelcnn"
+            )
+        for name in ("codebook_decay", "restarts"):
+            if not (0 < self.get(name) < 1 or (name == "restarts" and self.get(name) == 0)):
+                raise SpecError(f"{name}: was {self.get(name)}; use a number between 0 and 1")
+        if self.prior.prior_kernel % 2 == 0 or self.prior.prior_kernel < 3:
+            raise SpecError(
+                f"prior_kernel: was {self.prior.prior_kernel}; use an odd number, 3 or more"
             )
 
     def get(self, name: str) -> Any:

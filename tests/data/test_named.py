@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import varflow.data as vd
-from varflow.data import named, sources
+from varflow.data import named, sources, synthetic
 from varflow.errors import DataError, SpecError, VarflowError
 
 Write = Callable[..., dict[str, np.ndarray]]
@@ -31,7 +31,7 @@ def test_names_need_no_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
-    assert set(vd.SOURCES) == set(named.READERS) == set(sources.AUTO)
+    assert set(vd.SOURCES) == {*named.READERS, *synthetic.MAKERS} == set(sources.AUTO)
 
 
 def test_overview_says_what_is_here(tmp_path: Path, mnist: Write, cifar: WriteCifar) -> None:

@@ -15,7 +15,7 @@ from varflow import random
 from varflow.data.protocols import ALPHA, GRID, LEVELS
 from varflow.errors import SpecError
 
-PICTURES = ("dynamic", "threshold", "logit", "uniform", "grey")
+PICTURES = ("dynamic", "threshold", "logit", "uniform", "grey", "levels")
 
 
 def every_level(levels: int, rows: int = 40) -> Tensor:
@@ -51,7 +51,7 @@ def test_uniform_scores_log2_levels(protocol: str, levels: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("levels", [2, 17, 256])
-@pytest.mark.parametrize("protocol", ["logit", "uniform", "grey"])
+@pytest.mark.parametrize("protocol", ["logit", "uniform", "grey", "levels"])
 def test_inverse_gives_back_every_level(protocol: str, levels: int, dtype: torch.dtype) -> None:
     values = every_level(levels)
     part = LEVELS[protocol](protocol, levels)

@@ -54,24 +54,24 @@ class Evaluated:
 CASES = {
     "2-D, static flow": (
         {"latent": 2, "flow": "planar"},
-        "samples reconstructions decoded latents flow aggregate hmc curves weights",
+        "samples reconstructions decoded interpolations latents flow aggregate hmc curves weights",
     ),
     "2-D, amortized flow": (
         {"latent": 2, "flow": "planar", "amortized": True},
-        "samples reconstructions decoded latents flow aggregate hmc curves weights",
+        "samples reconstructions decoded interpolations latents flow aggregate hmc curves weights",
     ),
-    "5-D, no flow": ({"latent": 5}, "samples reconstructions latents aggregate hmc curves weights"),
+    "5-D, no flow": ({"latent": 5}, "samples reconstructions interpolations latents aggregate hmc curves weights"),
     "5-D, Hamiltonian": (
         {"latent": 5, "leapfrog": 2, "tempering": "free"},
-        "samples reconstructions latents aggregate trajectories schedule hmc curves weights",
+        "samples reconstructions interpolations latents aggregate trajectories schedule hmc curves weights",
     ),
     "5-D, two layers": (
         {"latent": 5, "top_latent": 2},
-        "samples reconstructions latents hmc curves weights",
+        "samples reconstructions interpolations latents hmc curves weights",
     ),
     "5-D, flow": (
         {"latent": 5, "flow": "iaf"},
-        "samples reconstructions latents aggregate hmc curves weights",
+        "samples reconstructions interpolations latents aggregate hmc curves weights",
     ),
 }
 
@@ -126,7 +126,7 @@ def test_tables_get_pairs_of_columns_instead_of_pictures(tmp_path) -> None:
 def test_colour_pictures_under_a_gaussian(tmp_path) -> None:
     dataset = pictures(colours=3, protocol="logit")
     entries = figures.gallery(model_of(dataset, latent=3), dataset, [], tmp_path)
-    assert names(entries) == ["samples", "reconstructions", "latents", "aggregate", "hmc"]
+    assert names(entries) == ["samples", "reconstructions", "interpolations", "latents", "aggregate", "hmc"]
     assert "Gaussian likelihood" in entries[0].caption
 
 

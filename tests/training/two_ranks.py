@@ -43,6 +43,18 @@ def codes(decay: float | None) -> Any:
     return vf.fit(model, x, **settings)
 
 
+def two_stages() -> Any:
+    """The first stage, the codes that rank 0 makes for both, and the prior over them."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randint(0, 256, (96, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    settings = {
+        "codes": 6, "code_features": 4, "blocks": 1, "batch": 16, "steps": 6, "prior_channels": 4, "prior_length": 1,
+        "prior_kernel": 3, "prior_hidden": 4, "prior_batch": 16, "prior_steps": 6, "precision": "float64",
+        "protocol": "symmetric", "threads": 1, "quiet": True,
+    }  # fmt: skip
+    return vf.fit("vq-pixelcnn", x, **settings)
+
+
 def digits(**settings: Any) -> Callable[[], Any]:
     return lambda: vf.fit("digits", **{**SMALL, **settings})
 
@@ -77,6 +89,7 @@ CASES: dict[str, Callable[[], Any]] = {
     ),
     "codes, moving averages": lambda: codes(0.9),
     "codes, learned": lambda: codes(None),
+    "codes, two stages": two_stages,
 }
 
 

@@ -13,6 +13,9 @@ SOURCES = {
     "cifar10": "60,000 colour pictures of 32×32 (binary version); a subset is named cifar10-subset",
     "cifar10-subset": "20,000 + 5,000 pictures of CIFAR-10; results on it carry the word subset",
     "svhn": "99,289 colour house numbers of 32×32 (.mat files, varflow[svhn])",
+    "gaussian-1": "15,000 points of a correlated 2-D Gaussian around (1, 2), made on the spot",
+    "gaussian-2": "15,000 points of another, around (-1, 2), made on the spot",
+    "three-clusters": "2,997 labelled points in the plane: a square and two round clusters, made on the spot",
 }
 
 #: Protocols → what the model sees. Numbers of two protocols are never comparable.
@@ -23,6 +26,8 @@ PROTOCOLS = {
     "threshold": "binary: v/(levels − 1) > 1/2",
     "logit": "real: logit(0.05 + 0.9·(v + u)/levels) with u uniform",
     "uniform": "in (0, 1): (v + u)/levels with u uniform",
+    "levels": "in [0, 1]: v/(levels − 1) as it is, for likelihoods that are probabilities of levels",
+    "symmetric": "real, in (−1, 1): 2·(v + u)/levels − 1 with u uniform",
     "grey": "in [0, 1]: v/(levels − 1) as it is; no density, only masses over the levels",
     "none": "real numbers as they are",
     "standardize": "real numbers less their training mean, over their standard deviation",
@@ -33,6 +38,7 @@ _EXPORTS = {
     "Dataset": "varflow.data.dataset:Dataset",
     "load": "varflow.data.loading:load",
     "from_tensor": "varflow.data.loading:from_tensor",
+    "from_codes": "varflow.data.codes:from_codes",
     "download": "varflow.data.fetch:download",
     "overview": "varflow.data.named:overview",
     "DOWNLOADS": "varflow.data.sources:DOWNLOADS",

@@ -62,6 +62,7 @@ class Dataset:
         flip: bool = False,
         seed_eval: int = 0,
         facts: Mapping[str, Any] | None = None,
+        truth: Any = None,
     ) -> None:
         self.name = name
         self.seed_eval = seed_eval
@@ -73,6 +74,8 @@ class Dataset:
         self._raw = {split: raw[split].contiguous() for split in SPLITS}
         self._labels = dict(labels) if labels else {}
         self._facts = dict(facts or {})
+        #: The density that the data were drawn from, where it is known: see :mod:`varflow.data.synthetic`.
+        self.truth = truth
         self._drawn: dict[str, Tensor] = {}
         self._mean: Tensor | None = None
 
@@ -189,6 +192,17 @@ class Dataset:
             return None
         bits = -(log_prob + ladj) / (math.prod(self.event_shape) * math.log(2))
         return bits if self._protocol.mass else bits + math.log2(self.levels)
+
+    def true_log_prob(
+        self, split: str, index: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"] | None:
+        """log p*(stored values) of rows ``index``, nats in float64, under the density that the data were drawn from;
+        None where it is not known. A model's log p(x) plus the batch's ladj is of the same values.
+        """
+        if self.truth is None:
+            return None
+        values = self.raw(split).index_select(0, index.to(self.device)).double().cpu().numpy()
+        return torch.from_numpy(self.truth.log_prob(values))
 
     def mean(self) -> Float[Tensor, " *event"]:
         """The mean of x over the training split; the expected value where x is drawn."""

@@ -11,7 +11,7 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from varflow import data, errors
-from varflow.data import named, own, sources
+from varflow.data import named, own, sources, synthetic
 from varflow.data.dataset import Dataset
 from varflow.data.prepare import (
     COLOUR,
@@ -36,6 +36,7 @@ def load(
     levels: int | None = None,
     resize: int | tuple[int, int] | None = None,
     verify: bool = True,
+    data_seed: int = 0,
 ) -> Dataset:
     """A named data set (``varflow.data.SOURCES``), or your own file or folder.
 
@@ -52,6 +53,7 @@ def load(
         levels: of own data, see :func:`from_tensor`.
         resize: (height, width) or both at once, for a folder of pictures of several sizes.
         verify: refuse files whose checksum is not the official one.
+        data_seed: of data that are simulated.
 
     Raises:
         DataError: missing, damaged or mislabelled files; NaN or infinity in the data.
@@ -62,7 +64,9 @@ def load(
     if protocol == "static" and key != "mnist":
         raise SpecError(f"protocol 'static' is for 'mnist' alone, not '{key}'; use 'dynamic'")
     try:
-        if key in named.READERS:
+        if key in synthetic.MAKERS:
+            arrays = synthetic.MAKERS[key](key, data_seed)
+        elif key in named.READERS:
             arrays = _named(key, protocol, data_dir, verify)
         else:
             path = Path(key).expanduser()
@@ -74,7 +78,7 @@ def load(
                 arrays.facts["checksums"] = checks.found
     except OSError as error:
         raise DataError(f"data '{key}': cannot be read ({error}); check its permissions") from error
-    if key in named.READERS:
+    if key in data.SOURCES:
         if levels is not None or resize is not None:
             raise SpecError(f"levels and resize are for your own data; '{key}' has its own")
         levels = arrays.levels
@@ -192,6 +196,7 @@ def _build(
         flip=bool(flip),
         seed_eval=seed_eval,
         facts={**facts, **arrays.facts},
+        truth=arrays.truth,
     )
 
 

@@ -30,6 +30,8 @@ class Arrays:
     labels: dict[str, Labels] = field(default_factory=dict)
     levels: int | None = 256
     facts: dict[str, Any] = field(default_factory=dict)
+    #: The density that the values were drawn from, where it is known (:class:`varflow.data.synthetic.Truth`).
+    truth: Any = None
 
 
 def _find(folder: Path, *names: str) -> Path | None:
@@ -266,6 +268,8 @@ def _whereabouts(name: str, root: Path) -> str:
             return f"here: {readers.digits_path()}"
         except DataError as error:
             return str(error)
+    if name not in READERS:
+        return "here: made on the spot"
     if name.startswith("cifar10"):
         pattern = "cifar-10-binary*subset*" if name.endswith("subset") else "cifar-10-b*"
         found = [path for folder in _folders("cifar10", root) for path in folder.glob(pattern)]

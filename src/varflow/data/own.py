@@ -154,7 +154,7 @@ def pictures(folder: Path, resize: tuple[int, int] | None) -> Arrays:
         raise DataError(
             f"{folder}: pictures of {len(sizes)} sizes, such as {paths[0].name} "
             f"{_size(images[0].size)} and {paths[other].name} {_size(images[other].size)}; "
-            "bring them to one size, or pass resize=(height, width)"
+            "bring them to one size, or pass resize=32 (--resize 32), in Python also resize=(height, width)"
         )
     values = np.stack([np.asarray(image) for image in images])
     facts = {"skipped_files": len(files) - len(paths), "resize": list(resize) if resize else None}

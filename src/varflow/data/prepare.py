@@ -151,7 +151,7 @@ def to_levels(
     if levels is None and binary and protocol not in REAL:
         levels = 2
     if levels is None:
-        if protocol in ("logit", "uniform"):
+        if protocol in ("logit", "uniform", "levels"):
             raise SpecError(
                 f"protocol '{protocol}' needs levels; pass levels=256 or whatever x has"
             )

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from varflow.errors import DataError
 
-Support = Literal["binary", "grey", "unit", "real"]
+Support = Literal["binary", "grey", "levels", "unit", "real", "codes"]
 Encoded = tuple[Float[Tensor, "batch ..."], Float[Tensor, " batch"]]
 
 #: Dequantization noise is (k + 1/2)/GRID, k = 0 … GRID − 1: x lies strictly inside its bin, and far
@@ -128,15 +128,23 @@ class Threshold(Binary):
 
 
 class Grey(Protocol):
-    """x = v/(L − 1). A density of x means nothing (the levels are points); a mass over the levels
-    does, such as that of a discretized logistic mixture.
+    """x = v/(L − 1) for a pseudo-likelihood. A density of x means nothing (the levels are points), nor does a
+    Bernoulli of grey values; :class:`Levels` are the same numbers for a likelihood that has a meaning there.
     """
 
-    support = "grey"
+    support: ClassVar[Support] = "grey"
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         x = values.to(dtype) / self.top
         return x, _no_ladj(x)
+
+
+class Levels(Grey):
+    """x = v/(L − 1), under a likelihood that is a probability of the L levels: no noise, no ladj, and bits per
+    dimension of the data themselves.
+    """
+
+    support = "levels"
 
 
 class Uniform(Protocol):
@@ -168,6 +176,23 @@ class Uniform(Protocol):
 
     def expected(self, values: Tensor) -> Tensor:
         return (values.double() + 0.5) / self.bins
+
+
+class Symmetric(Uniform):
+    """x = 2 (v + u)/L − 1, in (−1, 1); log|dx/d picture| = log 2 a dimension."""
+
+    support: ClassVar[Support] = "real"
+
+    def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
+        x, ladj = super().encode(values, drawn, dtype)
+        dimensions = x[0].numel() if len(x) else 0
+        return x.mul_(2).sub_(1), ladj + dimensions * math.log(2)
+
+    def invert(self, x: Tensor) -> Tensor:
+        return super().invert((x + 1) / 2)
+
+    def expected(self, values: Tensor) -> Tensor:
+        return 2 * super().expected(values) - 1
 
 
 class Logit(Uniform):
@@ -208,6 +233,18 @@ class Identity(Protocol):
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         x = values.to(dtype)
         return x, _no_ladj(x)
+
+    def invert(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Codes(Protocol):
+    """x = v, integers: grids of codes, whose log-probability is a mass."""
+
+    support = "codes"
+
+    def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
+        return values.long(), torch.zeros(len(values), dtype=dtype, device=values.device)
 
     def invert(self, x: Tensor) -> Tensor:
         return x
@@ -257,5 +294,7 @@ LEVELS: dict[str, type[Protocol]] = {
     "static": Threshold,
     "logit": Logit,
     "uniform": Uniform,
+    "symmetric": Symmetric,
     "grey": Grey,
+    "levels": Levels,
 }

@@ -110,6 +110,9 @@ AUTO = {
     "cifar10": "logit",
     "cifar10-subset": "logit",
     "svhn": "logit",
+    "gaussian-1": "none",
+    "gaussian-2": "none",
+    "three-clusters": "none",
 }
 
 #: Where mirrored pictures are as natural as the originals.

@@ -19,6 +19,7 @@ _EXPORTS = {
     "bound_curve": "varflow.evaluation.curve:bound_curve",
     "divergences": "varflow.evaluation.plane:divergences",
     "evaluate": "varflow.evaluation.estimation:evaluate",
+    "evaluate_codes": "varflow.evaluation.codes:evaluate_codes",
     "evaluate_target": "varflow.evaluation.targets:evaluate_target",
     "grouped_bounds": "varflow.evaluation.curve:grouped_bounds",
     "hmc_walk": "varflow.evaluation.walk:hmc_walk",

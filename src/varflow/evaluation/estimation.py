@@ -18,6 +18,7 @@ from varflow.evaluation.evaluation import Evaluation
 from varflow.evaluation.importance import POINTS, importance_sample
 from varflow.evaluation.sums import Importance
 from varflow.model import Model
+from varflow.posteriors.observed import Observed
 
 if TYPE_CHECKING:
     from varflow.data import Dataset
@@ -64,7 +65,7 @@ def evaluate(
         raise SpecError(
             f"limit: was {points}; {dataset.name} has {size} {split} points, use at most that"
         )
-    combinations.check(model, dataset.support)
+    combinations.check(model, dataset.support, levels=dataset.levels)
 
     def batches() -> Iterator[Any]:
         for start in range(0, points, POINTS):
@@ -83,8 +84,15 @@ def evaluate(
     found = Importance.concatenate(parts)
     report = _Report(samples, points, f"{dataset.name} {split}, {dataset.protocol}", seed)
     bits = dataset.bits_per_dim(found.log_px, torch.cat(ladjs))
-    report.likelihood(found, bits, dataset)
-    per_latent = report.latents(model, (batch.x for batch in batches()))
+    observed = isinstance(model.posterior, Observed)
+    if observed:
+        report.density(found, bits, dataset)
+    else:
+        report.likelihood(found, bits, dataset)
+    truth = dataset.true_log_prob(split, torch.arange(points))
+    if truth is not None:
+        report.truth(truth, found.log_px + torch.cat(ladjs), found.log_px_variance, dataset)
+    per_latent = report.latents(model, (batch.x for batch in batches()), observed)
     per_example = {name: getattr(found, name).numpy() for name in Importance.__dataclass_fields__}
     per_example["index"] = np.arange(points, dtype=np.float64)
     per_example["x_mean"] = torch.cat(means).numpy()
@@ -179,9 +187,35 @@ class _Report:
         if self.points == 1:
             self.notes.append("points: 1; there is no standard error and no health of the latents")
 
-    def latents(self, model: Model, batches: Iterator[Tensor]) -> dict[str, np.ndarray]:
+    def density(self, found: Importance, bits: Tensor | None, dataset: Dataset) -> None:
+        """A model whose latents are the data: log p(x) is the prior's, and nothing is random."""
+        none = torch.zeros_like(found.log_px)
+        self.mean("nll", -found.log_px, none, "nats", "−log p(x), exact", samples=1)
+        if bits is not None:
+            how = f"nll per dimension, {dataset.levels} levels"
+            self.mean("bits_per_dim", bits, none, "bits/dim", how, samples=1)
+
+    def truth(
+        self, exact: Tensor, log_px: Tensor, variance: Tensor, dataset: Dataset
+    ) -> None:
+        """The density that the data were drawn from, beside the model's on the same points."""
+        none = torch.zeros_like(exact)
+        name = "the density that the data were drawn from"
+        if dataset.truth.entropy is not None:
+            how = f"entropy of {name}, closed form: what −log p(x) comes to under it, on average over all data"
+            self.add("nll_expected", dataset.truth.entropy, 0.0, 0.0, "nats", how, samples=0)
+        how = f"−log of {name}, at the evaluated points"
+        self.mean("nll_true", -exact, none, "nats", how, samples=0)
+        how = f"mean of log p*(x) − log p(x) over the points, p* {name}"
+        self.mean("kl_true", exact - log_px, variance, "nats", how)
+
+    def latents(
+        self, model: Model, batches: Iterator[Tensor], observed: bool
+    ) -> dict[str, np.ndarray]:
         if self.points < 2:
             return {}
+        if observed:
+            return self._distance(torch.cat([x.flatten(1) for x in batches]), model, "the data")
         found = health.latents(model, batches, seed=self.seed)
         units = health.active_units(found)
         how = f"latents with variance over data of E_q[z] > {health.ACTIVE}, "
@@ -199,7 +233,15 @@ class _Report:
             how,
             samples=found.samples,
         )
-        aggregate = health.aggregated_distance(found.draw, model.prior, self.seed)
+        arrays = {"activity": units.activity.cpu().numpy()}
+        arrays |= self._distance(found.draw, model, "q(z)")
+        if found.kl is not None:
+            arrays["kl"] = found.kl.mean(0).cpu().numpy()
+        return arrays
+
+    def _distance(self, draws: Tensor, model: Model, what: str) -> dict[str, np.ndarray]:
+        aggregate = health.aggregated_distance(draws, model.prior, self.seed)
+        p = "p(x)" if what == "the data" else "p(z)"
         shared = {"samples": 1, "points": aggregate.points}
         self.add(
             "aggregated_distance",
@@ -207,17 +249,14 @@ class _Report:
             aggregate.standard_error,
             aggregate.monte_carlo_error,
             "",
-            f"energy distance of q(z) from p(z), {aggregate.points} draws of each; two samples of "
-            f"p(z) score {aggregate.noise_mean:.2g} ± {aggregate.noise:.2g} (sd)",
+            f"energy distance of {what} from {p}, {aggregate.points} draws of each; two samples of "
+            f"{p} score {aggregate.noise_mean:.2g} ± {aggregate.noise:.2g} (sd)",
             **shared,
         )
         arrays = {
-            "activity": units.activity,
             "mean": aggregate.mean,
             "scale": aggregate.scale,
             "prior_mean": aggregate.prior_mean,
             "prior_scale": aggregate.prior_scale,
         }
-        if found.kl is not None:
-            arrays["kl"] = found.kl.mean(0)
         return {name: values.cpu().numpy() for name, values in arrays.items()}

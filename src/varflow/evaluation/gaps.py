@@ -111,7 +111,7 @@ def inference_gaps(
     Cost: that of :func:`~varflow.evaluation.anneal`, and steps × samples draws with a backward pass.
     """
     settings, annealing = settings or Refinement(), annealing or Annealing()
-    combinations.check(model, dataset.support)
+    combinations.check(model, dataset.support, levels=dataset.levels)
     x, about, data = points_of(dataset, model, split, points, seed)
 
     def told(stage: int) -> Told | None:

@@ -71,7 +71,7 @@ def points_of(
         raise SpecError(
             f"points: was {points}; {dataset.name} has {dataset.sizes[split]} {split} points, use at most that"
         )
-    combinations.check(model, dataset.support)
+    combinations.check(model, dataset.support, levels=dataset.levels)
     with random.stream(seed):
         x = dataset.batch(split, torch.arange(points)).x
     return x, identity(x), {**dataset.describe(), "split": split}

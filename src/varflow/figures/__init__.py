@@ -22,6 +22,7 @@ _EXPORTS = {
     "weights": "varflow.figures.curves:weights",
     "overlaid_curves": "varflow.figures.comparison:overlaid_curves",
     "bound_by_samples": "varflow.figures.comparison:bound_by_samples",
+    "plane": "varflow.figures.points:plane",
     "decoded_trajectories": "varflow.figures.trajectories:decoded_trajectories",
     "hamiltonian_schedule": "varflow.figures.trajectories:hamiltonian_schedule",
     "pairs": "varflow.figures.tables:pairs",
@@ -33,6 +34,10 @@ _EXPORTS = {
     "animate": "varflow.figures.animation:animate",
     "error_by_dimension": "varflow.figures.gaussian_model:error_by_dimension",
     "rows_of": "varflow.figures.gaussian_model:rows_of",
+    "code_maps": "varflow.figures.codes:code_maps",
+    "code_usage": "varflow.figures.codes:code_usage",
+    "code_curves": "varflow.figures.codes:code_curves",
+    "codeword_colours": "varflow.figures.codes:codeword_colours",
     "gallery": "varflow.figures.album:gallery",
     "target_gallery": "varflow.figures.target_album:target_gallery",
 }

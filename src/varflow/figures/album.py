@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from varflow import random
 from varflow.errors import DataError
-from varflow.figures import curves, latent, moving, pictures, tables, warp
+from varflow.figures import album_ways, codes, curves, latent, moving, pictures, tables, warp
 from varflow.figures.base import canvas, save, style
 from varflow.files import make_folder, write_json
 from varflow.model import Model
@@ -45,6 +46,7 @@ class _Scene:
     evaluation: Any
     split: str
     curve: Any = None
+    second: Sequence[Mapping[str, Any]] = ()
 
     @property
     def device(self) -> torch.device:
@@ -78,6 +80,11 @@ class _Scene:
     def flow(self) -> Any:
         return getattr(self.model.posterior, "flow", None)
 
+    @property
+    def codebook(self) -> Any:
+        """Of a quantizer, else None."""
+        return getattr(self.model.posterior, "codebook", None)
+
 
 Drawn = tuple["Figure", str, str, str]
 
@@ -91,6 +98,7 @@ def gallery(
     evaluation: Any = None,
     split: str = "validation",
     curve: Any = None,
+    second_metrics: Sequence[Mapping[str, Any]] = (),
 ) -> list[Entry]:
     """Draw every figure that applies to this model and these data.
 
@@ -109,6 +117,7 @@ def gallery(
         split: whose examples are shown; the test split is left to evaluation. An empty one is
             replaced by the first that has examples.
         curve: what :func:`varflow.evaluation.bound_curve` gave, for the figure of the bound.
+        second_metrics: rows of a second stage, which fitted the prior, or none.
 
     Returns:
         Path, title and caption of each figure, in the order to look at them.
@@ -120,7 +129,9 @@ def gallery(
     available = [name for name in (split, "validation", "test", "train") if dataset.sizes.get(name)]
     if not available:
         raise DataError(f"dataset: {dataset.name} has no examples; give at least one")
-    scene = _Scene(model, dataset, metrics, seed, evaluation, available[0], curve)
+    scene = _Scene(
+        model, dataset, metrics, seed, evaluation, available[0], curve, second_metrics
+    )
     folder = Path(folder)
     make_folder(folder)
     entries = []
@@ -204,7 +215,7 @@ def _decoded(scene: _Scene) -> Drawn | None:
 
 
 def _pairs(scene: _Scene) -> Drawn | None:
-    if scene.dataset.picture:
+    if scene.dataset.picture or tuple(scene.dataset.event_shape) == (2,):
         return None
     count = scene.size(_LATENTS)
     x = scene.batch(0, count).flatten(1)
@@ -222,6 +233,8 @@ def _pairs(scene: _Scene) -> Drawn | None:
 
 
 def _latents(scene: _Scene) -> Drawn | None:
+    if scene.model.posterior.discrete:
+        return None
     count = scene.size(_LATENTS)
     z0, z = scene.encode(count)
     labels = scene.dataset.labels(scene.split)
@@ -331,6 +344,64 @@ def _moved_back(
     return shifted
 
 
+def _code_maps(scene: _Scene) -> Drawn | None:
+    if scene.codebook is None or not scene.dataset.picture:
+        return None
+    count = scene.size(24)
+    x = scene.batch(0, count)
+    q: Any = scene.model.infer(x)
+    with random.stream(scene.seed):
+        drawn = scene.model.prior.sample((32,))
+    tell = scene.dataset.pictures
+    colours = codes.codeword_colours(scene.codebook.weight)
+    figure, axes = canvas(1, 2, 11.6, 5.6)
+    coded, sampled = (scene.model.decode(z, mean=True) for z in (q.codes, drawn))
+    codes.code_maps(q.codes, colours, axes[0, 0], tell(coded), tell(x), columns=3)
+    codes.code_maps(drawn, colours, axes[0, 1], tell(sampled))
+    axes[0, 0].set_title(f"{scene.split} examples")
+    axes[0, 1].set_title("draws of the prior")
+    height, width = scene.model.prior.event_shape
+    caption = (
+        f"Left: the first {count} {scene.examples}, the {height} × {width} codes of each, and their reconstruction. "
+        "Right: codes drawn from the prior, and what they decode to. Codewords that are near each other have colours "
+        "alike."
+    )
+    return figure, "code_maps", "Codes", caption
+
+
+def _code_usage(scene: _Scene) -> Drawn | None:
+    if scene.codebook is None:
+        return None
+    size = scene.dataset.sizes[scene.split]
+    counts = torch.zeros_like(scene.codebook.counts, dtype=torch.float64)
+    for start in range(0, min(size, _LATENTS), _CHUNK):
+        q: Any = scene.model.infer(scene.batch(start, min(start + _CHUNK, size, _LATENTS)))
+        counts += q.counts
+    figure, axes = canvas(1, 1, 8.0, 3.4)
+    codes.code_usage(counts, axes[0, 0])
+    caption = (
+        f"How often each of {len(counts)} codes occurs among {min(size, _LATENTS):,} {scene.examples}. The line is "
+        "equal use of all codes."
+    )
+    return figure, "code_usage", "Use of the codebook", caption
+
+
+def _code_curves(scene: _Scene) -> Drawn | None:
+    prior = scene.model.prior
+    told = any("perplexity" in row for row in scene.metrics) or scene.second
+    if scene.codebook is None or not told:
+        return None
+    uniform = math.prod(prior.event_shape) * math.log(prior.codes)  # type: ignore[arg-type]
+    figure, axes = canvas(1, 2, 9.6, 3.4)
+    codes.code_curves(scene.metrics, scene.second, uniform, axes[0])
+    caption = (
+        "Left: perplexity of the codes, in training over the batches between two records, in validation over the "
+        "whole split. Right: −log p(codes) of the prior while it is fitted to the codes of the finished first stage; "
+        "validation starts at step 0, before training, where it is the uniform prior's."
+    )
+    return figure, "code_curves", "Both stages", caption
+
+
 def _curves(scene: _Scene) -> Drawn | None:
     if not scene.metrics:
         return None
@@ -366,6 +437,7 @@ def _weights(scene: _Scene) -> Drawn | None:
 
 
 _FIGURES: tuple[Callable[[_Scene], Drawn | None], ...] = (
-    _samples, _reconstructions, _pairs, _decoded, _latents, _latents_after, _flow, _aggregate,
-    moving.draw_trajectories, moving.draw_schedule, moving.draw_hmc, _curves, _weights, moving.draw_bound,
+    _samples, _reconstructions, _code_maps, _code_usage, album_ways.in_plane, _pairs, _decoded,
+    album_ways.interpolations, _latents, _latents_after, _flow, _aggregate, moving.draw_trajectories,
+    moving.draw_schedule, moving.draw_hmc, _curves, _code_curves, _weights, moving.draw_bound,
 )  # fmt: skip

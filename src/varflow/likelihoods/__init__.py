@@ -6,6 +6,8 @@ _EXPORTS = {
     "Likelihood": "varflow.likelihoods.likelihood:Likelihood",
     "Bernoulli": "varflow.likelihoods.bernoulli:Bernoulli",
     "Gaussian": "varflow.likelihoods.gaussian:Gaussian",
+    "Logistics": "varflow.likelihoods.logistics:Logistics",
+    "Categorical": "varflow.likelihoods.categorical:Categorical",
     "Identity": "varflow.likelihoods.identity:Identity",
 }
 
@@ -13,6 +15,8 @@ _EXPORTS = {
 TABLE = {
     "bernoulli": "varflow.likelihoods.bernoulli:Bernoulli",
     "gaussian": "varflow.likelihoods.gaussian:Gaussian",
+    "logistics": "varflow.likelihoods.logistics:Logistics",
+    "categorical": "varflow.likelihoods.categorical:Categorical",
 }
 
 __getattr__, __dir__ = attach(__name__, _EXPORTS)

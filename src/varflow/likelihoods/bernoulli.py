@@ -50,7 +50,7 @@ class Bernoulli(Likelihood):
         self.support = ("binary", "unit", "grey") if grey else ("binary",)
 
     def log_prob(
-        self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead features"]
+        self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead_latent"]
     ) -> Float[Tensor, "*lead"]:
         self.check_shape(x)
         return bernoulli_log_prob(x, self.decode(z), self._event_dims)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -25,11 +25,14 @@ class Gaussian(Likelihood):
             ``scale="decoder"`` mean and log σ, stacked along the first event dimension.
         event_shape: shape of one x.
         scale: σ. A positive number; ``"learned"``: one for all elements; ``"per-dimension"``: one
-            for each; ``"decoder"``: one for each element and each z. The learned ones start at 1,
-            and their parameter is log σ.
+            for each; ``"decoder"``: one for each element and each z. The learned ones start at
+            ``initial``, and their parameter is log σ.
+        initial: where ``"learned"`` and ``"per-dimension"`` start. Adam moves log σ by about its learning rate a
+            step, so a start far off costs steps.
 
     Raises:
-        SpecError: a scale that is none of these, or a decoder of another ``out_shape``.
+        SpecError: a scale that is none of these, an initial one that is not positive, or a decoder of another
+            ``out_shape``.
 
     A density of discrete values has no upper bound where σ is learned: binary data are refused, and
     grey values should be dequantized first. Cost: one elementwise pass forward and backward for one
@@ -45,22 +48,26 @@ class Gaussian(Likelihood):
     """
 
     support = ("real", "unit")
-    _refusal = (
-        "use a Bernoulli: a density at values that are only 0 and 1 is no probability of them"
-    )
+    _refusal = "a density at points has no upper bound; use protocol=logit or uniform"
+    _ways_out: ClassVar[dict[str, str]] = {
+        "binary": "use a Bernoulli: a density at values that are only 0 and 1 is no probability of them",
+        "levels": "use likelihood=logistics, or protocol=logit: a density at levels has no upper bound",
+    }
 
     def __init__(
         self,
         decoder: nn.Module,
         event_shape: int | Sequence[int],
         scale: float | int | str = "learned",
+        initial: float = 1.0,
     ) -> None:
         super().__init__(decoder, event_shape, self._outputs_for(scale=scale))
         self.scale = _parse(scale)
-        if self.scale == "learned":
-            self.log_scale = nn.Parameter(torch.zeros(()))
-        elif self.scale == "per-dimension":
-            self.log_scale = nn.Parameter(torch.zeros(self.event_shape))
+        if not (math.isfinite(initial) and initial > 0):
+            raise SpecError(f"initial: was {initial}; use a positive number")
+        if self.scale in ("learned", "per-dimension"):
+            shape = () if self.scale == "learned" else self.event_shape
+            self.log_scale = nn.Parameter(torch.full(shape, math.log(initial)))
 
     @classmethod
     def _outputs_for(cls, scale: float | int | str = "learned", **options: Any) -> int:
@@ -75,7 +82,7 @@ class Gaussian(Likelihood):
         return out, math.log(self.scale) if isinstance(self.scale, float) else self.log_scale
 
     def log_prob(
-        self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead features"]
+        self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead_latent"]
     ) -> Float[Tensor, "*lead"]:
         self.check_shape(x)
         mean, log_scale = self.parameters_at(z)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from varflow.errors import SpecError
@@ -13,23 +13,35 @@ from varflow.networks.mlp import as_shape
 
 
 class Identity(nn.Module):
-    """x = z, the likelihood that goes with :class:`Observed`."""
+    """x = z, the likelihood that goes with :class:`~varflow.posteriors.Observed`, or for grids of codes with
+    :class:`~varflow.posteriors.ObservedCodes`.
 
-    support = ("real", "unit")
+    Args:
+        event_shape: shape of one x.
+        codes: whether x and z are integers of that shape instead of vectors of real numbers.
+    """
 
-    def __init__(self, event_shape: int | Sequence[int]) -> None:
+    def __init__(self, event_shape: int | Sequence[int], codes: bool = False) -> None:
         super().__init__()
         self.event_shape = as_shape("event_shape", event_shape)
+        self.codes = codes
+        self.support = ("codes",) if codes else ("real", "unit")
 
-    def log_prob(self, x: Float[Tensor, "..."], z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def log_prob(self, x: Shaped[Tensor, "..."], z: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
+        if self.codes:
+            return torch.zeros(z.shape[: z.ndim - 2], device=z.device)
         return torch.zeros_like(z[..., 0])
 
     def mean(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return z.unflatten(-1, self.event_shape)
+        return z if self.codes else z.unflatten(-1, self.event_shape)
 
     sample = mean
 
     def check_support(self, support: str) -> None:
+        if self.codes and support not in self.support:
+            raise SpecError(
+                f"data: are {support}, and this model is over grids of codes; use varflow.data.from_codes"
+            )
         if support not in self.support:
             raise SpecError(
                 f"data: are {support}, and a density of discrete values has no upper bound; use protocol=uniform "

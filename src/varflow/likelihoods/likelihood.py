@@ -37,7 +37,8 @@ class Likelihood(nn.Module, ABC):
         outputs: decoder outputs for each event element.
 
     Attributes:
-        support: what x may be: any of ``"binary"`` (0 and 1), ``"unit"`` ([0, 1]), ``"real"``.
+        support: what x may be: any of ``"binary"`` (0 and 1), ``"levels"`` (k/(L − 1)), ``"unit"`` ([0, 1]),
+            ``"real"``.
         outputs: decoder outputs for each event element.
 
     Raises:
@@ -47,6 +48,8 @@ class Likelihood(nn.Module, ABC):
     support: tuple[str, ...] = ("real",)
     outputs: int = 1
     _refusal: ClassVar[str] = "choose another likelihood or protocol"
+    #: support of the data → the way out that fits it better than ``_refusal``.
+    _ways_out: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self, decoder: nn.Module, event_shape: int | Sequence[int], outputs: int = 1
@@ -76,11 +79,12 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def log_prob(
-        self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead features"]
+        self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead_latent"]
     ) -> Float[Tensor, "*lead"]:
         """log p(x|z) in nats, summed over the event.
 
-        x ``[*batch, *event]``, which broadcasts against z ``[*lead, D]`` → ``[*lead]``.
+        x ``[*batch, *event]``, which broadcasts against z ``[*lead, D]``, or a grid of vectors ``[*lead, D, h, w]``
+        where the decoder reads grids → ``[*lead]``.
 
         Raises:
             ShapeError: x does not end in the event shape, or is not floating point.
@@ -111,7 +115,7 @@ class Likelihood(nn.Module, ABC):
             name = type(self).__name__
             raise SpecError(
                 f"likelihood: {name} takes {' or '.join(self.support)} values of x, "
-                f"the data are {support}; {self._refusal}"
+                f"the data are {support}; {self._ways_out.get(support, self._refusal)}"
             )
 
     def check(self, x: Tensor) -> None:
@@ -130,10 +134,11 @@ class Likelihood(nn.Module, ABC):
             )
         if "real" in self.support:
             return
-        inside = ((x >= 0) & (x <= 1)) if "unit" in self.support else ((x == 0) | (x == 1))
+        between = "unit" in self.support or "levels" in self.support
+        inside = ((x >= 0) & (x <= 1)) if between else ((x == 0) | (x == 1))
         if not inside.all():
             found = x[~inside].flatten()[0].item()
-            wanted = "[0, 1]" if "unit" in self.support else "0 and 1"
+            wanted = "[0, 1]" if between else "0 and 1"
             name = type(self).__name__
             raise DataError(f"x: has the value {found:g}; {name} takes {wanted}; {self._refusal}")
 

@@ -10,6 +10,7 @@ _EXPORTS = {
     "Ancestral": "varflow.posteriors.ancestral:Ancestral",
     "Hamiltonian": "varflow.posteriors.hamiltonian:Hamiltonian",
     "Observed": "varflow.posteriors.observed:Observed",
+    "ObservedCodes": "varflow.posteriors.observed:ObservedCodes",
     "Quantizer": "varflow.posteriors.quantizer:Quantizer",
 }
 

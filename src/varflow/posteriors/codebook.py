@@ -48,6 +48,7 @@ class Codebook(nn.Module):
     """
 
     counts: Tensor
+    seen: Tensor
     sums: Tensor | None
     started: Tensor
 
@@ -77,6 +78,8 @@ class Codebook(nn.Module):
             self.register_buffer("weight", weight)
             self.register_buffer("sums", torch.zeros_like(weight))
         self.register_buffer("counts", torch.zeros(codes))
+        # Kept with the weights, so that a resumed fit records what one without a break would.
+        self.register_buffer("seen", torch.zeros(codes))
         self.register_buffer("started", torch.tensor(False))
         self._is_started: bool | None = False
 
@@ -105,12 +108,20 @@ class Codebook(nn.Module):
         batch = ranks.all_reduce(count(codes, self.counts.shape[0], self.counts.dtype))
         decay = _COUNT_DECAY if self.decay is None else self.decay
         self.counts.lerp_(batch, 1 - decay)
+        self.seen.add_(batch)
         if self.sums is not None:
             self.sums.lerp_(ranks.all_reduce(_sums(z, codes, self.weight)), 1 - decay)
             total = self.counts.sum()
             smooth = (self.counts + _SMOOTHING) / (total + len(self.counts) * _SMOOTHING) * total
             self.weight.copy_(self.sums / smooth.unsqueeze(-1))
         return batch
+
+    @torch.no_grad()
+    def take_seen(self) -> Float[Tensor, "codes"]:
+        """How often each code occurred in training batches since the last call."""
+        taken = self.seen.clone()
+        self.seen.zero_()
+        return taken
 
     def _start(self, z: Tensor) -> None:
         vectors = ranks.gather(z)
@@ -203,6 +214,11 @@ def perplexity(counts: Float[Tensor, "codes"]) -> Float[Tensor, ""]:
 def usage(counts: Float[Tensor, "codes"]) -> Float[Tensor, ""]:
     """The share of codes that occur at all."""
     return (counts > 0).to(counts.dtype).mean()
+
+
+def used(counts: Float[Tensor, "codes"]) -> dict[str, float]:
+    """Both of them, as plain numbers."""
+    return {"perplexity": float(perplexity(counts)), "usage": float(usage(counts))}
 
 
 def _sums(z: Tensor, codes: Tensor, like: Tensor) -> Tensor:

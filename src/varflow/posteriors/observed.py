@@ -57,3 +57,58 @@ class Observed(Posterior):
 
     def from_local(self, local: tuple[Tensor, ...]) -> ObservedConditional:
         return ObservedConditional(*local)
+
+
+class ObservedGrid(Conditional):
+    """The point mass at codes that were given. ``local`` is the codes ``[*B, H, W]``."""
+
+    def __init__(self, codes: Tensor, context: Tensor | None) -> None:
+        self.local = (codes,)
+        self.codes, self.context = codes, context
+
+    def draw(self, samples: int = 1, log_joint: LogJoint | None = None, hold: bool = False) -> Draw:
+        """The codes, ``samples`` times, with log_q = 0: q(codes) = 1."""
+        (codes,) = self.local
+        z = codes.expand(samples, *codes.shape)
+        zero = torch.zeros(z.shape[:-2], device=codes.device)
+        return Draw(z, zero, z, zero)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Refused: what is given is not drawn. Raises SpecError."""
+        raise SpecError("log_prob: the codes are observed themselves; use model.terms")
+
+
+class ObservedCodes(Posterior):
+    """z = x for grids of codes, integers ``[B, H, W]``; with ``labelled``, rows ``[B, 1 + H·W]`` of a label and the
+    codes (:func:`varflow.data.from_codes`), whose label the prior is conditioned on.
+
+    The mass p(x) = p(codes) needs no correction: log w = log p(codes), or log p(codes | label).
+
+    Args:
+        shape: (H, W).
+        labelled: whether labels come first.
+    """
+
+    discrete = True
+
+    def __init__(self, shape: Sequence[int], labelled: bool = False) -> None:
+        super().__init__()
+        self.shape, self.labelled = as_shape("shape", shape), labelled
+        self.event_shape = (1 + math.prod(self.shape),) if labelled else self.shape
+
+    def forward(self, x: Tensor | None = None) -> ObservedGrid:
+        """Raises ShapeError where x is missing or of another shape."""
+        size = len(self.event_shape)
+        if x is None or tuple(x.shape[-size:]) != self.event_shape:
+            given = None if x is None else tuple(x.shape)
+            raise ShapeError(f"x: shape {given}; this model needs [B, {self.event_shape}]")
+        if not self.labelled:
+            return ObservedGrid(x, None)
+        return ObservedGrid(x[..., 1:].unflatten(-1, self.shape), x[..., 0])
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """The codes themselves."""
+        return codes
+
+    def from_local(self, local: tuple[Tensor, ...]) -> ObservedGrid:
+        return ObservedGrid(local[0], None)

@@ -49,11 +49,13 @@ class Conditional(ABC):
         local: the tuple of per-example tensors that make q what it is. Optimizing them alone, and
             rebuilding with ``posterior.from_local(local)``, refines q example by example.
         codes: integers ``[*B, *grid]``, where a prior over codes is what z is charged to; else None.
+        context: what the prior is conditioned on ``[*B, ...]``, e.g. labels; else None.
         auxiliary: further losses by name, each a scalar in nats per example.
     """
 
     local: tuple[Tensor, ...]
     codes: Tensor | None = None
+    context: Tensor | None = None
     auxiliary: Mapping[str, Tensor] = MappingProxyType({})
 
     @abstractmethod

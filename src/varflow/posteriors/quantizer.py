@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from varflow.errors import DataError, ShapeError, SpecError, positive
 from varflow.flows.flow import full_precision, without_autocast
-from varflow.posteriors.codebook import Codebook, count, perplexity, usage
+from varflow.posteriors.codebook import Codebook, count, perplexity, usage, used
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 
 _PIECE = 1 << 17
@@ -166,6 +166,11 @@ class Quantizer(Posterior):
         except IndexError:
             raise DataError(f"codes: out of range; codes go from 0 to {self.codes - 1}") from None
         return words.movedim(-1, -1 - len(self.grid))
+
+    def monitor(self) -> dict[str, float]:
+        """Perplexity and usage of the codes of the training batches since the last call; empty without any."""
+        counts = self.codebook.take_seen()
+        return used(counts) if bool(counts.any()) else {}
 
     def _quantize(self, encoded: Tensor, learn: bool) -> Quantized:
         channel = -1 - len(self.grid)

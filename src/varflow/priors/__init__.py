@@ -15,6 +15,7 @@ _EXPORTS = {
     "UniformCodes": "varflow.priors.code_grid:UniformCodes",
     "PixelCNN": "varflow.priors.pixelcnn:PixelCNN",
     "GatedPixelCNN": "varflow.priors.gated_pixelcnn:GatedPixelCNN",
+    "ByClass": "varflow.priors.by_class:ByClass",
 }
 
 #: name in a spec → a callable ``(features, **settings) -> Prior``. Flows take ``length`` and ``hidden``, the mixture
@@ -32,6 +33,14 @@ TABLE = {
     "radial": "varflow.priors.flow:radial",
     "sylvester": "varflow.priors.flow:sylvester",
     "triangular": "varflow.priors.flow:triangular",
+}
+
+#: The same for priors over grids of codes: a callable ``(shape, codes, **settings) -> Prior``. The networks take
+#: ``layers``, ``channels``, ``kernel``, ``embedding``, ``hidden`` and ``classes``.
+CODES = {
+    "uniform-codes": "varflow.priors.code_grid:UniformCodes",
+    "pixelcnn": "varflow.priors.pixelcnn:PixelCNN",
+    "gated-pixelcnn": "varflow.priors.gated_pixelcnn:GatedPixelCNN",
 }
 
 __getattr__, __dir__ = attach(__name__, _EXPORTS)

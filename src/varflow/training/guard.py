@@ -68,7 +68,9 @@ def inspect_terms(
         q = model.infer(x)
         for index, tensor in enumerate(q.local):
             label = (
-                ("the mean of q(z|x)", "the log-scale of q(z|x)")[index]
+                "the encoder's output"
+                if q.codes is not None
+                else ("the mean of q(z|x)", "the log-scale of q(z|x)")[index]
                 if index < 2
                 else "the flow's parameters"
             )
@@ -85,7 +87,9 @@ def inspect_terms(
         if model.likelihood is not None:
             log_likelihood = model.likelihood.log_prob(x, draw.z)
             finding.look("term log_likelihood (module 'likelihood')", log_likelihood)
-        finding.look("term log_prior (module 'prior')", model.prior.log_prob(draw.z))
+        finding.look("term log_prior (module 'prior')", model.log_prior(q, draw.z))
+        for name, tensor in q.auxiliary.items():
+            finding.look(f"the {name} loss (module 'posterior')", tensor)
 
 
 def _inspect_fits(model: Ensemble, x: Tensor | None, samples: int, finding: Finding) -> None:

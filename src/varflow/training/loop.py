@@ -24,6 +24,7 @@ from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble, exact_errors
 from varflow.errors import NonFiniteError, RunError, SpecError
 from varflow.model import Model, Terms
+from varflow.posteriors.codebook import count, used
 from varflow.specs import RunSpec
 from varflow.training import guard
 from varflow.training.engine import Engine
@@ -115,7 +116,9 @@ class Loop:
         self.validate_every = max(1, round(every)) if dataset.sizes["validation"] else self.steps
         self.objective = objectives.build(spec.objective, self.steps_per_epoch)
         for one in model.members() if isinstance(model, Ensemble) else [model]:
-            combinations.check(one, dataset.support, self.objective, ranks.world())
+            combinations.check(
+                one, dataset.support, self.objective, ranks.world(), dataset.levels
+            )
         # Processes share the examples of a step, or the samples of a fit to a target.
         self._share, self.samples = self.batch, spec.objective.samples
         if isinstance(dataset, Unobserved):
@@ -354,6 +357,7 @@ class Loop:
             return
         self.model.eval()
         total = torch.zeros(len(_METRICS), dtype=torch.float64, device=self.engine.device)
+        counts = self._no_counts()
         starts = list(enumerate(range(0, size, _VALIDATION_CHUNK)))
         for chunk, start in starts[ranks.rank() :: ranks.world()]:
             index = torch.arange(
@@ -366,6 +370,8 @@ class Loop:
                 )
             loss = self.objective(terms, self.objective.final)
             total += torch.stack([loss, *_means(terms)]).double() * len(index)
+            if counts is not None and terms.codes is not None:
+                counts += count(terms.codes, len(counts), counts.dtype)
         self.model.train()
         means = (ranks.all_reduce(total) / size).tolist()
         if not all(map(math.isfinite, means)):
@@ -375,6 +381,7 @@ class Loop:
             "epoch": round(self.step / self.steps_per_epoch, 4),
             "split": "validation",
             **dict(zip(_METRICS, means, strict=True)),
+            **({} if counts is None else used(ranks.all_reduce(counts))),
             "seconds": round(self.seconds, 3),
         }
         self.sink.record(record)
@@ -388,7 +395,13 @@ class Loop:
         """What the model itself finds worth a curve: plain numbers, or a list over the fits."""
         if isinstance(self.model, Ensemble):
             return self.model.monitor()
-        return dict(exact_errors(self.model))
+        monitor = getattr(self.model.posterior, "monitor", None)
+        return {**exact_errors(self.model), **({} if monitor is None else monitor())}
+
+    def _no_counts(self) -> Tensor | None:
+        """Where a validation counts the codes of a codebook; None where there is none."""
+        codebook = getattr(getattr(self.model, "posterior", None), "codebook", None)
+        return None if codebook is None else torch.zeros_like(codebook.counts, dtype=torch.float64)
 
     def _keep_snapshot(self) -> None:
         """The weights of a fit to a target now and then, ever more rarely: they become an animation."""

@@ -16,8 +16,12 @@ def describe(record: Record) -> str:
         f"log p(x|z) {record['log_likelihood']:.2f}",
         f"KL {record['kl']:.2f}",
     ]
+    if record["log_likelihood"] == 0 and record["kl"] == -record["elbo"]:
+        parts = [f"log p {record['elbo']:.2f}"]
     if record.get("ladj"):
         parts.append(f"ladj {record['ladj']:.2f}")
+    if "perplexity" in record:
+        parts.append(f"perplexity {record['perplexity']:.1f}, {100 * record['usage']:.0f} % of codes in use")
     return "  ".join(parts)
 
 
@@ -86,6 +90,8 @@ class Progress:
     def validation(self, record: Record) -> None:
         """A record of the validation split."""
         self._validation = f"  validation ELBO {record['elbo']:.2f}"
+        if "perplexity" in record:
+            self._validation += f", perplexity {record['perplexity']:.1f}"
 
 
 def _clock(seconds: float) -> str:
