@@ -34,7 +34,7 @@ def draw_trajectories(scene: Any) -> Drawn | None:
     figure = _sheet(scene, x, path)
     caption = (
         f"The posterior's own trajectories: one for each of the first {len(x)} {scene.examples}. z_0 is a draw of "
-        f"the base q₀, z_{posterior.steps} one of q(z|x); each point is shown as the likelihood's mean."
+        f"the base q₀, z_{len(path) - 1} one of q(z|x); each point is shown as the likelihood's mean."
     )
     return figure, "trajectories", "Trajectories of the Hamiltonian posterior", caption
 
