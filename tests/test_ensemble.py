@@ -166,3 +166,11 @@ def test_data_beside_a_target_are_refused() -> None:
         vf.Ensemble([])
     with pytest.raises(SpecError, match="one shape"):
         vf.Ensemble([one(0), vf.Model(vf.targets.Funnel(3), None, vf.posteriors.Gaussian(3))])
+    decoder = vf.networks.MLP(2, 5)
+    vae = vf.Model(
+        vf.priors.StandardNormal(2),
+        vf.likelihoods.Gaussian(decoder, 5, 1.0),
+        vf.posteriors.Gaussian(2, vf.networks.MLP(5)),
+    )
+    with pytest.raises(SpecError, match="reads x"):
+        vf.Ensemble([vae, vae])

@@ -14,7 +14,6 @@ from torch import nn
 import varflow as vf
 from varflow import random
 from varflow._lazy import resolve
-from varflow.ensemble import Ensemble
 from varflow.errors import ShapeError, SpecError
 from varflow.objectives import ELBO
 from varflow.priors import _components
@@ -128,15 +127,6 @@ def test_a_copy_reads_its_own_posterior():
     torch.testing.assert_close(twin.prior.log_prob(z), before)
     assert not torch.allclose(made.prior.log_prob(z), before)
     assert twin.prior._posterior[0] is twin.posterior
-
-
-def test_stacked_fits_use_their_own_posterior_and_inputs():
-    ensemble = Ensemble([model(1), model(2)])
-    x = torch.randn(3, EVENTS)
-    terms = ensemble.terms(x, 2)
-    for index, member in enumerate(ensemble.members()):
-        expected = member.prior.log_prob(terms.z[:, index])
-        torch.testing.assert_close(terms.log_prior[:, index], expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("hold", [False, True])
