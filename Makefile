@@ -8,8 +8,9 @@ DONE := $(VENV)/.installed
 demo: $(DONE)
 	$(VENV)/bin/varflow demo --out demo
 
+# One process a core: each test keeps to one thread.
 test: $(DONE)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto
 
 slow: $(DONE)
 	$(RUN) -m pytest -m slow --timeout 1800
