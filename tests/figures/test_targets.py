@@ -188,7 +188,7 @@ def test_errors_by_dimension_have_their_references_drawn_in() -> None:
     ]
     assert len(edge) == 2
     assert all(panel.get_yscale() == panel.get_xscale() == "log" for panel in drawn)
-    names = [t.get_text() for t in drawn[0].get_legend().get_texts()]
+    names = [t.get_text() for t in drawn[0].figure.legends[0].get_texts()]
     assert names == ["VB", "planar", "maximum likelihood", "closed form"]
     assert [t.get_text() for t in drawn[0].get_xticklabels()] == ["25", "50", "100"]
 

@@ -115,13 +115,9 @@ def error_by_dimension(
         handles, names = panel.get_legend_handles_labels()
         lines.update(dict(zip(names, handles, strict=True)))
     if lines:
-        legend = axes[0].legend(
-            list(lines.values()), list(lines), loc="lower left", bbox_to_anchor=(0, 1.02),
-            ncols=min(len(lines), 6), borderaxespad=0.0, fontsize=9,
+        axes[0].figure.legend(
+            list(lines.values()), list(lines), loc="outside upper center", ncols=min(len(lines), 5), fontsize=9,
         )  # fmt: skip
-        # It reaches over the other panels; empty titles keep its height free.
-        legend.set_in_layout(False)
-        axes[0].set_title("\n" * ((len(lines) - 1) // 6) + " ")
     return axes
 
 
