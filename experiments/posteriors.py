@@ -3,6 +3,8 @@
     python experiments/posteriors.py fit   --out runs/posteriors            (hours on two cores)
     python experiments/posteriors.py time  --out runs/posteriors            (seconds per epoch, alone)
     python experiments/posteriors.py table --out runs/posteriors
+    python experiments/posteriors.py gaps  --out runs/posteriors            (200 pictures; an hour or two of one core)
+    python experiments/posteriors.py gap-table --out runs/posteriors
 
 `fit` runs each posterior of the list with equal updates through the command line, several at once
 with --jobs, and leaves runs alone that are there already. `table` reads the runs and pairs each
@@ -54,13 +56,16 @@ CASES = [Case("none")] + [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("action", choices=["fit", "time", "table"])
+    parser.add_argument("action", choices=["fit", "time", "table", "gaps", "gap-table"])
     parser.add_argument("--out", type=Path, default=Path("runs/posteriors"))
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--cases", nargs="*", default=None, help="names as in the table; all without it")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--epochs", type=float, default=60.0)
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--points", type=int, default=200, help="gaps: test pictures")
+    parser.add_argument("--chains", type=int, default=8, help="gaps: of annealed importance sampling")
+    parser.add_argument("--temperatures", type=int, default=200, help="gaps: of annealed importance sampling")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="fits at the same time")
     options = parser.parse_args()
@@ -68,7 +73,8 @@ def main() -> None:
     missing = set(options.cases or []) - {case.name for case in chosen}
     if missing:
         parser.error(f"cases: unknown {sorted(missing)}; choices: {[case.name for case in CASES]}")
-    {"fit": fit, "time": time_epochs, "table": table}[options.action](options, chosen)
+    actions = {"fit": fit, "time": time_epochs, "table": table, "gaps": gaps, "gap-table": gap_table}
+    actions[options.action](options, chosen)
 
 
 def folder(options: argparse.Namespace, case: Case, seed: int) -> Path:
@@ -142,6 +148,36 @@ def table(options: argparse.Namespace, cases: list[Case]) -> None:
         if seconds:
             row.append(f"{seconds[case.name]:.1f}" if case.name in seconds else "")
         print("| " + " | ".join(row) + " |")
+
+
+def gaps(options: argparse.Namespace, cases: list[Case]) -> None:
+    """What the family and what the encoder costs, for the first test pictures of each run."""
+    asked = ["--points", str(options.points), "--chains", str(options.chains)]
+    asked += ["--temperatures", str(options.temperatures), "--device", options.device]
+    for case in cases:
+        for seed in options.seeds:
+            out = folder(options, case, seed)
+            if not (out / "evaluation" / "test-gaps.json").exists():
+                run(["gaps", str(out), *asked])
+            print(out, flush=True)
+
+
+def gap_table(options: argparse.Namespace, cases: list[Case]) -> None:
+    """The Markdown table of the gaps, nats; ± standard error over the pictures."""
+    from varflow.evaluation import Evaluation
+
+    names = ("elbo", "elbo_refined", "log_px", "inference_gap", "approximation_gap", "amortization_gap")
+    head = ["ELBO", "ELBO, q refined", "log p(x)", "inference gap", "approximation gap", "amortization gap"]
+    print("| " + " | ".join(["posterior", *head, "share of the encoder"]) + " |")
+    print("|" + "---|" * (len(head) + 2))
+    for case in cases:
+        out = folder(options, case, options.seeds[0])
+        if not (out / "evaluation" / "test-gaps.json").exists():
+            continue
+        found = Evaluation.load(out, "test-gaps").estimates
+        cells = [f"{found[name].value:.2f} ± {found[name].standard_error:.2f}" for name in names]
+        share = found["amortization_gap"].value / found["inference_gap"].value
+        print("| " + " | ".join([case.name, *cells, f"{100 * share:.0f} %"]) + " |")
 
 
 def spread(estimates: list) -> str:
