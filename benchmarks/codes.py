@@ -173,7 +173,9 @@ def pythae_step(batches: Callable[[], Tensor], normalization: str) -> Step:
         def __init__(self) -> None:
             super().__init__()
             wide = nn.Conv2d(FEATURES, FEATURES, 3, padding=1)
-            self.body = nn.Sequential(norm(), nn.ReLU(), wide, norm(), nn.ReLU(), nn.Conv2d(FEATURES, FEATURES, 1))
+            self.body = nn.Sequential(
+                norm(), nn.ReLU(), wide, norm(), nn.ReLU(), nn.Conv2d(FEATURES, FEATURES, 1)
+            )
 
         def forward(self, h: Tensor) -> Tensor:
             return h + self.body(h)
@@ -192,7 +194,9 @@ def pythae_step(batches: Callable[[], Tensor], normalization: str) -> Step:
             super().__init__()
             first = nn.ConvTranspose2d(FEATURES, FEATURES, 4, 2, 1)
             last = nn.ConvTranspose2d(FEATURES, 3, 4, 2, 1)
-            self.body = nn.Sequential(Block(), Block(), norm(), nn.ReLU(), first, norm(), nn.ReLU(), last)
+            self.body = nn.Sequential(
+                Block(), Block(), norm(), nn.ReLU(), first, norm(), nn.ReLU(), last
+            )
 
         def forward(self, z: Tensor) -> ModelOutput:
             return ModelOutput(reconstruction=self.body(z))

@@ -18,7 +18,11 @@ MODULE = "benchmarks.sampling"
 GRIDS, SIDE, CODES = 64, 8, 128
 #: MAF: features, layers, draws.
 FEATURES, LAYERS, DRAWS = 64, 5, 1024
-CACHED, NAIVE, DENSE = "varflow, cached", "a pass of varflow's a position", "a pass of masked convolutions a position"
+CACHED, NAIVE, DENSE = (
+    "varflow, cached",
+    "a pass of varflow's a position",
+    "a pass of masked convolutions a position",
+)
 GRID_BARS = [Bar(CACHED, DENSE, 1 / 50, 1 / 100), Bar(CACHED, NAIVE, 1 / 50, 1 / 100)]
 
 
@@ -83,7 +87,9 @@ def masked_convolutions(prior) -> Callable[[Tensor], Tensor]:  # type: ignore[no
         h, skips = None, torch.zeros(())
         for layer, (rows, left) in zip(prior.layers, kernels, strict=True):
             side = rows.shape[-1] // 2
-            above = F.conv2d(normed(layer.norm_vertical, v), rows, layer.vertical.bias, padding=side)
+            above = F.conv2d(
+                normed(layer.norm_vertical, v), rows, layer.vertical.bias, padding=side
+            )
             seen = v if h is None else normed(layer.norm_horizontal, h)
             inner = F.conv2d(seen, left, layer.horizontal.bias, padding=(0, side))
             inner = inner + one(layer.across, F.pad(above, (0, 0, 1, -1)))
@@ -178,7 +184,10 @@ def part(times: Times, bars: list[Bar], against: str) -> list[str]:
     checks = bars_table(times, bars)
     for check, bar in zip(checks, bars, strict=True):
         faster = ratio(times[bar.theirs], times[bar.ours])
-        check[1:4] = [f"{faster.value:.0f} [{faster.low:.0f}, {faster.high:.0f}]", f"{1 / bar.must:.0f}"]
+        check[1:4] = [
+            f"{faster.value:.0f} [{faster.low:.0f}, {faster.high:.0f}]",
+            f"{1 / bar.must:.0f}",
+        ]
         check[3:3] = ["–" if bar.aim is None else f"{1 / bar.aim:.0f}"]
     return [
         report.table(["contestant", "ms", "p10–p90", f"against {against} [95 %]"], rows),
@@ -200,9 +209,9 @@ def main() -> None:
         }
         parts += [
             f"## Gated PixelCNN, {GRIDS} grids of {SIDE}×{SIDE}",
-            f"{CODES} codes, 13 layers behind the first, 256 channels, 7×7, float32; the same logits for all. The two "
-            f"naive loops are timed at one position, which is one pass over the whole grid and costs the same at each "
-            f"of the {SIDE**2}; the figures are that, {SIDE**2} times. varflow's own pass leaves out the taps that a "
+            f"{CODES} codes, 13 layers behind the first, 256 channels, 7×7, float32; the same logits for all. The "
+            f"two naive loops are timed at one position, which is one pass over the whole grid and costs the same at "
+            f"each of the {SIDE**2}; the figures are that, {SIDE**2} times. varflow's own pass leaves out the taps that a "
             "mask would zero, which the usual masked convolutions multiply by zero.",
             *part(whole, GRID_BARS, CACHED),
         ]
