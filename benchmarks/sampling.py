@@ -211,8 +211,8 @@ def main() -> None:
             f"## Gated PixelCNN, {GRIDS} grids of {SIDE}×{SIDE}",
             f"{CODES} codes, 13 layers behind the first, 256 channels, 7×7, float32; the same logits for all. The "
             f"two naive loops are timed at one position, which is one pass over the whole grid and costs the same at "
-            f"each of the {SIDE**2}; the figures are that, {SIDE**2} times. varflow's own pass leaves out the taps that a "
-            "mask would zero, which the usual masked convolutions multiply by zero.",
+            f"each of the {SIDE**2}; the figures are that, {SIDE**2} times. varflow's own pass leaves out the "
+            "taps that a mask would zero, which the usual masked convolutions multiply by zero.",
             *part(whole, GRID_BARS, CACHED),
         ]
     if options.only != "grids":
