@@ -75,3 +75,27 @@ def test_impossible_settings_are_named(make, words):
 def test_a_wrong_input_is_named():
     with pytest.raises(ShapeError, match=r"needs \[\.\.\., 1, 8, 8\]"):
         VQEncoder((1, 8, 8), features=4)(torch.zeros(2, 1, 8, 9))
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (1, 0)])
+def test_a_bias_added_afterwards_is_the_bias_of_a_transposed_convolution(padding):
+    from varflow.networks.vq import _Up
+
+    ours = _Up(3, 5, 4, 2, padding=1, output_padding=padding).double()
+    plain = torch.nn.ConvTranspose2d(3, 5, 4, 2, padding=1, output_padding=padding).double()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    weights = torch.randn_like(plain(x))
+    found = torch.autograd.grad((ours(x) * weights).sum(), ours.parameters())
+    expected = torch.autograd.grad((plain(x) * weights).sum(), plain.parameters())
+    torch.testing.assert_close(ours(x), plain(x))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("normalization", ["none", "group", "layer", "batch"])
+def test_a_network_leaves_its_input_as_it_was(normalization):
+    decoder = VQDecoder((1, 8, 8), features=8, normalization=normalization)
+    z = torch.randn(2, 8, 2, 2).contiguous(memory_format=torch.channels_last)
+    before = z.clone()
+    decoder(z)
+    assert torch.equal(z, before)

@@ -29,8 +29,23 @@ class GridBlock(nn.Module):
 
     def forward(self, h: Float[Tensor, "batch channels height width"]) -> Tensor:
         first, second = self.norms
-        step: Tensor = self.last(F.relu(second(self.wide(F.relu(first(h))))))
+        # In place, but for h itself, which is still needed where there is no norm.
+        inner = F.relu(first(h), inplace=not isinstance(first, nn.Identity))
+        step: Tensor = self.last(F.relu(second(self.wide(inner)), inplace=True))
         return h + step
+
+
+class _Up(nn.ConvTranspose2d):
+    """A transposed convolution that adds its bias afterwards.
+
+    On the CPU the gradient of a bias inside took a quarter of the whole backward pass; the sum alone takes 2 % of it.
+    """
+
+    def forward(self, h: Tensor, output_size: list[int] | None = None) -> Tensor:
+        padding, extra = self.padding, self.output_padding
+        out = F.conv_transpose2d(h, self.weight, None, self.stride, padding, extra)  # type: ignore[arg-type]
+        assert self.bias is not None
+        return out + self.bias.to(out.dtype).unsqueeze(-1).unsqueeze(-1)
 
 
 class VQEncoder(nn.Module):
@@ -79,7 +94,7 @@ class VQEncoder(nn.Module):
         options = _Options(False, False, normalization)
         layers: list[nn.Module] = [nn.Conv2d(self.in_shape[0], features, 4, 2, padding=1)]
         for _ in sizes[2:]:
-            layers += [options.norm(features), nn.ReLU()]
+            layers += [options.norm(features), nn.ReLU(inplace=True)]
             layers.append(nn.Conv2d(features, features, 4, 2, padding=1))
         self.layers = nn.Sequential(*layers, *(GridBlock(features, options) for _ in range(blocks)))
         self.out_shape = (features, *sizes[-1])
@@ -133,8 +148,8 @@ class VQDecoder(nn.Module):
         for coarse, fine in zip(sizes[:0:-1], sizes[-2::-1], strict=True):
             channels = self.out_shape[0] if fine == sizes[0] else features
             padding = (fine[0] - 2 * coarse[0], fine[1] - 2 * coarse[1])
-            up = nn.ConvTranspose2d(features, channels, 4, 2, padding=1, output_padding=padding)
-            layers += [options.norm(features), nn.ReLU(), up]
+            up = _Up(features, channels, 4, 2, padding=1, output_padding=padding)
+            layers += [options.norm(features), nn.ReLU(inplace=True), up]
         self.layers = nn.Sequential(*layers)
         self.features = prod(self.out_shape)
         self.couples_examples = normalization == "batch"
