@@ -388,6 +388,14 @@ def test_tables_are_no_pictures():
         vf.fit("vq-vae", torch.randn(50, 6), protocol="none", **TINY)
 
 
+def test_a_quantizer_is_not_compiled():
+    with pytest.raises(SpecError, match="compile: a quantizer"):
+        vf.fit(
+            "vq-vae", pictures(), compile=True,
+            **{k: v for k, v in TINY.items() if not k.startswith("prior_")},
+        )  # fmt: skip
+
+
 def test_the_recipes_are_the_programs_numbers():
     spec = recipes.find("vq-pixelcnn").spec
     names = (

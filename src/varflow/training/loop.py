@@ -25,6 +25,7 @@ from varflow.ensemble import Ensemble, exact_errors
 from varflow.errors import NonFiniteError, RunError, SpecError
 from varflow.model import Model, Terms
 from varflow.posteriors.codebook import count, used
+from varflow.posteriors.quantizer import Quantizer
 from varflow.specs import RunSpec
 from varflow.training import guard
 from varflow.training.engine import Engine
@@ -118,6 +119,11 @@ class Loop:
         for one in model.members() if isinstance(model, Ensemble) else [model]:
             combinations.check(
                 one, dataset.support, self.objective, ranks.world(), dataset.levels
+            )
+        if engine.compile and isinstance(getattr(model, "posterior", None), Quantizer):
+            raise SpecError(
+                "compile: a quantizer's codebook restarts and counts by the values of a batch, which a compiled step "
+                "cannot; leave compile off (its time is that of its convolutions)"
             )
         # Processes share the examples of a step, or the samples of a fit to a target.
         self._share, self.samples = self.batch, spec.objective.samples
