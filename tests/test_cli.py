@@ -1,10 +1,12 @@
 """The command line: what a user types, what comes back, and what is said of mistakes."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from varflow import recipes
@@ -98,6 +100,8 @@ def test_every_recipe_is_a_valid_spec_that_survives_writing(recipe):
         (["fit", "digits", "--data", "mnits"], "mnits"),
         (["fit", "--resume", "/nowhere"], "holds no run"),
         (["fit", "digits", "--resume", "/nowhere"], "resume: given beside a recipe"),
+        (["fit", "dense", "--target", "u1", "--prior", "vamp"], "prior: was vamp, and a target"),
+        (["fit", "digits", "--flwo", "planar"], "--flwo: unknown setting; did you mean 'flow'?\n"),
         (["evaluate"], "run: missing"),
         (["evaluate", "/nowhere"], "holds no run"),
         (["evaluate", "/nowhere", "--samples", "many"], "--samples: was 'many'; use an integer"),
@@ -124,6 +128,22 @@ def test_mistakes_are_one_sentence_with_code_2(capsys, tmp_path, monkeypatch, wo
     assert len(err.strip().splitlines()) == 1
     assert out == ""
     assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol"), [("table.csv", "standardize"), ("levels.npy", "logit")]
+)
+def test_the_density_recipe_takes_own_data(capsys, tmp_path, name, protocol):
+    path, out = tmp_path / name, tmp_path / "run"
+    if path.suffix == ".csv":
+        rows = np.random.default_rng(0).normal(50.0, 10.0, (200, 3))
+        np.savetxt(path, rows, delimiter=",", header="a,b,c", comments="")
+    else:
+        np.save(path, np.random.default_rng(0).integers(0, 256, (200, 3)).astype(np.uint8))
+    words = ["--steps", "3", "--threads", "1", "--quiet", "--no-report", "--out", str(out)]
+    code, _, err = call(capsys, "fit", "density", "--data", str(path), *words)
+    assert code == 0, err
+    assert json.loads((out / "data.json").read_text())["protocol"] == protocol
 
 
 def test_the_whole_way_of_a_run(capsys, tmp_path, monkeypatch):
@@ -161,7 +181,32 @@ def test_the_whole_way_of_a_run(capsys, tmp_path, monkeypatch):
     assert "already holds a run" in err
 
 
-@pytest.mark.parametrize(("recipe", "budget"), [("dense-static", "--epochs"), ("digits", "--steps")])
+def test_estimates_of_weights_that_a_run_no_longer_has_are_told(capsys, tmp_path):
+    run, other, words = (
+        str(tmp_path / "run"),
+        str(tmp_path / "other"),
+        ["--samples", "2", "--limit", "5"],
+    )
+    for folder in (run, other):
+        words_of_fit = ["--lr", "0.02", "--epochs", "1", "--keep", "last", "--no-report"]
+        assert call(capsys, "fit", "digits", *TINY, *words_of_fit, "--out", folder)[0] == 0
+        assert call(capsys, "evaluate", folder, *words, "--threads", "1")[0] == 0
+    page = tmp_path / "run" / "report.html"
+    assert "has gone on since" not in page.read_text()
+
+    assert call(capsys, "fit", "--resume", run, "--epochs", "2", "--quiet")[0] == 0
+    assert "has gone on since" in page.read_text()
+    code, _, err = call(capsys, "compare", run, other, "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert f"has gone on since it was evaluated; run: varflow evaluate {run}" in err
+
+    assert call(capsys, "evaluate", run, *words, "--threads", "1")[0] == 0
+    assert "has gone on since" not in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "budget"), [("dense-static", "--epochs"), ("digits", "--steps")]
+)
 def test_either_budget_replaces_that_of_the_recipe(capsys, tmp_path, recipe, budget):
     words = ["fit", recipe, "--data", "digits", *TINY, budget, "1", "--no-report", "--out", str(tmp_path / "run")]
     code, out, err = call(capsys, *words)

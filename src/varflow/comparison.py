@@ -15,6 +15,8 @@ from varflow.errors import RunError, SpecError
 from varflow.evaluation.compare import check_same, paired
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import Evaluation
+from varflow.files import read_json
+from varflow.runfolder import outdated
 
 #: What is shown of each run, and which of it is compared in pairs, by kind of evaluation.
 _SHOWN = {
@@ -183,6 +185,10 @@ def _evaluations(
                 f"{path}: holds no run (no spec.json); give the folder that `varflow fit` wrote"
             )
         if (path / "evaluation" / f"{split}.json").exists():
+            if outdated(path, read_json(path / "evaluation" / f"{split}.json")):
+                raise RunError(
+                    f"{path}: has gone on since it was evaluated; run: varflow evaluate {path} --split {split}"
+                )
             continue
         if not required:
             return []

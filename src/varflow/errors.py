@@ -46,10 +46,19 @@ class RankError(VarflowError, RuntimeError):
     """Another process of the same run met an error, or ended."""
 
 
+#: The longest table of parts or recipes is shorter, the table of all settings longer.
+_MANY = 40
+
+
 def suggestion(name: str, choices: Iterable[str]) -> str:
-    """``did you mean 'planar'? choices: none, planar, radial`` for an unknown ``name``."""
-    known = sorted(choices)
+    """``did you mean 'planar'? choices: none, planar, radial`` for an unknown ``name``.
+
+    More choices than fit on a few lines are left out where there is a near one.
+    """
+    known = sorted(set(choices))
     close = get_close_matches(name, known, n=1, cutoff=0.5)
+    if close and len(known) > _MANY:
+        return f"did you mean '{close[0]}'?"
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}choices: {', '.join(known)}"
 

@@ -187,10 +187,12 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
     protocol = settings.protocol
     if protocol == "auto" and spec.likelihood.likelihood in ("logistics", "categorical"):
         protocol = "levels"
+    continuous = spec.likelihood.likelihood == "identity"
     if data is None:
         found = room.load(
             settings.data,
             protocol=protocol,
+            continuous=continuous,
             data_dir=settings.data_dir,
             flip=settings.flip,
             levels=settings.levels,
@@ -202,7 +204,11 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
         found = data
     else:
         found = room.from_tensor(
-            data, protocol=protocol, levels=settings.levels, flip=settings.flip
+            data,
+            protocol=protocol,
+            continuous=continuous,
+            levels=settings.levels,
+            flip=settings.flip,
         )
     return found.first(train=settings.train_limit, validation=settings.validation_limit)
 

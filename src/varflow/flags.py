@@ -34,7 +34,8 @@ def parse(kind: type, arguments: list[str], *positional: str) -> Any:
                 )
     import tyro
 
-    return tyro.cli(kind, prog=f"varflow {kind.__name__.lower()}", args=flags)
+    words_of = "".join(f" {name.upper()}" for name in positional)
+    return tyro.cli(kind, prog=f"varflow {kind.__name__.lower()}{words_of}", args=flags)
 
 
 def check_flags(arguments: list[str], types: dict[str, Any]) -> set[str]:

@@ -13,7 +13,7 @@ from varflow.errors import DataError, RunError
 from varflow.evaluation.estimate import Estimate
 from varflow.figures import html
 from varflow.files import read_json, write_text
-from varflow.runfolder import read_metrics
+from varflow.runfolder import outdated, read_metrics
 from varflow.specs import RunSpec, setting_types
 
 _NAMES = {
@@ -93,6 +93,8 @@ _ERRORS = (
     "to be trusted. The ELBO is a lower bound of log p(x); −log p(x) is estimated by importance "
     "sampling, which errs upwards on average."
 )
+
+_OUTDATED = "The run has gone on since: these estimates are of weights that it no longer has. Make them again."
 
 #: Groups of settings that a fit to a target does not read.
 _OF_DATA = ("data", "network", "prior", "likelihood")
@@ -238,6 +240,8 @@ def _results(folder: Path, metrics: list[dict[str, Any]]) -> list[str]:
         split, _, kind = file.stem.rpartition("-")
         name = _KINDS.get(kind, f"{file.stem} split") + (f", {split} split" if split else "")
         out.append(html.heading(name, level=3))
+        if outdated(folder, _read(file, dict)):
+            out.append(html.paragraph(_OUTDATED))
         headlines = [e for name in _HEADLINES for e in estimates if e.name == name]
         out.append(html.cards((_NAMES[e.name], shown(e), e.unit) for e in headlines))
         columns = (

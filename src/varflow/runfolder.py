@@ -16,7 +16,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import pickle
 import shutil
 import time
@@ -211,6 +213,23 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def weights_digest(folder: Path) -> str | None:
+    """SHA-256 of the weights a run holds, whatever the step written beside them; None where it holds none."""
+    try:
+        with open(folder / WEIGHTS, "rb") as file:
+            # A safetensors file begins with the length of its header; the tensors follow that header.
+            file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, OverflowError, ValueError):
+        return None
+
+
+def outdated(folder: Path, estimates: Any) -> bool:
+    """Whether the content of an evaluation's JSON file is of other weights than the run has now."""
+    digest = estimates.get("weights") if isinstance(estimates, Mapping) else None
+    return digest is not None and digest != weights_digest(folder)
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of a run; a last line cut off by a crash is left out."""
     path = folder / METRICS
@@ -322,4 +341,5 @@ def write_start(
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    # torch goes on with advice to load what could run code.
+    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0][:200]

@@ -513,6 +513,10 @@ class RunSpec:
             raise SpecError(
                 "amortized: a target has no x to compute flow parameters from; leave it out"
             )
+        if infers_target and self.prior.prior != "normal":
+            raise SpecError(
+                f"prior: was {self.prior.prior}, and a target is a density of its own without a prior; leave it out"
+            )
         if posterior.extended_flow != "none" and not posterior.leapfrog:
             raise SpecError(
                 "extended_flow: moves positions and momenta, and without leapfrog steps there are no momenta; "
@@ -570,7 +574,9 @@ class RunSpec:
         if self.likelihood.likelihood == "identity":
             raise SpecError("likelihood: identity leaves a quantizer nothing to decode; use gaussian")
         if posterior.flow != "none" or posterior.leapfrog or posterior.amortized:
-            name = "amortized" if posterior.amortized else "leapfrog" if posterior.leapfrog else "flow"
+            name = (
+                "amortized" if posterior.amortized else "leapfrog" if posterior.leapfrog else "flow"
+            )
             raise SpecError(
                 f"{name}: a quantizer has no flow and no leapfrog steps; leave it out, or use posterior=gaussian"
             )

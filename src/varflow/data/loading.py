@@ -37,6 +37,7 @@ def load(
     resize: int | tuple[int, int] | None = None,
     verify: bool = True,
     data_seed: int = 0,
+    continuous: bool = False,
 ) -> Dataset:
     """A named data set (``varflow.data.SOURCES``), or your own file or folder.
 
@@ -54,6 +55,8 @@ def load(
         resize: (height, width) or both at once, for a folder of pictures of several sizes.
         verify: refuse files whose checksum is not the official one.
         data_seed: of data that are simulated.
+        continuous: what "auto" chooses has a density: logit for levels, standardize for real numbers of
+            your own.
 
     Raises:
         DataError: missing, damaged or mislabelled files; NaN or infinity in the data.
@@ -83,8 +86,9 @@ def load(
             raise SpecError(f"levels and resize are for your own data; '{key}' has its own")
         levels = arrays.levels
         flip = arrays.name in sources.FLIPS if flip is None else flip
-        protocol = sources.AUTO[arrays.name] if protocol == "auto" else protocol
-    return _build(arrays, protocol, levels, flip, seed_eval)
+        if protocol == "auto":
+            protocol = "logit" if continuous and levels is not None else sources.AUTO[arrays.name]
+    return _build(arrays, protocol, levels, flip, seed_eval, continuous)
 
 
 def _named(
@@ -103,6 +107,7 @@ def from_tensor(
     name: str = "tensor",
     flip: bool | None = None,
     seed_eval: int = 0,
+    continuous: bool = False,
 ) -> Dataset:
     """Your own tensor, or a mapping of splits (train, test and, if you like, validation).
 
@@ -110,7 +115,8 @@ def from_tensor(
     dimensions, are pictures: [N, H, W], [N, C, H, W] or [N, H, W, C] with C = 1 or 3. Floating
     tensors are real numbers, unless ``levels`` is given: then they hold the levels themselves, or
     level/(levels − 1) in [0, 1]. Under dynamic, threshold and grey, floats in [0, 1] are taken as
-    they are. Values 0 and 1 alone are binary under "auto".
+    they are. Values 0 and 1 alone are binary under "auto"; with ``continuous`` that chooses as in
+    :func:`load`.
 
     Raises:
         DataError: NaN, infinity, values outside the levels, or too few rows.
@@ -131,7 +137,7 @@ def from_tensor(
         marks: dict[str, Any] = {}
     else:
         marks = dict(labels) if isinstance(labels, Mapping) else {"all": labels}
-    return _build(named.Arrays(name, values, marks), protocol, levels, flip, seed_eval)
+    return _build(named.Arrays(name, values, marks), protocol, levels, flip, seed_eval, continuous)
 
 
 def _own(path: Path, resize: int | tuple[int, int] | None) -> named.Arrays:
@@ -167,7 +173,12 @@ def _check_protocol(protocol: str) -> None:
 
 
 def _build(
-    arrays: named.Arrays, protocol: str, levels: int | None, flip: bool | None, seed_eval: int
+    arrays: named.Arrays,
+    protocol: str,
+    levels: int | None,
+    flip: bool | None,
+    seed_eval: int,
+    continuous: bool,
 ) -> Dataset:
     values = {part: plain(array, part) for part, array in arrays.values.items()}
     labels = {
@@ -184,7 +195,7 @@ def _build(
         values = {part: channels_first(x) for part, x in values.items()}
     if protocol == "auto":
         colour = picture and values["train"].shape[1] == COLOUR
-        protocol = _auto(levels, colour)
+        protocol = _auto(levels, colour, continuous)
     if flip and not picture:
         raise SpecError("flip: only pictures can be mirrored, and these are none; leave it out")
     return Dataset(
@@ -200,7 +211,9 @@ def _build(
     )
 
 
-def _auto(levels: int | None, colour: bool) -> str:
+def _auto(levels: int | None, colour: bool, continuous: bool) -> str:
+    if continuous:
+        return "standardize" if levels is None else "logit"
     if levels is None:
         return "none"
     if levels == 2:

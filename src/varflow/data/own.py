@@ -54,8 +54,10 @@ def numpy_file(path: Path) -> Arrays:
     except DataError:
         raise
     except Exception as error:  # numpy raises what damaged bytes lead it to
+        # numpy goes on with advice to load pickled data all the same.
+        what = str(error).split(". ")[0]
         raise DataError(
-            f"{path}: cannot be read as a numpy file ({error}); save plain numbers, not objects"
+            f"{path}: cannot be read as a numpy file ({what}); save plain numbers, not objects"
         ) from error
     values, labels = (
         {part: held[key] for part, keys in table.items() for key in keys if key in held}
@@ -93,7 +95,11 @@ def table(path: Path) -> Arrays:
             rows, delimiter=delimiter, dtype=np.float64, ndmin=2, comments=None, quotechar='"'
         )
     except ValueError as error:
-        raise DataError(f"{path}: {error} (row 0 is the first after the head)") from error
+        # numpy adds advice about its own arguments after a semicolon.
+        what = str(error).split(";")[0].rstrip(".")
+        raise DataError(
+            f"{path}: {what} (row 0 is the first after the head); give every row the same number of numbers"
+        ) from error
     if head and len(head) != numbers.shape[1]:
         raise DataError(f"{path}: {len(head)} heads over {numbers.shape[1]} columns")
     columns = [i for i, cell in enumerate(head) if cell in _LABEL_HEADS]

@@ -153,7 +153,8 @@ def to_levels(
     if levels is None:
         if protocol in ("logit", "uniform", "levels"):
             raise SpecError(
-                f"protocol '{protocol}' needs levels; pass levels=256 or whatever x has"
+                f"protocol '{protocol}' needs levels, and x holds real numbers; choose 'none' or 'standardize', or "
+                "pass levels= if they are levels"
             )
         if protocol in LEVELS and not 0 <= low <= high <= 1:
             raise DataError(

@@ -14,6 +14,7 @@ from rich.cells import cell_len, set_cell_size
 from varflow.errors import RunError
 from varflow.evaluation.estimate import Estimate
 from varflow.files import make_folder, read_json, write_atomically, write_json
+from varflow.runfolder import weights_digest
 
 #: Raised when the saved form changes its meaning.
 VERSION = 1
@@ -79,6 +80,8 @@ class Evaluation:
     def save(self, folder: str | Path) -> Path:
         """Write ``evaluation/{split}.npz`` and ``.json`` into a run folder, each whole or not at all.
 
+        A digest of the run's weights goes with them: a run that is resumed outgrows its estimates.
+
         Raises:
             RunError: they could not be written.
         """
@@ -96,6 +99,7 @@ class Evaluation:
                 "data": self.data,
                 "estimates": {name: e.to_dict() for name, e in self.estimates.items()},
                 "notes": self.notes,
+                "weights": weights_digest(Path(folder)),
             },
         )
         return path

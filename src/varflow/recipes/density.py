@@ -8,7 +8,6 @@ DENSITY = Recipe(
     "masked autoregressive flow fitted to a table or an array by maximum likelihood (--prior for others)",
     RunSpec().replace(
         data="digits",
-        protocol="logit",
         likelihood="identity",
         prior="maf",
         prior_length=5,
