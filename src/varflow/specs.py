@@ -513,7 +513,7 @@ class RunSpec:
             raise SpecError(
                 "amortized: a target has no x to compute flow parameters from; leave it out"
             )
-        if infers_target and self.prior.prior != "normal":
+        if infers_target and self.prior.prior != "normal" and posterior.posterior != "quantizer":
             raise SpecError(
                 f"prior: was {self.prior.prior}, and a target is a density of its own without a prior; leave it out"
             )
