@@ -93,7 +93,7 @@ def machine(options: argparse.Namespace) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), model)
     versions = [f"Python {platform.python_version()}"]
-    for package in ("torch", "varflow", "pythae", "normflows", "zuko"):
+    for package in ("torch", "varflow", "pythae", "normflows", "zuko", "pyro-ppl"):
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:

@@ -155,7 +155,7 @@ def pyros(hidden: tuple[int, ...]) -> dict[str, Callable[[], object]]:
     except ImportError:
         return {}
     layers = [affine_autoregressive(FEATURES, list(hidden)) for _ in range(LAYERS)]
-    base = torch.distributions.Normal(torch.zeros(FEATURES), 1.0).expand((FEATURES,)).to_event(1)
+    base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(FEATURES), torch.ones(FEATURES)), 1)
     # As a MAF: its density is the parallel direction.
     flow = TransformedDistribution(base, [layer.inv for layer in layers])
 

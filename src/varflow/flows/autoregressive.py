@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from varflow.errors import SpecError, positive, unknown
 from varflow.flows.flow import Flow, Local
+from varflow.native import made as native
 from varflow.networks.made import MADE, Step
 
 #: The forget bias of the paper's gate: σ(1.5) = 0.82.
@@ -23,6 +24,9 @@ class _Autoregressive(Flow):
     Let (a, b) = MADE(x, c). A step relates x to y by y = x ⊙ exp(s(a)) + t(a, b), where sᵢ and tᵢ
     see x₍<i₎ alone (reading from x: parallel) or, for the dual flow, y₍<i₎.
     """
+
+    #: Whether the log-scales are those of :meth:`coefficients` here.
+    _bounded = True
 
     def __init__(
         self,
@@ -42,6 +46,23 @@ class _Autoregressive(Flow):
     def coefficients(self, raw: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """(log-scale, shift) from the two outputs of the network."""
         return self.bound * torch.tanh(raw / self.bound), shift
+
+    def one_by_one(
+        self, step: Step, z: Tensor, batch: tuple[int, ...], solve: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(z ⊙ exp(s) + t, Σ s), (s, t) seeing the features already computed; with ``solve`` its inverse."""
+        if self._bounded and native.usable(z, step, self.bound):
+            return native.affine(step, z, batch, self.bound, solve)
+        columns = z.unbind(-1)
+
+        def update(i: int, raw: Tensor) -> Tensor:
+            log_scale, shift = self.coefficients(*raw.unbind(-1))
+            if solve:
+                return (columns[i] - shift) * (-log_scale).exp()
+            return columns[i] * log_scale.exp() + shift
+
+        z, raw = step.sequential(update, batch)
+        return z, self.coefficients(*raw.unbind(-2))[0].sum(-1)
 
     def _steps(self, local: Local) -> list[Step]:
         return self.made.steps(*local)
@@ -96,6 +117,7 @@ class InverseAutoregressive(_Autoregressive):
         if gate not in ("bounded", "paper"):
             raise unknown("gate", gate, ("bounded", "paper"))
         self.gated = gate == "paper"
+        self._bounded = not self.gated
 
     def coefficients(self, raw: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         if not self.gated:
@@ -115,14 +137,8 @@ class InverseAutoregressive(_Autoregressive):
         ladj = z.new_zeros(())
         batch = self._batch(z, local)
         for step in reversed(self._steps(local)):
-            columns = z.unbind(-1)
-
-            def solve(i: int, raw: Tensor, columns: tuple[Tensor, ...] = columns) -> Tensor:
-                log_scale, shift = self.coefficients(*raw.unbind(-1))
-                return (columns[i] - shift) * (-log_scale).exp()
-
-            z, raw = step.sequential(solve, batch)
-            ladj = ladj - self.coefficients(*raw.unbind(-2))[0].sum(-1)
+            z, log_scales = self.one_by_one(step, z, batch, solve=True)
+            ladj = ladj - log_scales
         return z, ladj
 
 
@@ -167,14 +183,8 @@ class MaskedAutoregressive(_Autoregressive):
         ladj = z.new_zeros(())
         batch = self._batch(z, local)
         for step in self._steps(local):
-            columns = z.unbind(-1)
-
-            def draw(i: int, raw: Tensor, columns: tuple[Tensor, ...] = columns) -> Tensor:
-                log_scale, shift = self.coefficients(*raw.unbind(-1))
-                return columns[i] * log_scale.exp() + shift
-
-            z, raw = step.sequential(draw, batch)
-            ladj = ladj + self.coefficients(*raw.unbind(-2))[0].sum(-1)
+            z, log_scales = self.one_by_one(step, z, batch, solve=False)
+            ladj = ladj + log_scales
         return z, ladj
 
     def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,11 @@
-"""Compiled twins of what training repeats most, where a C++ compiler is at hand.
+"""Compiled twins of what training and sampling repeat most, where a C++ compiler is at hand.
 
 Small flows are bound by the number of torch operations, not by arithmetic; one call of compiled code
 replaces about forty of them. The Bernoulli likelihood is bound by memory: one pass replaces four, or nine
-with the gradient. The code is compiled when first used (two or three seconds, once per machine) and agrees
-with the torch expression up to rounding. Without a compiler, or with ``VARFLOW_NATIVE=0`` in the
-environment, everything runs in torch, as it does on other devices.
+with the gradient. A masked autoregressive network that runs one feature after the other makes thousands
+of products of a few numbers, which are one call too. The code is compiled when first used (three or four
+seconds, once per machine) and agrees with the torch expression up to rounding. Without a compiler, or
+with ``VARFLOW_NATIVE=0`` in the environment, everything runs in torch, as it does on other devices.
 
 A run stores :func:`in_use` and a resumed run passes it to :func:`use`, because the last bits differ.
 """

@@ -1,6 +1,6 @@
 """Compiles the C++ files once per machine, keeps the result in a cache folder, and loads it.
 
-The library uses nothing of torch, so that this takes two or three seconds and needs a C++ compiler only.
+The library uses nothing of torch, so that this takes three or four seconds and needs a C++ compiler only.
 The cache is ``$VARFLOW_CACHE/native`` or ``~/.cache/varflow/native``. A file's name says what it was made
 from: source, flags, compiler and processor. Where the folder cannot be written, a temporary one serves.
 """
@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCES = [Path(__file__).with_name(name) for name in ("planar.cpp", "bernoulli.cpp")]
+SOURCES = [Path(__file__).with_name(name) for name in ("planar.cpp", "bernoulli.cpp", "made.cpp")]
 HEADERS = [Path(__file__).with_name(name) for name in ("chain.h", "vector.h")]
 #: No -ffast-math: it would drop NaN, and change how the whole process rounds and flushes.
 FLAGS = [

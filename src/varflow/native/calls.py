@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,12 +12,15 @@ from torch import Tensor
 
 from varflow.native.build import BuildError
 
+#: Of a masked autoregressive network, the last one included.
+MOST_LAYERS = 64
+
 #: u ``[*sets, K, D]``, w ``[*sets, K, D]``, b ``[*sets, K]``; or one tensor ``[*sets, K (2D + 1)]`` of the three.
 Parameters = tuple[Tensor, ...]
 
 
 class Calls:
-    """Planar chains and Bernoulli sums in float32 and float64.
+    """Planar chains, Bernoulli sums and affine autoregressive steps in float32 and float64.
 
     Chains: with u, w and b apart, points follow their set: z ``[*sets, *points, D]``. With one packed tensor sets
     follow points: z ``[*points, *sets, D]``.
@@ -32,6 +36,10 @@ class Calls:
                 (torch.float64, False): self._typed(library.planar_push_f64, 6),
                 (torch.float32, True): self._typed(library.planar_back_f32, 10),
                 (torch.float64, True): self._typed(library.planar_back_f64, 10),
+            }
+            self._made = {
+                torch.float32: self._typed_made(library.made_affine_f32),
+                torch.float64: self._typed_made(library.made_affine_f64),
             }
             self._sums = {
                 torch.float32: self._typed_sums(library.bernoulli_sums_f32),
@@ -55,6 +63,17 @@ class Calls:
     def _typed_sums(function: Any) -> Any:
         function.argtypes = [*[ctypes.c_ssize_t] * 3, *[ctypes.c_void_p] * 4]
         function.restype = None
+        return function
+
+    @staticmethod
+    def _typed_made(function: Any) -> Any:
+        function.argtypes = [
+            *[ctypes.c_ssize_t] * 3,
+            *[ctypes.c_int] * 3,
+            ctypes.c_double,
+            *[ctypes.c_void_p] * 7,
+        ]
+        function.restype = ctypes.c_int
         return function
 
     def push(
@@ -114,6 +133,36 @@ class Calls:
         )
         return out, slope
 
+    def made(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        counts: Sequence[Sequence[int]],
+        bound: float,
+        reverse: bool,
+        solve: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """y and Σ s of points x ``[..., D]``; the first bias may differ between them, ``[..., units]``.
+
+        Weights are masked, units in the order of their degrees, ``counts[layer][degree]`` of each; the last layer
+        gives all log-scales, then all shifts.
+        """
+        x, weights, biases = x.contiguous(), [w.contiguous() for w in weights], [b.contiguous() for b in biases]
+        out, total = torch.empty_like(x), x.new_empty(x.shape[:-1])
+        hidden, features = len(counts), x.shape[-1]
+        failed = self._made[x.dtype](
+            *(total.numel(), features, hidden, int(reverse), int(solve), int(biases[0].ndim > 1), bound),
+            (ctypes.c_ssize_t * hidden)(*(len(w) for w in weights[:-1])),
+            (ctypes.c_ssize_t * (hidden * features))(*(n for layer in counts for n in layer[:features])),
+            (ctypes.c_void_p * len(weights))(*(w.data_ptr() for w in weights)),
+            (ctypes.c_void_p * len(biases))(*(b.data_ptr() for b in biases)),
+            *(x.data_ptr(), out.data_ptr(), total.data_ptr()),
+        )
+        if failed:
+            raise MemoryError(f"made: no memory for {sum(map(sum, counts))} units")
+        return out, total
+
     def _check(self) -> None:
         """A step and a sum of known outcome: a compiler that breaks the arithmetic is not used."""
         for dtype in (torch.float32, torch.float64):
@@ -130,6 +179,7 @@ class Calls:
                 if not all(abs(error) < 1e-6 for error in found):
                     raise BuildError("the compiled library gives wrong numbers")
             self._check_sums(dtype)
+            self._check_made(dtype)
 
     def _check_sums(self, dtype: torch.dtype) -> None:
         x = torch.tensor([[1.0, 0.0, 1.0]], dtype=dtype)
@@ -139,6 +189,27 @@ class Calls:
         share = 1 / (1 + math.exp(-0.4))
         expected = [0.4 - 2 * math.log1p(math.exp(0.4)) - 90, 1 - share, -share, 1.0]
         if not all(abs(a - b) < 1e-4 for a, b in zip(found, expected, strict=True)):
+            raise BuildError("the compiled library gives wrong numbers")
+
+    def _check_made(self, dtype: torch.dtype) -> None:
+        """Two features, one unit: a = 0.2 + h and b = 0.1 h of the second, h = relu(0.5 y₁ + 0.3)."""
+        weights = [[[0.5, 0.0]], [[0.0], [1.0], [0.0], [0.1]]]
+        biases = [[0.3], [0.1, 0.2, 0.4, 0.0]]
+        out, total = self.made(
+            torch.tensor([[1.0, -2.0]], dtype=dtype),
+            *([torch.tensor(x, dtype=dtype) for x in group] for group in (weights, biases)),
+            [[0, 1]],
+            3.0,
+            reverse=False,
+            solve=False,
+        )
+        first = 3 * math.tanh(0.1 / 3)
+        y = math.exp(first) + 0.4
+        h = 0.5 * y + 0.3
+        second = 3 * math.tanh((0.2 + h) / 3)
+        expected = [y, 0.1 * h - 2 * math.exp(second), first + second]
+        found = [*out[0].tolist(), total.item()]
+        if not all(abs(a - b) < 1e-5 for a, b in zip(found, expected, strict=True)):
             raise BuildError("the compiled library gives wrong numbers")
 
 

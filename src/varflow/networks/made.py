@@ -168,7 +168,7 @@ class Step:
             update: (index of the feature, outputs ``[*batch, outputs]``) → value ``[*batch]``.
             batch: the batch shape, the context's included.
         """
-        if not (torch.is_grad_enabled() or _traced()):
+        if not (torch.is_grad_enabled() or traced()):
             return self._in_place(update, batch)
         rows = self._rows()
         out_weights = self.weights[-1].unflatten(0, (self.outputs, -1)).unbind(1)
@@ -239,7 +239,7 @@ class Step:
         return z.flip(-1) if self.reverse else z
 
 
-def _traced() -> bool:
+def traced() -> bool:
     """Whether a transformation of functions or the compiler looks on, which writing in place may not survive."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return True
