@@ -197,7 +197,8 @@ class Calls:
         biases = [[0.3], [0.1, 0.2, 0.4, 0.0]]
         out, total = self.made(
             torch.tensor([[1.0, -2.0]], dtype=dtype),
-            *([torch.tensor(x, dtype=dtype) for x in group] for group in (weights, biases)),
+            [torch.tensor(x, dtype=dtype) for x in weights],
+            [torch.tensor(x, dtype=dtype) for x in biases],
             [[0, 1]],
             3.0,
             reverse=False,
