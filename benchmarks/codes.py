@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import report
-from benchmarks.timing import Bar, Contestant, Times, bars_table, interleave, ratio, times_table
+from benchmarks.timing import (
+    Bar,
+    Contestant,
+    Times,
+    Worker,
+    bars_table,
+    interleave,
+    ratio,
+    serve,
+    times_table,
+)
 
 MODULE = "benchmarks.codes"
 BATCH, SIDE, CODES, FEATURES = 128, 8, 128, 256
@@ -123,19 +135,35 @@ def largest(step: Step) -> float:
 # -- a training step -------------------------------------------------------------------------------
 
 
-def steps(options: argparse.Namespace) -> dict[str, Step]:
-    """A training step of each on CIFAR-10: data → loss → backward → update."""
+#: pythae's, by the normalization of its networks.
+RIVALS = {"pythae": "group", "pythae, batch norm": "batch"}
+
+
+def steps(options: argparse.Namespace) -> list[Contestant]:
+    """A training step of each on CIFAR-10: data → loss → backward → update.
+
+    pythae's are in processes of their own: varflow tells the memory allocator of its process to keep what is freed.
+    """
+    from varflow.data import load
+
+    command = [sys.executable, "-m", MODULE, "--threads", str(options.threads), "--rival"]
+    workers = {name: Worker([*command, normalization]) for name, normalization in RIVALS.items()}
+    dataset = load("cifar10", protocol="symmetric")
+    return [
+        Contestant("varflow", varflow_step(dataset, options, "float32")),
+        Contestant("varflow, bf16", varflow_step(dataset, options, "bf16")),
+        *(Contestant(name, block=worker) for name, worker in workers.items()),
+    ]
+
+
+def rival(options: argparse.Namespace) -> None:
+    """What a worker does."""
+    began = time.perf_counter()
     from benchmarks import dense
     from varflow.data import load
 
-    dataset = load("cifar10", protocol="symmetric")
-    made: dict[str, Step] = {
-        "varflow": varflow_step(dataset, options, "float32"),
-        "varflow, bf16": varflow_step(dataset, options, "bf16"),
-    }
-    for name, normalization in (("pythae", "group"), ("pythae, batch norm", "batch")):
-        made[name] = pythae_step(dense.Batches(dataset), normalization)
-    return made
+    batches = dense.Batches(load("cifar10", protocol="symmetric"))
+    serve(pythae_step(batches, options.rival), began)
 
 
 def varflow_step(dataset: Any, options: argparse.Namespace, precision: str) -> Step:
@@ -212,11 +240,14 @@ def quiet() -> None:
     logging.disable(logging.WARNING)
 
 
-def contest(made: dict[str, Step], blocks: int, each: int, options: argparse.Namespace) -> Times:
-    for step in made.values():
-        for _ in range(options.warmup):
-            step()
-    contestants = [Contestant(name, step) for name, step in made.items()]
+def contest(
+    contestants: list[Contestant], blocks: int, each: int, options: argparse.Namespace
+) -> Times:
+    for one in contestants:
+        if one.block is not None:
+            one.block(options.warmup)
+        for _ in range(options.warmup if one.step is not None else 0):
+            one.step()
     return interleave(contestants, blocks, each, settle=1, clock=options.clock)
 
 
@@ -237,13 +268,17 @@ def part(times: Times, bars: list[Bar], more: dict[str, str] | None = None) -> l
 def main() -> None:
     parser = report.parser(__doc__ or "", blocks=12, steps=2, warmup=3)
     parser.add_argument("--only", choices=("quantizer", "step"), help="one of the two questions")
+    parser.add_argument("--rival", choices=tuple(RIVALS.values()), help=argparse.SUPPRESS)
     options = parser.parse_args()
     report.start(options)
+    if options.rival:
+        return rival(options)
     parts = []
     if options.only != "step":
         made = quantizers()
         sizes = {name: f"{largest(step):,.1f}" for name, step in made.items()}
-        times = contest(made, 2 * options.blocks, options.steps, options)
+        contestants = [Contestant(name, step) for name, step in made.items()]
+        times = contest(contestants, 2 * options.blocks, options.steps, options)
         parts += [
             "## Quantizer, forward and backward",
             f"{BATCH * SIDE**2:,} vectors of {FEATURES} features, {CODES} codes, float32, features side by side in "
@@ -254,7 +289,8 @@ def main() -> None:
         parts += [
             "## VQ-VAE, a training step",
             f"CIFAR-10, batch {BATCH}, two halvings, two residual blocks a side, {FEATURES} channels, group norm "
-            "(the last rival: batch norm), Adam 1e-3: data → loss → backward → update. pythae's steps are float32.",
+            "(the last rival: batch norm), Adam 1e-3: data → loss → backward → update. pythae's steps are float32, in "
+            "processes of their own.",
             *part(contest(steps(options), options.blocks, 1, options), STEP_BARS),
         ]
     report.write(MODULE, options, "Discrete codes", parts)

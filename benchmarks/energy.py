@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.timing import Bar, Contestant, Times, bars_table, interleave, times_table
+from benchmarks.timing import Bar, Contestant, Times, Worker, bars_table, interleave, times_table
 
 MODULE = "benchmarks.energy"
 LENGTH, BATCH, FITS = 32, 256, 16
@@ -67,25 +67,10 @@ def normflows() -> Callable[[], object]:
     return step
 
 
-class Worker:
+def flowjax(python: str) -> Worker:
     """FlowJAX in its own process."""
-
-    def __init__(self, python: str) -> None:
-        script = Path(__file__).with_name("flowjax_worker.py")
-        self.process = subprocess.Popen(
-            [python, str(script), str(LENGTH), str(BATCH)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.started = float(self.process.stdout.readline())
-
-    def __call__(self, count: int) -> float:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(count, file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
+    script = Path(__file__).with_name("flowjax_worker.py")
+    return Worker([python, str(script), str(LENGTH), str(BATCH)])
 
 
 def measure(options: argparse.Namespace) -> Times:
@@ -102,7 +87,7 @@ def measure(options: argparse.Namespace) -> Times:
     contestants = [Contestant(name, step) for name, step in steps.items()]
     python = os.environ.get("VARFLOW_FLOWJAX")
     if python:
-        contestants.append(Contestant("FlowJAX", block=Worker(python), repeat=4))
+        contestants.append(Contestant("FlowJAX", block=flowjax(python), repeat=4))
     else:
         print("FlowJAX left out: VARFLOW_FLOWJAX does not name an interpreter that has it", file=sys.stderr)
     return interleave(contestants, options.blocks, options.steps)
@@ -135,7 +120,7 @@ def long_fit(options: argparse.Namespace, steps: int) -> list[list[str]]:
     python = os.environ.get("VARFLOW_FLOWJAX")
     if python:
         start = time.perf_counter()
-        worker = Worker(python)
+        worker = flowjax(python)
         worker(steps - 1)
         rows.append(["FlowJAX", f"{time.perf_counter() - start:.1f}"])
     return rows

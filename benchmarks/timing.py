@@ -9,6 +9,8 @@ from a bootstrap that resamples whole rounds, and so keeps what contestants had 
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +39,42 @@ class Contestant:
     reset: Callable[[], object] | None = None
     repeat: int = 1
     block: Callable[[int], float] | None = None
+
+
+class Worker:
+    """A contestant in a process of its own: it reads counts of steps, a line each, and answers with seconds.
+
+    Attributes:
+        started: the seconds it took to begin, which are its first line.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.started = self._answer()
+
+    def __call__(self, count: int) -> float:
+        assert self.process.stdin is not None
+        print(count, file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> float:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(self.process.args)}: it ended")  # type: ignore[arg-type]
+        return float(line)
+
+
+def serve(step: Callable[[], object], began: float) -> None:
+    """The other side of :class:`Worker`, for a step."""
+    print(time.perf_counter() - began, flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(int(line)):
+            step()
+        print(time.perf_counter() - start, flush=True)
 
 
 #: name → what is read before and after a block. CPU time, of all threads together, is what one thread takes on

@@ -32,7 +32,7 @@ class GridBlock(nn.Module):
         # In place, but for h itself, which is still needed where there is no norm.
         inner = F.relu(first(h), inplace=not isinstance(first, nn.Identity))
         step: Tensor = self.last(F.relu(second(self.wide(inner)), inplace=True))
-        return h + step
+        return step.add_(h)
 
 
 class _Up(nn.ConvTranspose2d):
@@ -45,7 +45,7 @@ class _Up(nn.ConvTranspose2d):
         padding, extra = self.padding, self.output_padding
         out = F.conv_transpose2d(h, self.weight, None, self.stride, padding, extra)  # type: ignore[arg-type]
         assert self.bias is not None
-        return out + self.bias.to(out.dtype).unsqueeze(-1).unsqueeze(-1)
+        return out.add_(self.bias.to(out.dtype).unsqueeze(-1).unsqueeze(-1))
 
 
 class VQEncoder(nn.Module):
@@ -183,5 +183,8 @@ def _apply(layers: nn.Module, x: Tensor) -> Tensor:
     batch = x.shape[:-3]
     # Channels last: convolutions are faster so, and the vectors of a grid lie side by side.
     h = x.reshape(prod(batch), *x.shape[-3:]).contiguous(memory_format=torch.channels_last)
+    if torch.is_autocast_enabled(h.device.type):
+        # Else a residual block adds to a float32 grid what its convolutions leave in bfloat16.
+        h = h.to(torch.get_autocast_dtype(h.device.type))
     out: Tensor = layers(h)
     return out.reshape(*batch, *out.shape[1:]) if len(batch) != 1 else out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from varflow import native, ranks
 from varflow.errors import SpecError
 from varflow.networks import linear
 from varflow.specs import TrainingSpec
+
+#: Of glibc's malloc.h, and the largest value they take.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST = -1, -3, 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Engine:
         threads: CPU threads.
         compile: whether the training step is compiled.
         products: which library multiplies float32 matrices on the CPU; see :mod:`varflow.networks.linear`.
-        native: whether compiled code runs planar chains and Bernoulli sums; see :mod:`varflow.native`.
+        native: whether compiled code stands in for torch; see :mod:`varflow.native`.
         denormals_flushed: whether denormal numbers are flushed to zero in all CPU threads. Adam's moments
             go denormal after some hundred steps on real images, and arithmetic on them is many times slower.
     """
@@ -44,6 +48,7 @@ class Engine:
         Raises:
             SpecError: the device does not exist here.
         """
+        keep_freed_memory()
         # Flushing is a flag of each thread, inherited at creation: it must be set before torch starts its pool.
         torch.set_flush_denormal(True)
         threads = decided["threads"] if decided else spec.threads
@@ -93,6 +98,20 @@ def denormals_flushed() -> bool:
     # From its bits: a thread that flushes would turn 1e-40 into 0 while filling the tensor.
     tiny = torch.full((1 << 20,), 71_362, dtype=torch.int32).view(torch.float32)
     return not bool((tiny * 1.0).view(torch.int32).any())
+
+
+def keep_freed_memory() -> bool:
+    """Let this process reuse the memory of large tensors; whether it could be told to.
+
+    glibc maps blocks of 32 MiB and more from the system, and hands them back when they are freed: the next tensor of
+    that size costs a page fault for each 4 KiB, a seventh of the time of a convolutional network's step. The process
+    then keeps the most memory that it ever used.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST))
 
 
 def _own(device: str) -> str:
