@@ -289,8 +289,8 @@ def main() -> None:
         parts += [
             "## VQ-VAE, a training step",
             f"CIFAR-10, batch {BATCH}, two halvings, two residual blocks a side, {FEATURES} channels, group norm "
-            "(the last rival: batch norm), Adam 1e-3: data → loss → backward → update. pythae's steps are float32, in "
-            "processes of their own.",
+            "(the last rival: batch norm), Adam 1e-3: data → loss → backward → update. pythae's steps are "
+            "float32, in processes of their own.",
             *part(contest(steps(options), options.blocks, 1, options), STEP_BARS),
         ]
     report.write(MODULE, options, "Discrete codes", parts)
