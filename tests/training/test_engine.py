@@ -21,7 +21,7 @@ torch.ones(2)
 before = faults(5)
 assert keep_freed_memory()
 faults(3)
-print(before, faults(5))
+print(before, sorted(5 * faults(1) for _ in range(9))[4])
 """
 
 
