@@ -229,6 +229,10 @@ def _open(options: Any) -> Any:
     run = open_run(options.run, options.device, options.threads, options.data_dir)
     if run.infers_target:
         raise SpecError("run: was fitted to a target, which has no data; use varflow evaluate")
+    from varflow.posteriors import Observed
+
+    if isinstance(run.model.posterior, Observed):
+        raise SpecError("run: its log p(x) is exact, without latents; use varflow evaluate")
     if run.model.posterior.discrete:
         raise SpecError(
             "run: its latents are codes, one for each x for sure, so there is nothing to anneal, refine or average "

@@ -8,6 +8,8 @@ from typing import Any
 
 from varflow.errors import SpecError
 from varflow.model import Model
+from varflow.posteriors.gaussian import Gaussian
+from varflow.priors.normal import StandardNormal
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,14 @@ def _hamiltonian_and_coupled(given: Combination) -> str | None:
     likelihood = given.model.likelihood
     if not given.follows_gradient or likelihood is None:
         return None
-    coupled = [m for m in likelihood.modules() if getattr(m, "couples_examples", False)]
-    coupled += [m for m in likelihood.modules() if "BatchNorm" in type(m).__name__]
+    followed = [*likelihood.modules(), *given.model.prior.modules()]
+    coupled = [m for m in followed if getattr(m, "couples_examples", False)]
+    coupled += [m for m in followed if "BatchNorm" in type(m).__name__]
     if not coupled:
         return None
+    where = "decoder" if any(m is coupled[0] for m in likelihood.modules()) else "prior"
     return (
-        f"posterior: a Hamiltonian one follows the gradient of log p(x|z) of each example, and this decoder's "
+        f"posterior: a Hamiltonian one follows the gradient of log p(x, z) of each example, and this {where}'s "
         f"{type(coupled[0]).__name__} couples the examples of a batch; use normalization=group, layer or none"
     )
 
@@ -93,11 +97,19 @@ def _hamiltonian_and_coupled(given: Combination) -> str | None:
 def _free_bits_and_mixing(given: Combination) -> str | None:
     if not getattr(given.objective, "free_bits", 0):
         return None
-    flow = getattr(given.model.posterior, "flow", None)
-    if flow is None and not given.follows_gradient:
+    prior, posterior = given.model.prior, given.model.posterior
+    flow = getattr(posterior, "flow", None)
+    if given.follows_gradient or flow is not None:
+        what = "a Hamiltonian posterior" if given.follows_gradient else f"a {type(flow).__name__} flow"
+        return (
+            f"free_bits: are counted for each latent, and {what} mixes latents; use flow=none, or beta with a "
+            "warmup"
+        )
+    if isinstance(posterior, Gaussian) and isinstance(prior, StandardNormal):
         return None
-    what = "a Hamiltonian posterior" if given.follows_gradient else f"a {type(flow).__name__} flow"
-    return f"free_bits: are counted for each latent, and {what} mixes latents; use flow=none, or beta with a warmup"
+    part, kind = (prior, "prior") if isinstance(posterior, Gaussian) else (posterior, "posterior")
+    what = f"{type(part).__name__} {kind}"
+    return f"free_bits: need a closed form for each latent, which a {what} has not; use beta with a warmup"
 
 
 def _codes_and_importance(given: Combination) -> str | None:

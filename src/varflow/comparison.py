@@ -29,6 +29,8 @@ _PAIRED = {
     "annealed": ("log_px",),
     "gaps": ("inference_gap", "approximation_gap", "amortization_gap"),
 }
+#: What makes each kind.
+_COMMANDS = {"": "evaluate", "annealed": "anneal", "gaps": "gaps", "curve": "curve"}
 _NAMES = {
     "nll": "−log p(x)",
     "elbo": "ELBO",
@@ -109,10 +111,12 @@ class Comparison:
 
     def footer(self) -> list[str]:
         """How the numbers came about."""
-        first = next(iter(self.estimates[0].values()))
+        firsts = [next(iter(found.values())) for found in self.estimates]
+        samples = _agreed([f"{first.samples:,}" for first in firsts], "samples each")
+        seeds = _agreed([str(first.seed) for first in firsts], "seed", before=True)
         return [
-            f"{self.protocol}; {first.points} points, {first.samples} samples each, seed {first.seed}; ± one "
-            "standard error over the points, in brackets the Monte-Carlo error",
+            f"{self.protocol}; {firsts[0].points} points, {samples}, {seeds}; ± one standard error over the points, "
+            "in brackets the Monte-Carlo error",
             f"differences: mean over the points of the run's value less that of {self.names[0]}",
             *(f"note: {note}" for note in self.notes),
         ]
@@ -169,6 +173,12 @@ def compare(folders: Sequence[str | Path], split: str = "test") -> Comparison:
     return Comparison(paths, names, estimates, differences, protocol, curves, notes)
 
 
+def _agreed(values: list[str], what: str, before: bool = False) -> str:
+    """What all runs have, or what each has in their order."""
+    shown = values[0] if len(set(values)) == 1 else f"{', '.join(values)} (in the order of the runs)"
+    return f"{what} {shown}" if before else f"{shown} {what}"
+
+
 def titled(quantity: str) -> str:
     """How a reader calls a quantity."""
     kind, _, name = quantity.rpartition("/")
@@ -186,8 +196,9 @@ def _evaluations(
             )
         if (path / "evaluation" / f"{split}.json").exists():
             if outdated(path, read_json(path / "evaluation" / f"{split}.json")):
+                of, _, kind = split.partition("-")
                 raise RunError(
-                    f"{path}: has gone on since it was evaluated; run: varflow evaluate {path} --split {split}"
+                    f"{path}: has gone on since it was evaluated; run: varflow {_COMMANDS[kind]} {path} --split {of}"
                 )
             continue
         if not required:

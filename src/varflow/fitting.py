@@ -341,11 +341,17 @@ def _train(
     if followed and outcome.finished:
         assert isinstance(whole, Model)
         assert isinstance(dataset, Dataset)
-        if folder is not None and writes:
-            waits = {"finished": False, "reason": "the second stage is not finished"}
-            write_json(folder / RUN, {**about, "outcome": {**ended, **waits}})
+
+        def waits() -> None:
+            if folder is not None and writes:
+                told = {"finished": False, "reason": "the second stage is not finished"}
+                write_json(folder / RUN, {**about, "outcome": {**ended, **told}})
+
+        # A second stage that is finished is left as it is, unless its budget has grown.
+        if not about.get("outcome", {}).get("second_stage", {}).get("finished"):
+            waits()
         ranks.meet()
-        second, later = second_stage.fit(spec, whole, dataset, engine, folder, quiet)
+        second, later = second_stage.fit(spec, whole, dataset, engine, folder, quiet, waits)
         model = whole
         told = dataclasses.asdict(second)
         ended |= {name: told[name] for name in ("finished", "reason", "signal")}

@@ -8,7 +8,7 @@ it writes is a run's files again, in ``prior/``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ def fit(
     engine: Engine,
     folder: Path | None,
     quiet: bool = False,
+    start: Callable[[], object] = lambda: None,
 ) -> tuple[Outcome, list[dict[str, Any]]]:
     """Code all pictures with the finished first stage, and fit the model's prior to the codes.
 
@@ -116,6 +117,7 @@ def fit(
         engine: as in the first stage.
         folder: of the run; an interrupted second stage in it goes on. None keeps everything in memory.
         quiet: show no progress.
+        start: called once it is sure that there is something to do.
 
     Returns:
         How it ended, and its records.
@@ -139,6 +141,7 @@ def fit(
     if isinstance(sink, RunFolder):
         sink.watch(loop.kept_weights)
     _go_on(loop, sink, room)
+    start()
     ranks.meet()
     ranks.copy_first(model.prior)
     try:

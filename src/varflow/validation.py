@@ -127,10 +127,19 @@ def _parts(spec: RunSpec) -> None:
         raise SpecError(
             f"initial_step: was {posterior.initial_step}; use less than step_bound={posterior.step_bound}"
         )
-    if posterior.initial_temperature < 1:
+    if posterior.initial_temperature < 1 or (
+        posterior.leapfrog and posterior.tempering != "none" and posterior.initial_temperature == 1
+    ):
         raise SpecError(
-            f"initial_temperature: was {posterior.initial_temperature}; use 1 or more"
+            f"initial_temperature: was {posterior.initial_temperature}; use a number above 1, or tempering=none"
         )
+    if spec.likelihood.likelihood == "identity":
+        for name, nothing in (("flow", "none"), ("leapfrog", 0), ("amortized", False), ("top_latent", 0)):
+            if spec.get(name) != nothing:
+                raise SpecError(
+                    f"{name}: belongs to q(z|x), and with likelihood=identity the prior is of x itself; leave it "
+                    "out, or use prior=planar and the like"
+                )
 
 
 def _codes(spec: RunSpec) -> None:
@@ -153,6 +162,11 @@ def _codes(spec: RunSpec) -> None:
     if spec.target.target != "none":
         raise SpecError(
             "posterior: a quantizer codes data, and a target has none; use posterior=gaussian"
+        )
+    if posterior.top_latent:
+        raise SpecError(
+            "top_latent: a second layer of real numbers does not go over codes; leave it out, or use "
+            "posterior=gaussian"
         )
     if prior not in priors.CODES:
         raise SpecError(

@@ -73,7 +73,7 @@ def evaluate_codes(
         raise SpecError(
             f"limit: was {points}; {dataset.name} has {size} {split} points, use at most that"
         )
-    combinations.check(model, dataset.support)
+    combinations.check(model, dataset.support, levels=dataset.levels)
     prior_over_codes: Any = model.prior
     codes_in_all: int = prior_over_codes.codes
     found: dict[str, list[Tensor]] = {"likelihood": [], "prior": [], "ladj": [], "mean": []}

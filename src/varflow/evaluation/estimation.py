@@ -92,7 +92,7 @@ def evaluate(
     truth = dataset.true_log_prob(split, torch.arange(points))
     if truth is not None:
         report.truth(truth, found.log_px + torch.cat(ladjs), found.log_px_variance, dataset)
-    per_latent = report.latents(model, (batch.x for batch in batches()), observed)
+    per_latent = report.latents(model, (batch.x for batch in batches()), observed, memory)
     per_example = {name: getattr(found, name).numpy() for name in Importance.__dataclass_fields__}
     per_example["index"] = np.arange(points, dtype=np.float64)
     per_example["x_mean"] = torch.cat(means).numpy()
@@ -210,13 +210,13 @@ class _Report:
         self.mean("kl_true", exact - log_px, variance, "nats", how)
 
     def latents(
-        self, model: Model, batches: Iterator[Tensor], observed: bool
+        self, model: Model, batches: Iterator[Tensor], observed: bool, memory: int
     ) -> dict[str, np.ndarray]:
         if self.points < 2:
             return {}
         if observed:
             return self._distance(torch.cat([x.flatten(1) for x in batches]), model, "the data")
-        found = health.latents(model, batches, seed=self.seed)
+        found = health.latents(model, batches, seed=self.seed, memory=memory)
         units = health.active_units(found)
         how = f"latents with variance over data of E_q[z] > {health.ACTIVE}, "
         how += (

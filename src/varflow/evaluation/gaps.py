@@ -27,6 +27,7 @@ from varflow.evaluation.means import Source, points_of
 from varflow.evaluation.refinement import Refined, Refinement, measure, refine
 from varflow.evaluation.sandwich import describe
 from varflow.model import Model
+from varflow.posteriors.ancestral import Ancestral
 
 if TYPE_CHECKING:
     from varflow.data import Dataset
@@ -184,6 +185,16 @@ def _notes(model: Model) -> list[str]:
         notes.append(
             f"the {type(flow).__name__} flow has parameters of its own, the same for all examples; they stand "
             "still, so what they cost belongs to the approximation gap"
+        )
+    elif flow is not None and any(True for _ in flow.parameters()):
+        notes.append(
+            f"the networks of the {type(flow).__name__} flow are the same for all examples; they stand still, and "
+            "only what they read of x is refined"
+        )
+    if isinstance(inner, Ancestral):
+        notes.append(
+            "q of the upper layer given the one below is the same network for all examples; it stands still, so "
+            "what it costs belongs to the approximation gap"
         )
     if getattr(posterior, "uses_gradient", False):
         notes.append(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Shaped
@@ -14,6 +13,7 @@ from torch import Tensor
 from varflow import random
 from varflow.errors import ShapeError, SpecError, positive
 from varflow.evaluation.importance import POINTS
+from varflow.evaluation.sliced import SlicedJoint
 from varflow.model import Model
 from varflow.posteriors.gaussian import GaussianConditional
 from varflow.priors.normal import StandardNormal
@@ -46,8 +46,16 @@ class Latents:
 
 
 @torch.no_grad()
-def latents(model: Model, batches: Iterable[Tensor], samples: int = 50, seed: int = 0) -> Latents:
+def latents(
+    model: Model,
+    batches: Iterable[Tensor],
+    samples: int = 50,
+    seed: int = 0,
+    memory: int = 2**30,
+) -> Latents:
     """Moments of q(z|x) over a data set, given as batches ``[B, *event]``.
+
+    ``memory`` bounds the bytes that a posterior takes which follows the gradient of log p(x, z).
 
     Raises:
         SpecError: fewer than two samples.
@@ -66,8 +74,9 @@ def latents(model: Model, batches: Iterable[Tensor], samples: int = 50, seed: in
             q = model.posterior(x)
             exact = isinstance(q, GaussianConditional) and q.flow is None
             # Negative steps: not the random numbers of importance_sample with the same seed.
+            joint = SlicedJoint(model, x, memory)
             with random.stream(seed, -1 - number):
-                z = q.draw(1 if exact else samples, log_joint=partial(_log_joint, model, x)).z
+                z = q.draw(1 if exact else samples, log_joint=joint).z
             z = z.double().flatten(2)
             draws.append(z[0])
             if isinstance(q, GaussianConditional) and exact:
@@ -84,10 +93,6 @@ def latents(model: Model, batches: Iterable[Tensor], samples: int = 50, seed: in
     noise = torch.zeros_like(variance) if exact else variance / samples
     kl = torch.cat(kls) if exact and isinstance(model.prior, StandardNormal) else None
     return Latents(torch.cat(means), variance, noise, torch.cat(draws), kl, 0 if exact else samples)
-
-
-def _log_joint(model: Model, x: Tensor, z: Tensor) -> Tensor:
-    return model.log_joint(z, x)
 
 
 @dataclass(frozen=True)

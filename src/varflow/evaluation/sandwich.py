@@ -157,13 +157,14 @@ def sandwich_bounds(
     source = Source(settings.chains, "simulated from the model", seed)
     how = describe(settings)
     gap = upper.log_px - lower.log_px
-    variance = lower.log_px_variance + upper.log_px_variance
     forward = f"{how}; log of the mean weight, a lower bound of log p(x) in expectation"
-    backward = "the same chains backwards from the exact posterior sample; −log of the mean of 1/w, an upper bound"
+    backward = "the same chains backwards from the exact posterior sample; −log of the mean of 1/w, an upper bound; "
+    backward += "the chains of a point share their sample, and the error over points has all of its error"
+    # The chains of a point go back from one exact sample: their spread is not the error of what they average to.
     estimates = {
         "lower": source.mean("lower", lower.log_px, lower.log_px_variance, forward),
-        "upper": source.mean("upper", upper.log_px, upper.log_px_variance, backward),
-        "gap": source.mean("gap", gap, variance, "upper − lower on the same points"),
+        "upper": source.mean("upper", upper.log_px, None, backward),
+        "gap": source.mean("gap", gap, None, "upper − lower on the same points"),
         **_acceptance(lower, source),
     }
     arrays = {
@@ -171,7 +172,6 @@ def sandwich_bounds(
         "lower": lower.log_px.numpy(),
         "upper": upper.log_px.numpy(),
         "lower_variance": lower.log_px_variance.numpy(),
-        "upper_variance": upper.log_px_variance.numpy(),
         "acceptance": lower.acceptance.numpy(),
     }
     return Evaluation({**(data or {}), "split": "simulated"}, estimates, arrays)

@@ -19,7 +19,7 @@ class AncestralConditional(Conditional):
         local: the bottom's: what is above depends on x through h₁ alone.
     """
 
-    def __init__(self, bottom: Conditional, conditional: GaussianLayer) -> None:
+    def __init__(self, bottom: Conditional, conditional: GaussianLayer | _Constant) -> None:
         self.bottom, self.conditional = bottom, conditional
         self.local = bottom.local
 
@@ -29,18 +29,15 @@ class AncestralConditional(Conditional):
         ``z0`` is the bottom's and h₂, ``ladj`` the bottom's. ``control`` is None: the nearest closed form, of
         a divergence from N(0, I), does not follow log q(h₁|x) − log p(h₁|h₂), and would add noise.
         """
-        bottom = self.bottom.draw(samples, hold=hold)
+        bottom = self.bottom.draw(samples)
         below = self._nearest(bottom.z)
         lead = below.ndim - 1
+        assert isinstance(self.conditional, GaussianLayer)
         above, log_q = self.conditional.draw(below, "posterior", 1 if lead > 1 else 0)
-        if hold:
-            log_q = detached(self.conditional, above, below)
-        return Draw(
-            torch.cat((bottom.z, above), -1),
-            bottom.log_q + log_q,
-            torch.cat((bottom.z0, above), -1),
-            bottom.ladj,
-        )
+        z = torch.cat((bottom.z, above), -1)
+        # Held, log q must be a function of this very z: doubly reparameterised gradients weigh what flows through it.
+        total = self.held().log_prob(z) if hold else bottom.log_q + log_q
+        return Draw(z, total, torch.cat((bottom.z0, above), -1), bottom.ladj)
 
     def log_prob(self, z: Float[Tensor, "... features"]) -> Float[Tensor, "..."]:
         """log q(h₁|x) + log q(h₂|h₁) of any point; nats.
@@ -51,12 +48,29 @@ class AncestralConditional(Conditional):
         below, above = z.tensor_split([z.shape[-1] - self.conditional.features], -1)
         return self.bottom.log_prob(below) + self.conditional.log_prob(above, self._nearest(below))
 
+    def held(self) -> AncestralConditional:
+        return AncestralConditional(self.bottom.held(), _Constant(self.conditional))
+
     def _nearest(self, below: Tensor) -> Tensor:
         if below.shape[-1] < self.conditional.given:
             raise ShapeError(
                 f"z: has {below.shape[-1]} features below the last layer, which reads {self.conditional.given}"
             )
         return below[..., below.shape[-1] - self.conditional.given :]
+
+
+class _Constant:
+    """The density of a layer whose parameters are constants."""
+
+    def __init__(self, layer: GaussianLayer | _Constant) -> None:
+        self.features: int = layer.features
+        self.given: int = layer.given
+        self._layer = layer
+
+    def log_prob(self, h: Tensor, g: Tensor) -> Tensor:
+        if isinstance(self._layer, _Constant):
+            return self._layer.log_prob(h, g)
+        return detached(self._layer, h, g)
 
 
 class Ancestral(Posterior):

@@ -68,7 +68,7 @@ class GaussianConditional(Conditional):
                 z, ladj = self.flow.push(z0, self.flow_local)
             log_q = log_q0 - ladj
         if hold:
-            return Draw(z, self._held().log_prob(z), z0, ladj)
+            return Draw(z, self.held().log_prob(z), z0, ladj)
         # E ½ε² = D/2 and E ½z₀² = ½(μ² + σ²): the closed forms behind log q₀ and log N(z₀; 0, I).
         expected = (self.mean.square() + scale.square() - 1.0).sum(-1)
         control = 0.5 * (z0.square().sum(-1) - squares - expected)
@@ -94,8 +94,7 @@ class GaussianConditional(Conditional):
         mean, log_scale = self.mean, self.log_scale
         return (0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale).unsqueeze(0)
 
-    def _held(self) -> GaussianConditional:
-        """The same distribution with every parameter cut from the graph."""
+    def held(self) -> GaussianConditional:
         flow = None if self.flow is None else _Frozen(self.flow)
         local = tuple(t.detach() for t in self.flow_local)
         return GaussianConditional(self.mean.detach(), self.log_scale.detach(), flow, local)

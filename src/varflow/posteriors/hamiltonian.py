@@ -213,7 +213,7 @@ class Hamiltonian(Posterior):
             raise SpecError(
                 f"initial_step: was {initial_step} with bound={bound}; use 0 < initial_step < bound"
             )
-        if not 1 < initial_temperature < math.inf:
+        if tempering != "none" and not 1 < initial_temperature < math.inf:
             raise SpecError(
                 f"initial_temperature: was {initial_temperature}; use a number above 1, or tempering='none'"
             )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from varflow.errors import SpecError
 from varflow.priors.prior import Prior
 
 LogJoint = Callable[[Tensor], Tensor]
@@ -72,6 +73,14 @@ class Conditional(ABC):
     @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z|x) of points drawn elsewhere, ``[S, *B, D]`` → ``[S, *B]``, nats."""
+
+    def held(self) -> Conditional:
+        """The same q with every parameter cut from the graph, so that its density knows them through z alone.
+
+        Raises:
+            SpecError: where the density of a point cannot be had without what drew it.
+        """
+        raise SpecError(f"hold: {type(self).__name__} has no density of its own; use gradient=total")
 
     def kl_groups(self, prior: Prior) -> Tensor | None:
         """KL(q(z_d|x) ‖ p(z_d)) of each latent ``[1, *B, D]`` in nats, where both q and p are independent over

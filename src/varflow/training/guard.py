@@ -53,6 +53,7 @@ def watched(model: nn.Module, finding: Finding) -> Iterator[None]:
             handle.remove()
 
 
+@torch.no_grad()
 def inspect_terms(
     model: Model | Ensemble, x: Tensor | None, samples: int, finding: Finding
 ) -> None:

@@ -38,6 +38,7 @@ STATE_VERSION = 1
 BOUNDARY = 200
 #: Seed of the validation noise: the same for every run, so runs are compared on the same draws.
 VALIDATION_SEED = 20150706
+#: Samples × pictures scored at once in a validation.
 _VALIDATION_CHUNK = 1000
 #: Ratio of the steps of two snapshots of a fit to a target.
 _SPACING = 1.15
@@ -364,11 +365,7 @@ class Loop:
         self.model.eval()
         total = torch.zeros(len(_METRICS), dtype=torch.float64, device=self.engine.device)
         counts = self._no_counts()
-        starts = list(enumerate(range(0, size, _VALIDATION_CHUNK)))
-        for chunk, start in starts[ranks.rank() :: ranks.world()]:
-            index = torch.arange(
-                start, min(start + _VALIDATION_CHUNK, size), device=self.engine.device
-            )
+        for chunk, index in self._validation_chunks(size)[ranks.rank() :: ranks.world()]:
             with random.stream(VALIDATION_SEED, chunk), self.engine.autocast():
                 x = self.dataset.batch("validation", index).x
                 terms = self.model.terms(
@@ -470,13 +467,19 @@ class Loop:
             + guard.advice(settings.lr, settings.clip, self.engine.precision)
         )
 
+    def _validation_chunks(self, size: int) -> list[tuple[int, Tensor]]:
+        """(number, which pictures): as many at once as their samples leave room for."""
+        parts = torch.arange(size, device=self.engine.device).split(
+            max(1, _VALIDATION_CHUNK // self._validation_samples)
+        )
+        return list(enumerate(parts))
+
     def _diagnose_validation(self) -> None:
         """Name what is not finite on the validation split; training was, up to here."""
         finding = guard.Finding()
         self.model.eval()
         size = self.dataset.sizes["validation"]
-        for chunk, start in enumerate(range(0, size, _VALIDATION_CHUNK)):
-            index = torch.arange(start, min(start + _VALIDATION_CHUNK, size), device=self.engine.device)
+        for chunk, index in self._validation_chunks(size):
             with random.stream(VALIDATION_SEED, chunk), self.engine.autocast():
                 x = self.dataset.batch("validation", index).x
                 guard.inspect_terms(self.model, x, 1, finding)
