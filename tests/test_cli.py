@@ -11,6 +11,7 @@ import pytest
 
 from varflow import recipes
 from varflow.cli import main
+from varflow.errors import SpecError
 from varflow.specs import setting_names
 
 TINY = ["--latent", "2", "--hidden", "8", "--layers", "1", "--threads", "1", "--quiet"]
@@ -225,6 +226,53 @@ def test_every_flow_fits_with_one_flag(capsys, tmp_path):
             assert code == 0, (name, sharing, err)
 
 
+@pytest.mark.parametrize(
+    ("words", "flip"),
+    [
+        (["--flip"], True),
+        (["--no-flip"], False),
+        (["--flip", "True"], True),
+        (["--flip", "False"], False),
+        (["--flip=True"], True),
+        (["--flip", "None"], None),
+        ([], None),
+    ],
+)
+def test_a_switch_that_may_be_left_open_has_both_forms(monkeypatch, capsys, words, flip):
+    from varflow import fitting
+
+    seen = []
+
+    def catch(spec, **options):
+        seen.append(spec)
+        raise SpecError("seen")
+
+    monkeypatch.setattr(fitting, "fit", catch)
+    for command in (["fit", "digits", *words], ["fit", "digits", *words, "--latent", "3"]):
+        _, _, err = call(capsys, *command)
+        assert err == "varflow: seen\n"
+    assert [spec.data.flip for spec in seen] == [flip, flip]
+    assert [spec.posterior.latent for spec in seen][1] == 3
+
+
+def test_what_reads_a_run_takes_device_and_data_folder(capsys, tmp_path):
+    run, words = str(tmp_path / "run"), ["--steps", "2", "--no-report"]
+    assert call(capsys, "fit", "digits", *TINY, *words, "--out", run)[0] == 0
+    for command in ("sample", "reconstruct", "report"):
+        code, _, err = call(capsys, command, run, "--device", "gpu")
+        assert code == 2
+        assert "device: unknown device 'gpu'" in err
+        assert call(capsys, command, run, "--device", "cpu", "--data-dir", str(tmp_path))[0] == 0
+    # The folder is where the data are looked for.
+    spec = json.loads((tmp_path / "run" / "spec.json").read_text())
+    spec["data"]["data"] = "mnist"
+    (tmp_path / "run" / "spec.json").write_text(json.dumps(spec))
+    for command in ("sample", "reconstruct", "report"):
+        code, _, err = call(capsys, command, run, "--data-dir", str(tmp_path / "moved"))
+        assert code == 2
+        assert f"not found under {tmp_path / 'moved'}" in err
+
+
 def test_data_are_listed_and_checked(capsys):
     code, out, _ = call(capsys, "data")
     assert code == 0
@@ -232,6 +280,7 @@ def test_data_are_listed_and_checked(capsys):
     code, out, _ = call(capsys, "data", "check", "digits")
     assert code == 0
     assert "1297" in out
+    assert out.splitlines()[-1] == "verified: every file has its official MD5 sum"
 
 
 @pytest.mark.parametrize("module", ["varflow", "varflow.cli", "varflow.specs", "varflow.recipes"])
