@@ -103,6 +103,20 @@ def test_every_recipe_is_a_valid_spec_that_survives_writing(recipe):
         (["fit", "digits", "--resume", "/nowhere"], "resume: given beside a recipe"),
         (["fit", "dense", "--target", "u1", "--prior", "vamp"], "prior: was vamp, and a target"),
         (["fit", "digits", "--flwo", "planar"], "--flwo: unknown setting; did you mean 'flow'?\n"),
+        (
+            ["fit", "digits", "--free-bits", "0.1", "--prior", "maf", "--out", "run"],
+            "free_bits: need a closed form for each latent, which the prior Flow has not",
+        ),
+        (
+            ["fit", "digits", "--free-bits", "0.1", "--top-latent", "2", "--out", "run"],
+            "free_bits: need a closed form for each latent, which the posterior Ancestral has not",
+        ),
+        (["fit", "density", "--flow", "planar"], "flow: belongs to q(z|x), and with likelihood=identity"),
+        (["fit", "density", "--leapfrog", "2"], "leapfrog: belongs to q(z|x)"),
+        (
+            ["fit", "digits", "--leapfrog", "2", "--tempering", "free", "--initial-temperature", "1"],
+            "initial_temperature: was 1.0; use a number above 1, or tempering=none",
+        ),
         (["evaluate"], "run: missing"),
         (["evaluate", "/nowhere"], "holds no run"),
         (["evaluate", "/nowhere", "--samples", "many"], "--samples: was 'many'; use an integer"),
@@ -128,7 +142,7 @@ def test_mistakes_are_one_sentence_with_code_2(capsys, tmp_path, monkeypatch, wo
     assert "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
     assert out == ""
-    assert list(tmp_path.rglob("*.safetensors")) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -203,6 +217,24 @@ def test_estimates_of_weights_that_a_run_no_longer_has_are_told(capsys, tmp_path
 
     assert call(capsys, "evaluate", run, *words, "--threads", "1")[0] == 0
     assert "has gone on since" not in page.read_text()
+
+
+def test_a_temperature_of_one_is_none(capsys, tmp_path):
+    words = ["--leapfrog", "1", "--tempering", "none", "--initial-temperature", "1", "--steps", "1"]
+    code, _, err = call(
+        capsys, "fit", "digits", *TINY, *words, "--no-report", "--out", str(tmp_path / "run")
+    )
+    assert code == 0, err
+
+
+def test_what_is_exact_is_not_annealed(capsys, tmp_path):
+    run = str(tmp_path / "run")
+    words = ["--steps", "1", "--threads", "1", "--quiet", "--no-report", "--out", run]
+    assert call(capsys, "fit", "density", "--data", "gaussian-1", *words)[0] == 0
+    for command in ("anneal", "gaps", "curve"):
+        code, _, err = call(capsys, command, run)
+        assert code == 2
+        assert "run: its log p(x) is exact, without latents; use varflow evaluate" in err
 
 
 @pytest.mark.parametrize(

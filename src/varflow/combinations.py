@@ -108,8 +108,8 @@ def _free_bits_and_mixing(given: Combination) -> str | None:
     if isinstance(posterior, Gaussian) and isinstance(prior, StandardNormal):
         return None
     part, kind = (prior, "prior") if isinstance(posterior, Gaussian) else (posterior, "posterior")
-    what = f"{type(part).__name__} {kind}"
-    return f"free_bits: need a closed form for each latent, which a {what} has not; use beta with a warmup"
+    what = f"the {kind} {type(part).__name__}"
+    return f"free_bits: need a closed form for each latent, which {what} has not; use beta with a warmup"
 
 
 def _codes_and_importance(given: Combination) -> str | None:

@@ -402,6 +402,8 @@ def test_sizes_and_settings(shape, settings):
         ({"likelihood": "identity"}, "likelihood: identity leaves a quantizer"),
         ({"target": "u1"}, "posterior: a quantizer codes data"),
         ({"initial_scale": 0.0}, "initial_scale: was 0.0"),
+        ({"top_latent": 2}, "top_latent: a second layer"),
+        ({"free_bits": 0.1}, "free_bits: need a closed form for each latent, which the posterior Quantizer"),
         ({"objective": "iwae"}, "objective: q of a quantizer"),
         ({"scales": 5}, "scales: was 5; pictures of 8×12"),
     ],
