@@ -347,6 +347,8 @@ class Loop:
             "epoch": round(self.step / self.steps_per_epoch, 4),
             "split": "train",
             **dict(zip(_METRICS, rows.mean(0).tolist(), strict=True)),
+            # Of every update; six digits, so that the file stays small.
+            "elbos": [float(f"{elbo:.6g}") for elbo in rows[:, _METRICS.index("elbo")].tolist()],
             "beta": self.objective.weight(self.step - 1),
             "lr": self.optimizer.param_groups[0]["lr"],
             "steps_per_second": self._filled / took if took else 0.0,
