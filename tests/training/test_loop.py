@@ -378,4 +378,4 @@ def test_the_bound_of_every_update_is_kept():
     assert [row["step"] for row in rows] == list(np.cumsum([len(row["elbos"]) for row in rows]))
     for row in rows:
         assert np.mean(row["elbos"]) == pytest.approx(row["elbo"], rel=1e-5)
-    assert [row["step"] for row in run.metrics if row["split"] == "validation"][0] == 0
+    assert next(row["step"] for row in run.metrics if row["split"] == "validation") == 0
