@@ -24,6 +24,7 @@ from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble, exact_errors
 from varflow.errors import NonFiniteError, RunError, SpecError
 from varflow.model import Model, Terms
+from varflow.posteriors.ancestral import Ancestral
 from varflow.posteriors.codebook import count, used
 from varflow.posteriors.quantizer import Quantizer
 from varflow.specs import RunSpec
@@ -125,6 +126,12 @@ class Loop:
             raise SpecError(
                 "compile: a quantizer's codebook restarts and counts by the values of a batch, which a compiled step "
                 "cannot; leave compile off (its time is that of its convolutions)"
+            )
+        layered = isinstance(getattr(model, "posterior", None), Ancestral)
+        if engine.compile and layered and getattr(self.objective, "gradient", "") == "dreg":
+            raise SpecError(
+                "compile: the gradients that doubly reparameterised ones weigh are not seen in a compiled step of "
+                "several stochastic layers; leave compile off, or use gradient=total"
             )
         # Processes share the examples of a step, or the samples of a fit to a target.
         self._share, self.samples = self.batch, spec.objective.samples
@@ -353,6 +360,8 @@ class Loop:
             "epoch": round(self.step / self.steps_per_epoch, 4),
             "split": "train",
             **dict(zip(_METRICS, rows.mean(0).tolist(), strict=True)),
+            # Of every update; six digits, so that the file stays small.
+            "elbos": [float(f"{elbo:.6g}") for elbo in rows[:, _METRICS.index("elbo")].tolist()],
             "beta": self.objective.weight(self.step - 1),
             "lr": self.optimizer.param_groups[0]["lr"],
             "steps_per_second": (self._filled - self._carried) / took if took else 0.0,
