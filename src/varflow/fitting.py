@@ -126,6 +126,9 @@ def resume(
 ) -> Run:
     """Go on with an interrupted fit, bit for bit as if it had not been interrupted.
 
+    A run that was cut off before it saved anything begins again. A larger budget under a rate that falls over the
+    budget (``decay`` cosine or linear) is another run than one with that budget from the start, and says so.
+
     Args:
         folder: the run.
         data: the data, where they were given in Python.
