@@ -141,7 +141,7 @@ def figure(options: argparse.Namespace) -> None:
             run = vf.load(options.out / recipe)
             x = run.dataset.batch("test", torch.arange(40)).x
             with random.stream(0, 0):
-                made, samples = run.model.reconstruct(x), run.model.sample(80, mean=True)
+                made, samples = run.model.reconstruct(x), run.model.sample(81, mean=True)
             pictures.reconstructions(x.numpy(), made.numpy(), axes[0, column], columns=5)
             pictures.image_grid(samples.numpy(), axes[1, column])
             axes[0, column].set_title(f"{recipe}: test pictures, each with its reconstruction")
