@@ -469,3 +469,20 @@ def test_wrong_tensors(name: str, direction: str) -> None:
         way(amortized, z)
     with pytest.raises(ShapeError, match=r"context: shape \(4, 2\)"):
         way(amortized, z, pick(context, (slice(None), slice(2))))
+    for own, wrong in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+        static.to(own)
+        with pytest.raises(ShapeError, match=rf"z: was {wrong}; .* are {own}; .*flow.to\({wrong}\)"):
+            way(static, z.to(wrong))
+    with pytest.raises(ShapeError, match=r"context: was torch.float32; .* are torch.float64"):
+        way(amortized, z, pick(context, slice(None)).float())
+
+
+@names
+@contexts
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_single(name: str, context_features: int, half: torch.dtype) -> None:
+    flow = build(name, 3, context_features, dtype=torch.float32)
+    z, context = inputs(3, context_features, 4, dtype=half)
+    out, ladj = flow(z, context)
+    assert (out.dtype, ladj.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(out, flow(z.float(), None if context is None else context.float())[0])
