@@ -396,6 +396,13 @@ def test_mistakes_are_named(
         make()
 
 
+def test_the_advice_for_rows_that_are_not_kept_is_followed() -> None:
+    data, rows = torch.randn(6, 2), torch.arange(3)
+    with pytest.raises(SpecError, match="build it with batches='minibatch'"):
+        GaussianModel(data).log_prob(rows, torch.zeros(2))
+    assert GaussianModel(data, batches="minibatch").log_prob(rows, torch.zeros(2)).shape == ()
+
+
 # Training.
 
 

@@ -22,7 +22,7 @@ What every flow promises (``tests/flows/test_contract.py`` checks each of these 
 * float32 and float64; everything is created on the device and in the dtype of z or the parameters.
 * No example touches another. No epsilon inside a logarithm, no clamping: the formulas are finite by
   construction.
-* A new flow is the identity (reflections excepted: an odd number of them cannot be).
+* A new flow is the identity (:class:`Householder` excepted, whose vectors start random: a random orthogonal map).
 * Under autocast the public calls stay in float32.
 * Twice differentiable, and usable under ``torch.func.vmap`` and ``torch.func.functional_call``.
 * The ``length`` steps live in one module with stacked parameters ``[length, ...]``.
