@@ -16,7 +16,7 @@ slow: $(DONE)
 	$(RUN) -m pytest -m slow --timeout 1800
 
 lint: $(DONE)
-	$(VENV)/bin/ruff check src tests benchmarks
+	$(VENV)/bin/ruff check src tests benchmarks experiments
 	$(VENV)/bin/mypy
 
 $(DONE): pyproject.toml constraints.txt

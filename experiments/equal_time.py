@@ -30,6 +30,8 @@ import varflow as vf
 from varflow import evaluation, figures, random
 from varflow.figures import pictures
 
+#: Test pictures that are reconstructed and judged, and samples.
+PICTURES = 1000
 RECIPES = ("hvae-mnist", "iwae-mnist")
 
 
@@ -38,8 +40,8 @@ def main() -> None:
     parser.add_argument("action", choices=["fit", "table", "figure"])
     parser.add_argument("--out", type=Path, default=Path("runs/equal_time"))
     parser.add_argument("--minutes", type=float, default=45.0, help="of training, each")
-    parser.add_argument("--points", type=int, default=1000, help="test, and training, pictures")
-    parser.add_argument("--samples", type=int, default=500, help="importance samples of each")
+    parser.add_argument("--points", type=int, default=400, help="test, and training, pictures that log p(x) is of")
+    parser.add_argument("--samples", type=int, default=64, help="importance samples of each")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     {"fit": fit, "table": table, "figure": figure}[options.action](options)
@@ -80,12 +82,12 @@ def table(options: argparse.Namespace) -> None:
         test, train = (each.per_example["log_px"] for each in found.values())
         less = test.mean() - train.mean()
         error = np.sqrt(test.var(ddof=1) / len(test) + train.var(ddof=1) / len(train))
-        index = torch.arange(options.points)
+        index = torch.arange(PICTURES)
         batch = run.dataset.batch("test", index)
         with random.stream(0, 0):
             made = run.model.reconstruct(batch.x)
-            samples = run.model.sample(options.points, mean=True)
-        labels = run.dataset.labels("test")[: options.points]
+            samples = run.model.sample(PICTURES, mean=True)
+        labels = run.dataset.labels("test")[:PICTURES]
         right = (judge(made).argmax(1) == labels).float()
         last = json.loads((options.out / recipe / "metrics.jsonl").read_text().splitlines()[-1])
         elbo = found["test"].estimates["elbo"]

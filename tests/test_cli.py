@@ -11,6 +11,7 @@ import pytest
 
 from varflow import recipes
 from varflow.cli import main
+from varflow.errors import SpecError
 from varflow.specs import setting_names
 
 TINY = ["--latent", "2", "--hidden", "8", "--layers", "1", "--threads", "1", "--quiet"]
@@ -102,6 +103,20 @@ def test_every_recipe_is_a_valid_spec_that_survives_writing(recipe):
         (["fit", "digits", "--resume", "/nowhere"], "resume: given beside a recipe"),
         (["fit", "dense", "--target", "u1", "--prior", "vamp"], "prior: was vamp, and a target"),
         (["fit", "digits", "--flwo", "planar"], "--flwo: unknown setting; did you mean 'flow'?\n"),
+        (
+            ["fit", "digits", "--free-bits", "0.1", "--prior", "maf", "--out", "run"],
+            "free_bits: need a closed form for each latent, which the prior Flow has not",
+        ),
+        (
+            ["fit", "digits", "--free-bits", "0.1", "--top-latent", "2", "--out", "run"],
+            "free_bits: need a closed form for each latent, which the posterior Ancestral has not",
+        ),
+        (["fit", "density", "--flow", "planar"], "flow: belongs to q(z|x), and with likelihood=identity"),
+        (["fit", "density", "--leapfrog", "2"], "leapfrog: belongs to q(z|x)"),
+        (
+            ["fit", "digits", "--leapfrog", "2", "--tempering", "free", "--initial-temperature", "1"],
+            "initial_temperature: was 1.0; use a number above 1, or tempering=none",
+        ),
         (["evaluate"], "run: missing"),
         (["evaluate", "/nowhere"], "holds no run"),
         (["evaluate", "/nowhere", "--samples", "many"], "--samples: was 'many'; use an integer"),
@@ -127,7 +142,7 @@ def test_mistakes_are_one_sentence_with_code_2(capsys, tmp_path, monkeypatch, wo
     assert "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
     assert out == ""
-    assert list(tmp_path.rglob("*.safetensors")) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -204,6 +219,24 @@ def test_estimates_of_weights_that_a_run_no_longer_has_are_told(capsys, tmp_path
     assert "has gone on since" not in page.read_text()
 
 
+def test_a_temperature_of_one_is_none(capsys, tmp_path):
+    words = ["--leapfrog", "1", "--tempering", "none", "--initial-temperature", "1", "--steps", "1"]
+    code, _, err = call(
+        capsys, "fit", "digits", *TINY, *words, "--no-report", "--out", str(tmp_path / "run")
+    )
+    assert code == 0, err
+
+
+def test_what_is_exact_is_not_annealed(capsys, tmp_path):
+    run = str(tmp_path / "run")
+    words = ["--steps", "1", "--threads", "1", "--quiet", "--no-report", "--out", run]
+    assert call(capsys, "fit", "density", "--data", "gaussian-1", *words)[0] == 0
+    for command in ("anneal", "gaps", "curve"):
+        code, _, err = call(capsys, command, run)
+        assert code == 2
+        assert "run: its log p(x) is exact, without latents; use varflow evaluate" in err
+
+
 @pytest.mark.parametrize(
     ("recipe", "budget"), [("dense-static", "--epochs"), ("digits", "--steps")]
 )
@@ -225,6 +258,53 @@ def test_every_flow_fits_with_one_flag(capsys, tmp_path):
             assert code == 0, (name, sharing, err)
 
 
+@pytest.mark.parametrize(
+    ("words", "flip"),
+    [
+        (["--flip"], True),
+        (["--no-flip"], False),
+        (["--flip", "True"], True),
+        (["--flip", "False"], False),
+        (["--flip=True"], True),
+        (["--flip", "None"], None),
+        ([], None),
+    ],
+)
+def test_a_switch_that_may_be_left_open_has_both_forms(monkeypatch, capsys, words, flip):
+    from varflow import fitting
+
+    seen = []
+
+    def catch(spec, **options):
+        seen.append(spec)
+        raise SpecError("seen")
+
+    monkeypatch.setattr(fitting, "fit", catch)
+    for command in (["fit", "digits", *words], ["fit", "digits", *words, "--latent", "3"]):
+        _, _, err = call(capsys, *command)
+        assert err == "varflow: seen\n"
+    assert [spec.data.flip for spec in seen] == [flip, flip]
+    assert [spec.posterior.latent for spec in seen][1] == 3
+
+
+def test_what_reads_a_run_takes_device_and_data_folder(capsys, tmp_path):
+    run, words = str(tmp_path / "run"), ["--steps", "2", "--no-report"]
+    assert call(capsys, "fit", "digits", *TINY, *words, "--out", run)[0] == 0
+    for command in ("sample", "reconstruct", "report"):
+        code, _, err = call(capsys, command, run, "--device", "gpu")
+        assert code == 2
+        assert "device: unknown device 'gpu'" in err
+        assert call(capsys, command, run, "--device", "cpu", "--data-dir", str(tmp_path))[0] == 0
+    # The folder is where the data are looked for.
+    spec = json.loads((tmp_path / "run" / "spec.json").read_text())
+    spec["data"]["data"] = "mnist"
+    (tmp_path / "run" / "spec.json").write_text(json.dumps(spec))
+    for command in ("sample", "reconstruct", "report"):
+        code, _, err = call(capsys, command, run, "--data-dir", str(tmp_path / "moved"))
+        assert code == 2
+        assert f"not found under {tmp_path / 'moved'}" in err
+
+
 def test_data_are_listed_and_checked(capsys):
     code, out, _ = call(capsys, "data")
     assert code == 0
@@ -232,6 +312,7 @@ def test_data_are_listed_and_checked(capsys):
     code, out, _ = call(capsys, "data", "check", "digits")
     assert code == 0
     assert "1297" in out
+    assert out.splitlines()[-1] == "verified: every file has its official MD5 sum"
 
 
 @pytest.mark.parametrize("module", ["varflow", "varflow.cli", "varflow.specs", "varflow.recipes"])

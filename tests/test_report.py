@@ -134,6 +134,16 @@ def test_estimates_lead_with_both_errors_and_what_they_mean(run: Path) -> None:
     assert "digits, dynamic" in page.text
 
 
+@pytest.mark.parametrize("split", ["test", "validation", "target", "test-gaps", "test-annealed"])
+def test_notes_of_every_evaluation_are_told(run: Path, split: str) -> None:
+    values = {"estimates": {"elbo": estimate("elbo", -90.25).to_dict()}, "notes": ["k̂ is high"]}
+    put(run, f"evaluation/{split}.json", values)
+    text = read(run).text
+    assert "Note: k̂ is high" in text
+    assert ("Target: digits, dynamic" in text) == (split == "target")
+    assert ("Protocol: digits, dynamic" in text) == (split != "target")
+
+
 def test_figures_are_embedded_in_order_and_curves_stand_with_training(run: Path) -> None:
     figure, _ = figures.canvas(1, 1, 3, 2)
     for name in ("samples", "latents", "curves"):

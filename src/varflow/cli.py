@@ -15,7 +15,7 @@ from typing import Any, Literal, get_type_hints
 
 from varflow import cli_evaluation
 from varflow.errors import SpecError, VarflowError, suggestion, unknown
-from varflow.flags import check_flags, parse
+from varflow.flags import check_flags, parse, spelled_out
 from varflow.specs import RunSpec, group_names, setting_types
 
 _HELP = """\
@@ -113,6 +113,10 @@ class Sample:
     """Seed of the draws."""
     out: str | None = None
     """File name without ending; without it RUN/figures/sample."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:0, ..."""
+    data_dir: str | None = None
+    """Folder of the named data sets, where it moved since the fit."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,10 @@ class Reconstruct:
     """Seed of the draws."""
     out: str | None = None
     """File name without ending; without it RUN/figures/reconstruct."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:0, ..."""
+    data_dir: str | None = None
+    """Folder of the named data sets, where it moved since the fit."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,10 @@ class Report:
 
     run: str
     """Folder of the run."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:0, ..."""
+    data_dir: str | None = None
+    """Folder of the named data sets, where it moved since the fit."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +250,7 @@ def _fit(arguments: list[str]) -> int:
     asks_help = any(a in ("-h", "--help") for a in arguments)
     default = recipes.find(name).spec if name else RunSpec()
     types = {**setting_types(), **get_type_hints(Fit)}
+    arguments = spelled_out(arguments, types)
     given = check_flags(arguments, types)
     if "steps" in given and "epochs" not in given:
         default = default.replace(steps=1)
@@ -349,7 +362,7 @@ def _evaluate(arguments: list[str]) -> int:
 
 def _sample(arguments: list[str]) -> int:
     options = parse(Sample, arguments, "run")
-    run = _open(options.run)
+    run = _open(options.run, options.device, data_dir=options.data_dir)
     _at_least_one("count", options.count)
     from varflow import random
 
@@ -375,7 +388,7 @@ def _sample(arguments: list[str]) -> int:
 
 def _reconstruct(arguments: list[str]) -> int:
     options = parse(Reconstruct, arguments, "run")
-    run = _open(options.run)
+    run = _open(options.run, options.device, data_dir=options.data_dir)
     _at_least_one("count", options.count)
     import torch
 
@@ -401,13 +414,14 @@ def _reconstruct(arguments: list[str]) -> int:
 
 def _report(arguments: list[str]) -> int:
     options = parse(Report, arguments, "run")
-    print(_open(options.run).report())
+    print(_open(options.run, options.device, data_dir=options.data_dir).report())
     return 0
 
 
 def _data(arguments: list[str]) -> int:
     options = parse(Data, arguments, "action", "name")
     from varflow import data
+    from varflow.data.sources import verification
 
     if options.action == "list":
         print(data.overview(options.data_dir))
@@ -418,10 +432,12 @@ def _data(arguments: list[str]) -> int:
     if options.name not in known:
         raise unknown("name", options.name, known)
     if options.action == "download":
-        print(data.download(options.name, options.data_dir))
+        print(data.download(options.name, options.data_dir, say=_aside))
         return 0
-    for key, value in data.load(options.name, data_dir=options.data_dir).describe().items():
+    facts = data.load(options.name, data_dir=options.data_dir).describe()
+    for key, value in facts.items():
         print(f"{key}: {value}")
+    print(verification(facts.get("checksums", {})))
     return 0
 
 
@@ -463,6 +479,11 @@ def _open(
     if data_dir is not None:
         run.spec = run.spec.replace(data_dir=data_dir)
     return run
+
+
+def _aside(line: str) -> None:
+    """A line beside the result, which stands on stdout alone."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _no_codes(chosen: dict[str, Any]) -> None:

@@ -188,6 +188,8 @@ def curve(arguments: list[str]) -> int:
     options = parse(Curve, arguments, "run")
     run = _open(options)
     from varflow import evaluation
+    from varflow.evaluation.chunks import Chunks
+    from varflow.evaluation.curve import CURVE
 
     with evaluation.Progress() as progress:
         found = evaluation.bound_curve(
@@ -197,9 +199,12 @@ def curve(arguments: list[str]) -> int:
             options.samples,
             options.limit,
             progress=progress,
+            folder=run.folder / "evaluation",
             **_common(options),
         )
-    return _done(found, run)
+    code = _done(found, run)
+    Chunks(run.folder / "evaluation", CURVE).clear()
+    return code
 
 
 def compare(arguments: list[str]) -> int:

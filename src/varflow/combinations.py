@@ -113,7 +113,7 @@ def _free_bits_and_mixing(given: Combination) -> str | None:
     if isinstance(posterior, Gaussian) and isinstance(prior, StandardNormal):
         return None
     part, kind = (prior, "prior") if isinstance(posterior, Gaussian) else (posterior, "posterior")
-    what = f"{_a(part)} {kind}"
+    what = f"the {kind} {type(part).__name__}"
     return f"free_bits: need a closed form for each latent, which {what} has not; use beta with a warmup"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -30,11 +31,13 @@ from varflow.runfolder import (
     RunFolder,
     check_data,
     describe_data,
+    forget,
     prepare,
     read_about,
     read_form,
     read_metrics,
     read_state,
+    started,
     write_start,
 )
 from varflow.specs import RunSpec
@@ -123,6 +126,9 @@ def resume(
 ) -> Run:
     """Go on with an interrupted fit, bit for bit as if it had not been interrupted.
 
+    A run that was cut off before it saved anything begins again. A larger budget under a rate that falls over the
+    budget (``decay`` cosine or linear) is another run than one with that budget from the start, and says so.
+
     Args:
         folder: the run.
         data: the data, where they were given in Python.
@@ -151,6 +157,7 @@ def resume(
                 f"{name}: the second stage of {path} is fitted to the codes of the first, which cannot grow any "
                 "more; give prior_epochs or prior_steps, or fit again"
             )
+    before = spec
     if budget:
         spec = spec.replace(**budget)
         spec.validate()
@@ -160,8 +167,8 @@ def resume(
             raise RunError(
                 f"parts: the run was fitted with its own {name}; pass parts={{'{name}': ...}}"
             )
-    state = read_state(path)
-    engine = Engine.start(spec.training, state.get("engine"))
+    state = read_state(path) if started(path) else None
+    engine = Engine.start(spec.training, None if state is None else state.get("engine"))
     if about.get("data_given") and data is None:
         raise RunError(
             "data: this run was fitted to data given in Python; pass them again with data=..."
@@ -176,7 +183,7 @@ def resume(
     if not second_stage.needed(model) and any(name.startswith("prior_") for name in budget):
         raise SpecError("prior_epochs: this run has no second stage; give epochs or steps")
     check_data(dataset, path)
-    return _train(spec, model, dataset, engine, path, about, quiet, state)
+    return _train(spec, model, dataset, engine, path, about, quiet, state, before=before)
 
 
 def as_dataset(data: Any, spec: RunSpec) -> Dataset:
@@ -289,7 +296,9 @@ def _train(
     quiet: bool,
     state: dict[str, Any] | None,
     overwrite: bool = False,
+    before: RunSpec | None = None,
 ) -> Run:
+    """Train from the start, or from ``state``; ``before`` is the spec of the run where one goes on."""
     model.to(device=engine.device, dtype=engine.dtype)
     whole, followed = model, second_stage.needed(model)
     if followed:
@@ -300,7 +309,7 @@ def _train(
     progress = Progress(0, quiet=quiet or ranks.rank() > 0)
     loop = Loop(model, dataset, spec, engine, sink, progress)
     progress.steps = loop.steps
-    if folder is not None and writes and state is None:
+    if folder is not None and writes and before is None:
         # Only now: whatever is wrong with the settings has been said, and no half-made run is left.
         prepare(folder, overwrite)
         write_start(folder, spec, dataset, about, environment(spec, engine))
@@ -314,8 +323,18 @@ def _train(
                 "give a larger budget, e.g. epochs or steps, to go on"
             )
         if isinstance(sink, RunFolder):
-            write_json(sink.folder / SPEC, spec.to_dict())
             sink.rewind(state)
+            if not second_stage.begun(sink.folder):
+                now = {"step": loop.step, "finished": False, "reason": "going on", "signal": None}
+                write_json(sink.folder / SPEC, spec.to_dict())
+                write_json(sink.folder / RUN, {**about, "outcome": about.get("outcome", {}) | now})
+    elif before is not None and isinstance(sink, RunFolder):
+        # Cut off before its first state: again from the start.
+        forget(sink.folder)
+        write_json(sink.folder / SPEC, spec.to_dict())
+    if before is not None and folder is not None and loop.step > 0:
+        for note in _jumps(before, spec, folder):
+            progress.say(note)
     if not engine.denormals_flushed:
         progress.say(
             "note: denormal numbers are not flushed in all CPU threads (torch had started them before); "
@@ -338,13 +357,24 @@ def _train(
             sink.close()
     ended = dataclasses.asdict(outcome)
     later: list[dict[str, Any]] = []
-    if followed and outcome.finished:
+    if outcome.finished and outcome.signal is not None:
+        # It came during the last step. Only what was to follow is left undone.
+        name = signal.Signals(outcome.signal).name
+        if followed:
+            ended |= {
+                "finished": False,
+                "reason": f"{name} received at the end of the first stage, step {outcome.step}",
+            }
+        else:
+            ended["signal"] = None
+    elif followed and outcome.finished:
         assert isinstance(whole, Model)
         assert isinstance(dataset, Dataset)
 
         def waits() -> None:
             if folder is not None and writes:
                 told = {"finished": False, "reason": "the second stage is not finished"}
+                write_json(folder / SPEC, spec.to_dict())
                 write_json(folder / RUN, {**about, "outcome": {**ended, **told}})
 
         # A second stage that is finished is left as it is, unless its budget has grown.
@@ -354,6 +384,8 @@ def _train(
         second, later = second_stage.fit(spec, whole, dataset, engine, folder, quiet, waits)
         model = whole
         told = dataclasses.asdict(second)
+        if second.finished:
+            told["signal"] = None
         ended |= {name: told[name] for name in ("finished", "reason", "signal")}
         ended["second_stage"] = told
     if folder is not None and writes:
@@ -363,6 +395,22 @@ def _train(
     form = Form(tuple(dataset.event_shape), dataset.support, dataset.levels)
     records = sink.records if isinstance(sink, Memory) else read_metrics(Path(folder or ""))
     return Run(spec, model, form, folder, records, ended, dataset, later)
+
+
+def _jumps(before: RunSpec, spec: RunSpec, folder: Path) -> list[str]:
+    """What to say where a budget has changed that the learning rate falls over."""
+    changed = [""] if before.training != spec.training else []
+    if before.second_stage != spec.second_stage and started(folder / second_stage.FOLDER):
+        changed.append("prior_")
+    out = []
+    for stage in changed:
+        decay = spec.get(f"{stage}decay")
+        if decay in ("cosine", "linear"):
+            out.append(
+                f"note: {stage}decay={decay} falls to zero over the budget, which is another one now: the learning "
+                "rate jumps here, and the run is not what it would have been with this budget from the start"
+            )
+    return out
 
 
 def _processor(engine: Engine) -> str:

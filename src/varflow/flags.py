@@ -23,8 +23,9 @@ def parse(kind: type, arguments: list[str], *positional: str) -> Any:
         for name, word in zip(positional, arguments, strict=False)
         for part in (f"--{name}", word)
     ]
-    flags = leading[: 2 * words] + arguments[words:]
-    given = check_flags(flags, get_type_hints(kind))
+    types = get_type_hints(kind)
+    flags = spelled_out(leading[: 2 * words] + arguments[words:], types)
+    given = check_flags(flags, types)
     if not any(a in ("-h", "--help") for a in flags):
         for name in positional:
             required = next(f for f in fields(kind) if f.name == name)
@@ -36,6 +37,26 @@ def parse(kind: type, arguments: list[str], *positional: str) -> Any:
 
     words_of = "".join(f" {name.upper()}" for name in positional)
     return tyro.cli(kind, prog=f"varflow {kind.__name__.lower()}{words_of}", args=flags)
+
+
+def spelled_out(arguments: list[str], types: dict[str, Any]) -> list[str]:
+    """``--flip`` and ``--no-flip`` as ``--flip True`` and ``--flip False``, where a setting may also be left open."""
+    out = []
+    for word, after in zip(arguments, [*arguments[1:], "--"], strict=False):
+        flag = word.removeprefix("--").replace("-", "_")
+        name = flag.removeprefix("no_")
+        open_switch = word.startswith("--") and "=" not in word and _is_open_switch(types.get(name))
+        if open_switch and name != flag:
+            out += [f"--{word.removeprefix('--no-')}", "False"]
+        elif open_switch and after.startswith("--"):
+            out += [word, "True"]
+        else:
+            out.append(word)
+    return out
+
+
+def _is_open_switch(kind: Any) -> bool:
+    return isinstance(kind, UnionType) and {bool, type(None)} == set(get_args(kind))
 
 
 def check_flags(arguments: list[str], types: dict[str, Any]) -> set[str]:

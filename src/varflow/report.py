@@ -264,13 +264,12 @@ def _results(folder: Path, metrics: list[dict[str, Any]]) -> list[str]:
         out.append(html.table(columns, rows, whole=range(len(columns) - 1)))
         protocols = ", ".join(sorted({e.protocol for e in estimates}))
         seeds = ", ".join(sorted({str(e.seed) for e in estimates}))
-        kind = "Target" if of_target else "Protocol"
+        what = "Target" if of_target else "Protocol"
         out.append(
-            html.paragraph(f"{kind}: {protocols}. Seed of the estimates: {seeds}.", soft=True)
+            html.paragraph(f"{what}: {protocols}. Seed of the estimates: {seeds}.", soft=True)
         )
         notes = _read(file, dict).get("notes")
-        told = of_target or kind == "gaps"
-        out += [html.paragraph(f"Note: {note}", soft=True) for note in notes or [] if told]
+        out += [html.paragraph(f"Note: {note}", soft=True) for note in notes or []]
         explained.append(_TARGET_ERRORS if of_target else _ERRORS)
     return [*out, *(html.paragraph(text, soft=True) for text in dict.fromkeys(explained))]
 

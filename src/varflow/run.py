@@ -110,6 +110,8 @@ class Run:
             SpecError: a split or a limit for a target.
         """
         from varflow import evaluation
+        from varflow.evaluation.chunks import Chunks
+        from varflow.evaluation.estimation import IMPORTANCE
 
         if self.infers_target:
             for name, value in (("split", split), ("limit", options.pop("limit", None))):
@@ -135,6 +137,8 @@ class Run:
         else:
             assert isinstance(self.model, Model)
             assert isinstance(self.dataset, Dataset)
+            if self.folder is not None:
+                options.setdefault("folder", self.folder / "evaluation")
             result = evaluation.evaluate(
                 self.model,
                 self.dataset,
@@ -147,6 +151,7 @@ class Run:
             )
         if self.folder is not None:
             result.save(self.folder)
+            Chunks(options.get("folder"), IMPORTANCE).clear()
         return result
 
     @ranks.by_first

@@ -302,22 +302,29 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def prepare(folder: Path, overwrite: bool) -> None:
-    """A folder for a new run.
+    """A folder for a new run. Where it holds one, ``overwrite`` clears that; other folders keep what they hold.
 
     Raises:
         RunError: it holds a run already, or cannot be written.
     """
-    if (folder / SPEC).exists() and not overwrite:
+    holds_run = (folder / SPEC).exists()
+    if holds_run and not overwrite:
         raise RunError(
             f"out: {folder} already holds a run; go on with --resume {folder}, "
             "replace it with --overwrite, or choose another folder"
         )
     make_folder(folder)
-    if overwrite:
-        for name in (SPEC, RUN, DATA, ENVIRONMENT, METRICS, WEIGHTS, STATE, "report.html"):
-            (folder / name).unlink(missing_ok=True)
+    if holds_run:
         for name in ("tensorboard", "evaluation", "figures", SNAPSHOTS, "prior"):
             shutil.rmtree(folder / name, ignore_errors=True)
+        # The spec last: a clearing that is cut off leaves a folder that can be cleared again.
+        for name in (RUN, DATA, ENVIRONMENT, METRICS, WEIGHTS, STATE, "report.html", SPEC):
+            (folder / name).unlink(missing_ok=True)
+
+
+def started(folder: Path) -> bool:
+    """Whether a run has saved anything to go on from; one that was cut off before that begins again."""
+    return (folder / STATE).exists() or (folder / WEIGHTS).exists()
 
 
 def forget(folder: Path) -> None:

@@ -41,6 +41,10 @@ def test_whole_cifar_is_known_by_its_sizes(monkeypatch: pytest.MonkeyPatch) -> N
     files = {f"data_batch_{i}.bin": b"" for i in range(1, 6)} | {"test_batch.bin": b""}
     arrays = named._cifar_arrays(Path("x"), files, False, sources.Checks(True))
     assert arrays.name == "cifar10"
+    # Sizes alone are no proof: what is known of the files is said.
+    said = sources.verification(arrays.facts["checksums"])
+    assert said.startswith("not verified: data_batch_1.bin, data_batch_2.bin")
+    assert not any(check["verified"] for check in arrays.facts["checksums"].values())
     assert [len(arrays.values[s]) for s in ("train", "validation", "test")] == [
         45_000,
         5_000,
@@ -115,3 +119,12 @@ def test_svhn(tmp_path: Path, rng: np.random.Generator) -> None:
         (folder / "train_32x32.mat").write_bytes(raw)
         with pytest.raises(DataError, match=r"train_32x32\.mat"):
             vd.load("svhn", data_dir=tmp_path, verify=False)
+
+
+def test_an_archive_is_judged_by_what_is_inside() -> None:
+    yes, no = {"md5": "0", "verified": True}, {"md5": "1", "verified": False}
+    assert sources.verification({"a.tar.gz": yes}).startswith("verified: every file")
+    assert sources.verification({"a.tar.gz": no, "x.bin": yes}).startswith("verified: every file")
+    assert sources.verification({"a.tar.gz": no, "x.bin": no}).startswith("not verified: x.bin:")
+    assert sources.verification({"x.amat": no}).startswith("not verified: x.amat:")
+    assert sources.verification({}) == "no files, so no checksums"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import varflow.data as vd
+from varflow.cli import main
 from varflow.data import sources
 from varflow.data.sources import File, Source
 from varflow.errors import DataError, SpecError
@@ -79,6 +80,45 @@ def test_files_arrive_and_are_kept(
     vd.download("toy", tmp_path)
     assert ASKED[2:] == ["/good/a.bin"], "what is right is not fetched again"
     assert (folder / "a.bin").read_bytes() == CONTENT
+
+
+def test_what_is_fetched_is_said(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = File("b.gz", None)
+    use(monkeypatch, [f"{server}/{place}/" for place in ("absent", "good")], A, unknown)
+    monkeypatch.setattr("varflow.data.fetch._EVERY", 0.0)
+    said: list[str] = []
+    vd.download("toy", tmp_path, say=said.append)
+    folder = tmp_path / "toy"
+    assert said[0].startswith(f"{server}/absent/a.bin: ")
+    assert "404" in said[0]
+    assert said[1:3] == [
+        f"{server}/good/a.bin: 0.1 of 0.1 MB",
+        f"{server}/good/a.bin → {folder / 'a.bin'} (MD5 verified)",
+    ]
+    assert said[-1] == (
+        f"{server}/good/b.gz → {folder / 'b.gz'} (not verified: no official checksum is known)"
+    )
+    said.clear()
+    vd.download("toy", tmp_path, say=said.append)
+    assert said[0] == f"{folder / 'a.bin'}: here already (MD5 verified)"
+    assert said[1].endswith("here already (not verified: no official checksum is known)")
+    said.clear()
+    vd.download("toy", tmp_path, verify=False, say=said.append)
+    assert said[0] == f"{folder / 'a.bin'}: here already (not verified)"
+
+
+def test_the_command_says_it_beside_the_folder(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(monkeypatch, [f"{server}/good/"], A)
+    with pytest.raises(SystemExit) as end:
+        main(["data", "download", "toy", "--data-dir", str(tmp_path)])
+    assert end.value.code == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'toy'}\n"
+    assert err == f"{server}/good/a.bin → {tmp_path / 'toy' / 'a.bin'} (MD5 verified)\n"
 
 
 def test_the_next_mirror_helps(

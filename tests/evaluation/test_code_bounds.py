@@ -82,3 +82,27 @@ def test_what_cannot_be_evaluated_is_named():
         prior.head[-1].bias.fill_(math.nan)
     with pytest.raises(NonFiniteError, match=r"log p\(codes\): was nan at point 0"):
         evaluate_codes(vf.density(prior), coded())
+
+
+@pytest.mark.parametrize("likelihood", ["logistics", "categorical"])
+def test_levels_are_scored_under_a_quantizer(likelihood):
+    """Probabilities of the stored levels: bits/dim are −ELBO over D log 2, with nothing of a transform in it."""
+    source = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8, generator=source)
+    run = vf.fit(
+        "vq-vae", x, protocol="levels", likelihood=likelihood, codes=4, code_features=4, blocks=1, batch=16,
+        epochs=1, threads=1, quiet=True,
+    )  # fmt: skip
+    assert run.dataset.support == "levels"
+    result = run.evaluate()
+    found = result.estimates
+    assert (result.per_example["data_ladj"] == 0).all()
+    nats = found["bits_per_dim"].value * 64 * math.log(2)
+    assert nats == pytest.approx(-found["elbo"].value)
+    batch = run.dataset.batch("test", torch.arange(run.dataset.sizes["test"]))
+    with torch.no_grad():
+        z = run.model.infer(batch.x).z
+        expected = run.model.likelihood.log_prob(batch.x, z[None])[0]
+    assert found["log_likelihood"].value == pytest.approx(expected.double().mean().item(), rel=1e-5)
+    # A mass cannot be above 1.
+    assert (expected < 0).all()

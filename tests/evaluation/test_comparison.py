@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -221,3 +223,29 @@ def test_bounds_are_drawn_with_their_errors():
         bound_by_samples({}, canvas()[1][0, 0])
     with pytest.raises(vf.errors.ShapeError, match="values"):
         bound_by_samples({"a": ([1, 10], [-3.0], [0.1, 0.2])}, canvas()[1][0, 0])
+
+
+def test_numbers_of_samples_and_seeds_that_differ_are_said(runs, tmp_path):
+    shutil.copytree(runs / "planar", tmp_path / "more")
+    vf.load(tmp_path / "more").evaluate(samples=35, limit=30, seed=4)
+    (first, *_) = compare([runs / "plain", runs / "planar"]).footer()
+    assert "; 30 points, 20 samples each, seed 0; " in first
+    (first, *_) = compare([runs / "plain", tmp_path / "more"]).footer()
+    assert (
+        "; 30 points, 20, 35 (in the order of the runs) samples each, seed 0, 4 (in the order of the runs); "
+        in first
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"), [("", "evaluate"), ("-annealed", "anneal"), ("-gaps", "gaps"), ("-curve", "curve")]
+)
+def test_an_outdated_result_names_the_command_that_makes_it(runs, tmp_path, kind, command):
+    shutil.copytree(runs / "plain", tmp_path / "run")
+    folder = tmp_path / "run" / "evaluation"
+    values = json.loads((folder / "test.json").read_text()) | {"weights": "of another time"}
+    (folder / f"test{kind}.json").write_text(json.dumps(values))
+    words = f"{tmp_path / 'run'}: has gone on since it was evaluated; "
+    words += f"run: varflow {command} {tmp_path / 'run'} --split test"
+    with pytest.raises(RunError, match=f"^{re.escape(words)}$"):
+        compare([tmp_path / "run", runs / "planar"])

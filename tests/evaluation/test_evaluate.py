@@ -248,3 +248,36 @@ def test_progress_is_silent_without_a_terminal(dataset, capsys, terminal):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert bool(captured.err) == terminal
+
+
+@pytest.mark.parametrize("what", ["evaluate", "curve"])
+def test_an_interrupted_one_goes_on(what, tmp_path):
+    """What is left after a stop is not computed again, and the numbers are those of one go."""
+    rows = (torch.rand(300, 6) < 0.5).to(torch.uint8)
+    data = vf.data.from_tensor({"train": rows, "validation": rows, "test": rows}, levels=2)
+    data, model = data.to("cpu", torch.float64), tiny()
+    asked = {"samples": 20, "seed": 3}
+
+    def go(**more):
+        call = evaluate if what == "evaluate" else vf.evaluation.bound_curve
+        return call(model, data, **asked, **more)
+
+    def stop(done, total):
+        if done > 128:
+            raise KeyboardInterrupt
+
+    whole = go()
+    with pytest.raises(KeyboardInterrupt):
+        go(folder=tmp_path, progress=stop)
+    kept = sorted(tmp_path.iterdir())
+    assert len(kept) == 2
+    dates = [path.stat().st_mtime_ns for path in kept]
+    again = go(folder=tmp_path)
+    assert [path.stat().st_mtime_ns for path in kept] == dates
+    assert len(list(tmp_path.iterdir())) == 3
+    for name, values in whole.per_example.items():
+        np.testing.assert_array_equal(values, again.per_example[name])
+    with torch.no_grad():
+        next(model.parameters()).add_(0.1)
+    go(folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6

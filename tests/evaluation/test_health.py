@@ -11,6 +11,7 @@ import varflow as vf
 from varflow.errors import ShapeError, SpecError
 from varflow.evaluation import active_units, aggregated_distance, latents
 from varflow.evaluation.health import _energy
+from varflow.evaluation.sliced import SlicedJoint
 from varflow.priors.prior import Prior
 
 from .conftest import tiny
@@ -161,3 +162,32 @@ def test_large_sets_are_cut_and_small_ones_refused():
         latents(tiny(), [torch.zeros(3, 6).double()], samples=1)
     with pytest.raises(ShapeError, match="one point"):
         active_units(latents(tiny(), [torch.zeros(1, 6).double()]))
+
+
+def test_memory_bounds_a_posterior_that_follows_gradients(binary, monkeypatch):
+    """Draws of a Hamiltonian posterior decode; a bound on memory bounds how many at once, and changes nothing."""
+    plain = tiny()
+    model = vf.Model(
+        plain.prior, plain.likelihood, vf.posteriors.Hamiltonian(plain.posterior, 2)
+    ).double()
+    inner, rows = SlicedJoint._at, []
+
+    def counted(joint, z, points):
+        rows.append(z[..., 0].numel())
+        return inner(joint, z, points)
+
+    monkeypatch.setattr(SlicedJoint, "_at", counted)
+    free = latents(model, [binary[:40]], samples=6)
+    assert max(rows) == 240
+    rows.clear()
+    bound = latents(model, [binary[:40]], samples=6, memory=2**13)
+    assert 1 < max(rows) < 60
+    torch.testing.assert_close(bound.mean, free.mean)
+    torch.testing.assert_close(bound.draw, free.draw)
+    with pytest.raises(SpecError, match="memory: was 10 bytes"):
+        latents(model, [binary[:40]], samples=6, memory=10)
+    # Through `evaluate`, whose health has 50 samples: every call stays within the bound.
+    data = vf.data.from_tensor(binary, levels=2).to("cpu", torch.float64)
+    rows.clear()
+    vf.evaluation.evaluate(model, data, samples=5, limit=20, memory=2**13)
+    assert max(rows) < 60

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import varflow as vf
+from varflow.errors import SpecError
 from varflow.networks import linear
 
 SETTINGS = {"latent": 4, "hidden": 16, "layers": 1, "threads": 1, "quiet": True, "steps": 25}
@@ -35,8 +36,9 @@ def both(**settings):
         {"flow": "radial", "length": 3},
         {"flow": "iaf", "length": 2, "amortized": True, "warmup": 1.0},
         {"flow": "nice", "length": 3},
+        {"objective": "iwae", "samples": 3, "gradient": "dreg"},
     ],
-    ids=lambda flow: flow.get("flow", "none"),
+    ids=lambda flow: flow.get("flow", flow.get("gradient", "none")),
 )
 def test_a_compiled_step_does_what_the_plain_one_does(flow):
     # In float64: Adam's first updates follow the sign of a gradient, and where that is rounding alone, float32
@@ -69,3 +71,9 @@ def test_many_fits_in_one_compiled_step():
     )
     for name, tensor in plain.model.state_dict().items():
         assert torch.allclose(tensor, compiled.model.state_dict()[name], rtol=0, atol=1e-10), name
+
+
+def test_weighed_gradients_of_several_layers_are_not_compiled():
+    settings = {"objective": "iwae", "samples": 3, "gradient": "dreg", "top_latent": 2}
+    with pytest.raises(SpecError, match="compile: the gradients"):
+        vf.fit("digits", compile=True, **{**SETTINGS, **settings})

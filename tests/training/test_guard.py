@@ -6,6 +6,7 @@ import torch
 import varflow as vf
 from varflow.errors import NonFiniteError
 from varflow.runfolder import read_state
+from varflow.training.guard import Finding, inspect_terms
 
 SETTINGS = {"latent": 3, "hidden": 16, "layers": 1, "threads": 1, "quiet": True}
 
@@ -101,3 +102,24 @@ def test_a_number_that_is_not_finite_on_validation_alone_is_named(tmp_path):
     likelihood = Careless(vf.networks.MLP(3, (1, 8, 8), hidden=(8,)), (1, 8, 8))
     with pytest.raises(NonFiniteError, match=r"validation at step \d+: term log_likelihood"):
         vf.fit("digits", parts={"likelihood": likelihood}, epochs=3, **SETTINGS)
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_looking_teaches_a_codebook_nothing(decay):
+    encoder = vf.networks.VQEncoder((1, 8, 8), features=4)
+    posterior = vf.posteriors.Quantizer(encoder, codes=6, features=4, decay=decay, kmeans=2)
+    decoder = vf.networks.VQDecoder((1, 8, 8), features=4)
+    likelihood = vf.likelihoods.Gaussian(decoder, (1, 8, 8))
+    model = vf.Model(vf.priors.UniformCodes(posterior.grid, 6), likelihood, posterior).train()
+    x = torch.rand(10, 1, 8, 8)
+    model.terms(x, 1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    finding = Finding()
+    inspect_terms(model, x, 1, finding)
+    assert finding.where is None
+    after = model.state_dict()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+    # A step of training does change what was compared.
+    model.terms(x, 1)
+    assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -367,3 +368,14 @@ def test_adam_is_that_of_torch_to_the_bit(options):
         assert torch.equal(p, q)
         for key, value in theirs.state.get(q, {}).items():
             assert torch.equal(ours.state[p][key], value)
+
+
+def test_the_bound_of_every_update_is_kept():
+    x = (torch.rand(300, 6) < 0.5).float()
+    run = vf.fit("digits", x, latent=2, hidden=8, steps=23, batch=16, validate_every=10, epochs=None, quiet=True)
+    rows = [row for row in run.metrics if row["split"] == "train"]
+    assert sum(len(row["elbos"]) for row in rows) == 23
+    assert [row["step"] for row in rows] == list(np.cumsum([len(row["elbos"]) for row in rows]))
+    for row in rows:
+        assert np.mean(row["elbos"]) == pytest.approx(row["elbo"], rel=1e-5)
+    assert next(row["step"] for row in run.metrics if row["split"] == "validation") == 0

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import varflow as vf
+from varflow.cli import main
 from varflow.errors import RunError, SpecError
-from varflow.runfolder import METRICS, STATE, WEIGHTS, read_state
+from varflow.runfolder import METRICS, RUN, SPEC, STATE, WEIGHTS, prepare, read_state
+from varflow.training.loop import Loop
 
 SETTINGS = {
     "latent": 3,
@@ -44,9 +46,9 @@ def command(*arguments, **options) -> subprocess.Popen:
     )
 
 
-def wait_for(path, process, seconds=60.0) -> None:
+def wait_for(path, process, words="", seconds=60.0) -> None:
     end = time.monotonic() + seconds
-    while not path.exists():
+    while not path.exists() or words not in path.read_text():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -83,7 +85,7 @@ def whole(tmp_path_factory):
 def test_killed_at_some_step_and_resumed_is_bit_for_bit_the_same(whole, tmp_path, number, delay):
     folder = tmp_path / "run"
     process = command("digits", *FLAGS, "--out", str(folder), "--save-every", "0.001")
-    wait_for(folder / STATE, process)
+    wait_for(folder / METRICS, process, '"split": "train"')
     time.sleep(delay)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -100,6 +102,154 @@ def test_killed_at_some_step_and_resumed_is_bit_for_bit_the_same(whole, tmp_path
     assert process.returncode == 0, err
     assert (folder / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
     assert records(folder) == records(whole)
+
+
+def test_a_fit_killed_before_its_first_checkpoint_goes_on(whole, tmp_path):
+    folder = tmp_path / "run"
+    process = command("digits", *FLAGS, "--out", str(folder))
+    wait_for(folder / METRICS, process, '"split": "train"')
+    process.kill()
+    process.communicate(timeout=60)
+    assert read_state(folder)["step"] == 0, "a checkpoint beside that of the start"
+    process = command("--resume", str(folder))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert (folder / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert records(folder) == records(whole)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_fit_cut_off_before_its_first_state_begins_again(tmp_path, monkeypatch, recorded):
+    class Cut(BaseException):
+        pass
+
+    def cut(loop):
+        raise Cut
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "save" if recorded else "_validate", cut)
+        with pytest.raises(Cut):
+            vf.fit("digits", steps=10, out=folder, **SETTINGS)
+    assert (folder / SPEC).exists()
+    assert not (folder / STATE).exists()
+    assert (folder / METRICS).exists() == recorded
+    run = vf.resume(folder, quiet=True)
+    whole = vf.fit("digits", steps=10, out=tmp_path / "whole", **SETTINGS)
+    assert run.outcome["finished"]
+    assert (folder / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert records(folder) == records(whole.folder)
+
+
+def told_at(monkeypatch, step, number=signal.SIGINT):
+    """A signal during an update, of the first loop that comes to it."""
+    update, sent = Loop.update, []
+
+    def wrapped(loop):
+        if loop.step == step and not sent:
+            sent.append(step)
+            os.kill(os.getpid(), number)
+        return update(loop)
+
+    monkeypatch.setattr(Loop, "update", wrapped)
+
+
+def test_a_signal_in_the_last_step_is_no_interruption(tmp_path, monkeypatch, capsys):
+    told_at(monkeypatch, 9)
+    words = ["--latent", "2", "--hidden", "8", "--threads", "1", "--quiet", "--steps", "10"]
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "digits", *words, "--out", str(tmp_path / "run")])
+    out, err = capsys.readouterr()
+    assert end.value.code == 0, err
+    assert "10 steps" in out
+    assert "--resume" not in out
+    assert (tmp_path / "run" / "report.html").exists()
+    outcome = vf.load(tmp_path / "run").outcome
+    assert (outcome["finished"], outcome["signal"]) == (True, None)
+
+
+def test_a_signal_in_the_first_step_leaves_one_step(tmp_path, monkeypatch):
+    told_at(monkeypatch, 0, signal.SIGTERM)
+    run = vf.fit("digits", steps=10, out=tmp_path / "run", **SETTINGS)
+    assert (run.outcome["step"], run.outcome["finished"]) == (1, False)
+    assert run.outcome["signal"] == signal.SIGTERM
+    again = vf.resume(tmp_path / "run", quiet=True)
+    whole = vf.fit("digits", steps=10, out=tmp_path / "whole", **SETTINGS)
+    assert records(again.folder) == records(whole.folder)
+
+
+def test_a_finished_run_that_goes_on_is_not_finished(tmp_path, monkeypatch):
+    folder, seen = tmp_path / "run", []
+    vf.fit("digits", steps=5, out=folder, **SETTINGS)
+    assert json.loads((folder / RUN).read_text())["outcome"]["finished"]
+    update = Loop.update
+
+    def wrapped(loop):
+        seen.append(json.loads((folder / RUN).read_text())["outcome"])
+        return update(loop)
+
+    monkeypatch.setattr(Loop, "update", wrapped)
+    vf.resume(folder, steps=7, quiet=True)
+    assert [(o["finished"], o["reason"], o["step"]) for o in seen] == [(False, "going on", 5)] * 2
+    ended = json.loads((folder / RUN).read_text())["outcome"]
+    assert (ended["finished"], ended["step"]) == (True, 7)
+
+
+def test_a_larger_budget_under_a_falling_rate_is_told(tmp_path, capsys):
+    spoken = {**SETTINGS, "quiet": False, "decay": "cosine"}
+    vf.fit("digits", steps=5, out=tmp_path / "run", **spoken)
+    assert "note: decay" not in capsys.readouterr().err
+    vf.resume(tmp_path / "run", steps=10)
+    said = capsys.readouterr().err
+    assert "note: decay=cosine falls to zero over the budget, which is another one now" in said
+    vf.fit("digits", steps=5, out=tmp_path / "plain", **{**spoken, "decay": "none"})
+    vf.resume(tmp_path / "plain", steps=10)
+    assert "note: decay" not in capsys.readouterr().err
+
+
+def test_the_speed_after_a_resume_counts_its_own_steps_alone(tmp_path, monkeypatch):
+    clock = iter(range(10**6))
+    # A second passes at each look at the clock, and each step looks once.
+    monkeypatch.setattr("varflow.training.loop.time.perf_counter", lambda: float(next(clock)))
+    update = Loop.update
+
+    def slow(loop):
+        next(clock)
+        return update(loop)
+
+    monkeypatch.setattr(Loop, "update", slow)
+    told_at(monkeypatch, 9)
+    settings = {**SETTINGS, "keep": "last", "validate_every": 50.0}
+    vf.fit("digits", steps=20, out=tmp_path / "run", **settings)
+    run = vf.resume(tmp_path / "run", quiet=True)
+    (record,) = [r for r in run.metrics if r["split"] == "train"]
+    assert record["step"] == 20
+    assert record["steps_per_second"] == pytest.approx(10 / 11)
+
+
+def test_only_the_folder_of_a_run_is_cleared(tmp_path, monkeypatch):
+    mine = [tmp_path / room / "mine.txt" for room in ("figures", "evaluation", "prior", "tensorboard")]
+    mine.append(tmp_path / "report.html")
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    vf.fit("digits", steps=1, out=tmp_path, overwrite=True, **SETTINGS)
+    assert [path.read_text() for path in mine] == ["mine"] * len(mine)
+    # Now it holds a run. A clearing that is cut off leaves a folder that still does.
+    with monkeypatch.context() as patched:
+        unlink = type(tmp_path).unlink
+
+        def stop(path, missing_ok=False):
+            if path.name == STATE:
+                raise KeyboardInterrupt
+            unlink(path, missing_ok)
+
+        patched.setattr(type(tmp_path), "unlink", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path, True)
+    assert (tmp_path / SPEC).exists()
+    prepare(tmp_path, True)
+    assert not any(path.exists() for path in (*mine, tmp_path / SPEC, tmp_path / STATE))
 
 
 def test_ten_steps_are_five_and_five_more(tmp_path):

@@ -145,6 +145,42 @@ def test_signals_in_the_second_stage_leave_a_run_that_goes_on(tmp_path):
     assert more.outcome["second_stage"]["step"] == done + 3
 
 
+def test_a_signal_in_the_last_step_of_the_first_stage_ends_there(whole, tmp_path, monkeypatch):
+    folder, update = tmp_path / "run", Loop.update
+
+    def wrapped(loop):
+        if loop.step == loop.steps - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(loop)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "update", wrapped)
+        run = fit(folder)
+    assert not (folder / "prior").exists()
+    assert (run.outcome["finished"], run.outcome["signal"]) == (False, signal.SIGINT)
+    assert "SIGINT received at the end of the first stage" in run.outcome["reason"]
+    # The same at the end of the second stage is a run that is finished.
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "update", wrapped)
+        run = vf.resume(folder, pictures(), quiet=True)
+    assert (run.outcome["finished"], run.outcome["signal"]) == (True, None)
+    assert run.outcome["second_stage"]["signal"] is None
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, run.model.state_dict()[name]), name
+
+
+def test_a_refused_resume_leaves_a_finished_run_as_it_is(tmp_path):
+    folder = tmp_path / "run"
+    fit(folder, patience=100.0)
+    names = ("run.json", "spec.json", METRICS, WEIGHTS, f"prior/{METRICS}", f"prior/{WEIGHTS}")
+    before = [(folder / name).read_bytes() for name in names]
+    assert json.loads(before[0])["outcome"]["finished"]
+    for budget in ({}, {"prior_epochs": 1}):
+        with pytest.raises(RunError, match="finished in both stages"):
+            vf.resume(folder, pictures(), quiet=True, **budget)
+        assert [(folder / name).read_bytes() for name in names] == before
+
+
 def test_the_first_stage_never_moves_while_the_prior_learns(whole):
     first = vf.fit(
         "vq-vae", pictures(), **{k: v for k, v in TINY.items() if not k.startswith("prior_")}
@@ -366,6 +402,8 @@ def test_sizes_and_settings(shape, settings):
         ({"likelihood": "identity"}, "likelihood: identity leaves a quantizer"),
         ({"target": "u1"}, "posterior: a quantizer codes data"),
         ({"initial_scale": 0.0}, "initial_scale: was 0.0"),
+        ({"top_latent": 2}, "top_latent: a second layer"),
+        ({"free_bits": 0.1}, "free_bits: need a closed form for each latent, which the posterior Quantizer"),
         ({"objective": "iwae"}, "objective: q of a quantizer"),
         ({"scales": 5}, "scales: was 5; pictures of 8×12"),
     ],

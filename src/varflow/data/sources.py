@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from varflow.errors import DataError
 
@@ -132,6 +133,21 @@ def missing(name: str, root: Path, expected: list[str]) -> DataError:
         f"{', '.join(str(Path(root, f)) for f in FOLDERS[name])}. "
         f"Fetch it with 'varflow data download {name}', or name its folder with data_dir or the "
         "environment variable VARFLOW_DATA"
+    )
+
+
+def verification(checksums: Mapping[str, Mapping[str, Any]]) -> str:
+    """One sentence on what :class:`Checks` found."""
+    # Of an archive that was packed again the files inside count, which then are listed too.
+    inside = {k: v for k, v in checksums.items() if not k.endswith(".tar.gz")}
+    unknown = [name for name, check in (inside or checksums).items() if not check["verified"]]
+    if not checksums:
+        return "no files, so no checksums"
+    if not unknown:
+        return "verified: every file has its official MD5 sum"
+    return (
+        f"not verified: {', '.join(unknown)}: no official MD5 sum is known, or it is another one (packed again, "
+        "say); only the structure and the numbers of rows were checked"
     )
 
 

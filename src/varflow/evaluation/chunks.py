@@ -73,6 +73,11 @@ class Chunks:
         arrays = {name: value.cpu().numpy() for name, value in values.items()}
         write_atomically(self._path(key), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
+    def clear(self) -> None:
+        """Remove the chunks of this kind, once what they add up to is kept."""
+        for path in [] if self.folder is None else self.folder.glob(f"{self.kind}-*.npz"):
+            path.unlink(missing_ok=True)
+
     def _path(self, key: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{self.kind}-{key}.npz"

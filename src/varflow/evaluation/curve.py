@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varflow.errors import SpecError, positive
+from varflow.evaluation.chunks import Chunks, digest
 from varflow.evaluation.evaluation import Evaluation
 from varflow.evaluation.importance import POINTS, fill
 from varflow.evaluation.means import Source, points_of
@@ -19,6 +21,9 @@ from varflow.model import Model
 
 if TYPE_CHECKING:
     from varflow.data import Dataset
+
+#: The kind of the chunks that an interrupted curve goes on from.
+CURVE = "curve"
 
 
 def grouped_bounds(
@@ -82,6 +87,7 @@ def bound_curve(
     memory: int = 2**30,
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
+    folder: Path | str | None = None,
 ) -> Evaluation:
     """L_1 = ELBO ≤ L_10 ≤ L_100 ≤ … ≤ log p(x) on a split, each with its errors.
 
@@ -93,6 +99,7 @@ def bound_curve(
         points: the first so many; all without it.
         counts: the k of the curve; 1, 10, 100, … and S without it.
         memory, seed, progress: of :func:`varflow.evaluation.importance_sample`.
+        folder: finished blocks of 128 points are kept there; interrupted, the same call goes on.
 
     Returns:
         ``bound_k`` for each k, nats. Kept as ``{split}-curve``.
@@ -110,11 +117,19 @@ def bound_curve(
     training = model.training
     model.eval()
     try:
-        parts = []
+        parts, chunks = [], Chunks(folder, CURVE)
         for start in range(0, points, POINTS):
-            sums = _Kept(samples, start)
-            fill(sums, model, x[start : start + POINTS], memory, seed)
-            parts.append(grouped_bounds(torch.cat(sums.kept), counts))
+            block = x[start : start + POINTS]
+            asked = {"samples": samples, "counts": counts, "seed": seed, "first": start}
+            key = digest(model, {"x": block}, **asked) if folder is not None else ""
+            kept = chunks.find(key)
+            if kept is None or set(kept) != {"values", "variances"}:
+                sums = _Kept(samples, start)
+                fill(sums, model, block, memory, seed)
+                values, variances = grouped_bounds(torch.cat(sums.kept), counts)
+                kept = {"values": values, "variances": variances}
+                chunks.keep(key, kept)
+            parts.append((kept["values"], kept["variances"]))
             if progress is not None:
                 progress(min(start + POINTS, points), points)
     finally:

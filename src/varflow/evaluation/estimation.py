@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from varflow import combinations, random
 from varflow.errors import SpecError, positive, unknown
 from varflow.evaluation import health, psis
+from varflow.evaluation.chunks import Chunks, digest
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import Evaluation
 from varflow.evaluation.importance import POINTS, importance_sample
@@ -23,6 +25,8 @@ from varflow.posteriors.observed import Observed
 if TYPE_CHECKING:
     from varflow.data import Dataset
 
+#: The kind of the chunks that an interrupted evaluation goes on from.
+IMPORTANCE = "importance"
 #: Above this k̂ an importance estimate is unreliable (Vehtari et al. 2024).
 KHAT = 0.7
 
@@ -36,6 +40,7 @@ def evaluate(
     seed: int = 0,
     limit: int | None = None,
     progress: Callable[[int, int], object] | None = None,
+    folder: Path | str | None = None,
 ) -> Evaluation:
     """ELBO, log-likelihood, bits per dimension and the health of the latents.
 
@@ -48,6 +53,7 @@ def evaluate(
         seed: of all latents; the same seed gives the same numbers on one kind of device.
         limit: evaluate only the first so many points.
         progress: called with (points done, points).
+        folder: finished blocks of 128 points are kept there; interrupted, the same call goes on.
 
     Raises:
         SpecError: an unknown split, samples < 1, a limit beyond the split, or parts that do not fit the data.
@@ -74,9 +80,18 @@ def evaluate(
                 batch = dataset.batch(split, index)
             yield batch
 
+    chunks = Chunks(folder, IMPORTANCE)
     parts, ladjs, means = [], [], []
     for number, batch in enumerate(batches()):
-        parts.append(importance_sample(model, batch.x, samples, memory, seed, number * POINTS))
+        asked = {"samples": samples, "seed": seed, "first": number * POINTS}
+        key = digest(model, {"x": batch.x}, **asked) if folder is not None else ""
+        kept = chunks.find(key)
+        if kept is None or set(kept) != set(Importance.__dataclass_fields__):
+            part = importance_sample(model, batch.x, samples, memory, seed, number * POINTS)
+            chunks.keep(key, vars(part))
+        else:
+            part = Importance(**kept)
+        parts.append(part)
         ladjs.append(batch.ladj.double().cpu())
         means.append(batch.x.double().flatten(1).mean(1).cpu())
         if progress is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Shaped
@@ -26,8 +26,9 @@ from varflow.evaluation.evaluation import Evaluation
 from varflow.evaluation.means import Source, points_of
 from varflow.evaluation.refinement import Refined, Refinement, measure, refine
 from varflow.evaluation.sandwich import describe
+from varflow.flows.flow import Flow
 from varflow.model import Model
-from varflow.posteriors.ancestral import Ancestral
+from varflow.posteriors.ancestral import AncestralConditional
 
 if TYPE_CHECKING:
     from varflow.data import Dataset
@@ -172,33 +173,50 @@ def inference_gaps(
     arrays = {name: value.numpy() for name, (value, *_) in values.items()}
     arrays |= {f"{name}_variance": v.numpy() for name, (_, v, _) in values.items()}
     arrays |= {**about, "acceptance": annealed.acceptance.numpy()}
-    notes = _notes(model)
+    notes = _notes(model, x[:1])
     return Evaluation({**data, "split": f"{split}-gaps"}, estimates, arrays, notes=notes)
 
 
-def _notes(model: Model) -> list[str]:
-    posterior, notes = model.posterior, []
-    inner = getattr(posterior, "base", posterior)
-    inner = posterior if isinstance(inner, str) else inner
-    flow = getattr(inner, "flow", None)
-    if flow is not None and not flow.context_features:
+def _notes(model: Model, x: Tensor) -> list[str]:
+    """What is the same for all examples, and so stands still while q of each is refined."""
+    # From the outside in: leapfrog steps, layers, the Gaussian with its flow.
+    parts: list[Any] = [model.infer(x)]
+    while (below := getattr(parts[-1], "base", getattr(parts[-1], "bottom", None))) is not None:
+        parts.append(below)
+    flow, local = getattr(parts[-1], "flow", None), getattr(parts[-1], "flow_local", ())
+    notes = []
+    if flow is not None and _shares(flow, local, x):
+        name = type(flow).__name__
         notes.append(
-            f"the {type(flow).__name__} flow has parameters of its own, the same for all examples; they stand "
-            "still, so what they cost belongs to the approximation gap"
+            f"the networks of the {name} flow are the same for all examples; they stand still, and only what they "
+            "read of x is refined"
+            if flow.context_features
+            else f"the {name} flow has parameters of its own, the same for all examples; they stand still, so what "
+            "they cost belongs to the approximation gap"
         )
-    elif flow is not None and any(True for _ in flow.parameters()):
-        notes.append(
-            f"the networks of the {type(flow).__name__} flow are the same for all examples; they stand still, and "
-            "only what they read of x is refined"
-        )
-    if isinstance(inner, Ancestral):
+    if any(isinstance(part, AncestralConditional) for part in parts):
         notes.append(
             "q of the upper layer given the one below is the same network for all examples; it stands still, so "
             "what it costs belongs to the approximation gap"
         )
-    if getattr(posterior, "uses_gradient", False):
+    if getattr(model.posterior, "uses_gradient", False):
+        extended = getattr(model.posterior, "flow", None) is not None
+        what = "step sizes, tempering and the flow of positions and momenta"
+        what = what if extended else "step sizes and tempering"
         notes.append(
-            "step sizes and tempering are the same for all examples; they stand still, so what they cost belongs "
-            "to the approximation gap"
+            f"{what} are the same for all examples; they stand still, so what they cost belongs to the "
+            "approximation gap"
         )
     return notes
+
+
+@torch.enable_grad()
+def _shares(flow: Flow, local: tuple[Tensor, ...], x: Tensor) -> bool:
+    """Whether parameters of the flow act beside the per-example tensors that were computed from them."""
+    learned = [parameter for parameter in flow.parameters() if parameter.requires_grad]
+    z = x.new_zeros(len(x), flow.features, dtype=local[0].dtype if local else None)
+    moved, ladj = flow.push(z, tuple(tensor.detach() for tensor in local))
+    total = moved.sum() + ladj.sum()
+    if not learned or not total.requires_grad:
+        return False
+    return any(g is not None for g in torch.autograd.grad(total, learned, allow_unused=True))

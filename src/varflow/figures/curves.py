@@ -30,7 +30,8 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], axes: Sequence[Axes]) 
 
     Args:
         metrics: rows with ``step``, ``split`` (train or validation), ``elbo``, ``log_likelihood``,
-            ``kl``; rows whose ``beta``, the weight of the KL term, is below its largest value are
+            ``kl``, those of training also with ``elbos``, of every update since the last row, which are
+            drawn thin; rows whose ``beta``, the weight of the KL term, is below its largest value are
             shaded as warm-up. Values that are missing or not finite leave a gap.
         axes: one to three axes: ELBO, log-likelihood, KL.
 
@@ -49,6 +50,8 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], axes: Sequence[Axes]) 
             if steps.size:
                 drawn.append((steps, values))
                 _draw(panel, steps, values, split, colour)
+            if key == "elbo" and split == "train":
+                panel.plot(*_updates(metrics), color=colour, alpha=0.25, linewidth=0.4, zorder=1)
         panel.set(xlabel="step", ylabel=label)
         if end > 0:
             panel.axvspan(0, end, color="#EFEFEF", zorder=0, label="KL warm-up")
@@ -107,6 +110,17 @@ def _curve(
     values = np.array([_number(row.get(key)) for row in rows], float)
     kept = np.isfinite(values)
     return steps[kept], values[kept]
+
+
+def _updates(metrics: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """The ELBO of every update, of the rows that have it."""
+    steps, values = [], []
+    for row in metrics:
+        each = row.get("elbos") or []
+        if row.get("split") == "train" and "step" in row and each:
+            steps.append(np.arange(row["step"] - len(each) + 1, row["step"] + 1))
+            values.append([_number(value) for value in each])
+    return (np.concatenate(steps), np.concatenate(values)) if steps else (np.empty(0), np.empty(0))
 
 
 def _number(value: Any) -> float:

@@ -24,6 +24,7 @@ from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble, exact_errors
 from varflow.errors import NonFiniteError, RunError, SpecError
 from varflow.model import Model, Terms
+from varflow.posteriors.ancestral import Ancestral
 from varflow.posteriors.codebook import count, used
 from varflow.posteriors.quantizer import Quantizer
 from varflow.specs import RunSpec
@@ -68,7 +69,7 @@ class Outcome:
         seconds: time in the loop, over all sessions of the run.
         best_step, best_elbo: where the validation bound was highest, and its value (nats): the ELBO, or the
             importance-weighted bound where that is trained. Its weights are kept with keep="best".
-        signal: the signal that interrupted the run, or None.
+        signal: the signal that interrupted the run, or came during its last step; or None.
     """
 
     step: int
@@ -126,6 +127,12 @@ class Loop:
                 "compile: a quantizer's codebook restarts and counts by the values of a batch, which a compiled step "
                 "cannot; leave compile off (its time is that of its convolutions)"
             )
+        layered = isinstance(getattr(model, "posterior", None), Ancestral)
+        if engine.compile and layered and getattr(self.objective, "gradient", "") == "dreg":
+            raise SpecError(
+                "compile: the gradients that doubly reparameterised ones weigh are not seen in a compiled step of "
+                "several stochastic layers; leave compile off, or use gradient=total"
+            )
         # Processes share the examples of a step, or the samples of a fit to a target.
         self._share, self.samples = self.batch, spec.objective.samples
         if isinstance(dataset, Unobserved):
@@ -146,11 +153,13 @@ class Loop:
         self._buffer = torch.zeros(
             BOUNDARY, len(_METRICS), device=engine.device, dtype=engine.dtype
         )
-        self._filled = 0
+        # Steps since the last record, and how many of them another session took.
+        self._filled = self._carried = 0
         self._order: tuple[int, Tensor] | None = None
         self._compiled: Any = None
         self._requests: list[random.Request] = []
         self._signal: int | None = None
+        self._resumed = False
         self._next_snapshot = 0
         self._clock = time.perf_counter()
 
@@ -246,11 +255,15 @@ class Loop:
         self._remember()
         saved = time.monotonic()
         reason = "the budget is used"
-        if self.step == 0:
+        begins = self.step == 0 and not self._resumed
+        if begins:
             self._validate()
             self._remember()
             self._keep_snapshot()
         with self._listening():
+            if begins:
+                # Whatever ends the run from here on, it can be resumed.
+                self.save()
             self._clock = time.perf_counter()
             while self.step < self.steps:
                 if self._told is not None:
@@ -317,12 +330,12 @@ class Loop:
             raise RunError(
                 f"state: does not fit the model of this run's spec ({error}); fit again"
             ) from error
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self._resumed = state["step"], state["seconds"], True
         self.best_step, self.best_elbo = state["best_step"], state["best_elbo"]
         self.best_weights = state["best_weights"]
         self._next_snapshot = state.get("next_snapshot", 0)
         pending = state["pending"]
-        self._filled = len(pending)
+        self._filled = self._carried = len(pending)
         self._buffer[: self._filled] = pending.to(self._buffer)
 
     def save(self) -> None:
@@ -347,13 +360,15 @@ class Loop:
             "epoch": round(self.step / self.steps_per_epoch, 4),
             "split": "train",
             **dict(zip(_METRICS, rows.mean(0).tolist(), strict=True)),
+            # Of every update; six digits, so that the file stays small.
+            "elbos": [float(f"{elbo:.6g}") for elbo in rows[:, _METRICS.index("elbo")].tolist()],
             "beta": self.objective.weight(self.step - 1),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "steps_per_second": self._filled / took if took else 0.0,
+            "steps_per_second": (self._filled - self._carried) / took if took else 0.0,
             "seconds": round(self.seconds, 3),
             **self._monitored(),
         }
-        self._filled = 0
+        self._filled = self._carried = 0
         self.sink.record(record)
         self.progress.train(record)
 
