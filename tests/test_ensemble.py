@@ -174,3 +174,109 @@ def test_data_beside_a_target_are_refused() -> None:
     )
     with pytest.raises(SpecError, match="reads x"):
         vf.Ensemble([vae, vae])
+
+
+def off_start(model: vf.Model, seed: int) -> vf.Model:
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.8 * torch.randn_like(parameter))
+    return model
+
+
+def _iaf(**options: object) -> partial:
+    return partial(vf.flows.InverseAutoregressive, **options)
+
+
+AFFINE = torch.distributions.AffineTransform
+
+#: flow → two values of one of its options.
+OPTIONS = {
+    "iaf: gate": (_iaf(gate="bounded"), _iaf(gate="paper")),
+    "iaf: bound": (_iaf(bound=3.0), _iaf(bound=0.5)),
+    "maf: bound": tuple(partial(vf.flows.MaskedAutoregressive, bound=b) for b in (3.0, 0.5)),
+    "coupling: bound": tuple(partial(vf.flows.AffineCoupling, bound=b) for b in (3.0, 0.5)),
+    "planar: constraint": tuple(partial(vf.flows.Planar, paper_constraint=p) for p in (False, True)),
+    "transform": tuple(
+        lambda features, context_features=0, shift=shift: vf.flows.from_transform(
+            AFFINE(shift, 2.0), features
+        )
+        for shift in (0.0, 5.0)
+    ),
+    "zuko: bins": tuple(partial(vf.flows.spline, length=1, bins=bins) for bins in (4, 8)),
+    "sylvester: reflections": tuple(partial(vf.flows.Sylvester, rank=2, reflections=r) for r in (1, 2)),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_fits_that_differ_in_an_option_alone_stay_apart(option: str) -> None:
+    models = [
+        off_start(vf.Model(vf.targets.U1(), None, vf.posteriors.Gaussian(2, flow=flow)), 3)
+        for flow in OPTIONS[option]
+    ]
+    ensemble = vf.Ensemble(models)
+    assert len(ensemble.draws) == 2
+    z = torch.tensor([[0.7, -1.3], [2.0, 0.4]])
+    found = []
+    for model, member in zip(models, ensemble.members(), strict=True):
+        (out, ladj), expected = member.posterior.flow(z), model.posterior.flow(z)
+        assert torch.equal(out, expected[0])
+        assert torch.equal(ladj, expected[1])
+        found.append(torch.cat((out, ladj[:, None]), -1))
+    assert (found[0] - found[1]).abs().max() > 1e-3
+    assert repr(models[0].posterior.flow) != repr(models[1].posterior.flow)
+
+
+class At(vf.targets.Target):
+    """A normal around a plain number."""
+
+    def __init__(self, center: float | torch.Tensor) -> None:
+        super().__init__(2)
+        self.center = center
+
+    def log_prob(self, z, context=None):
+        return -0.5 * (z - self.center).square().sum(-1)
+
+
+class Around(torch.nn.Module):
+    def __init__(self, center: float) -> None:
+        super().__init__()
+        self.center = center
+
+    def forward(self, z):
+        return -0.5 * (z - self.center).square().sum(-1)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [At, lambda c: At(torch.tensor(c)), lambda c: vf.targets.Callable(Around(c), 2)],
+    ids=["number", "tensor", "module"],
+)
+def test_own_targets_are_not_taken_for_one_another(target) -> None:
+    models = [vf.Model(target(c), None, vf.posteriors.Gaussian(2)) for c in (0.0, 5.0, 0.0)]
+    ensemble = vf.Ensemble(models)
+    assert len(ensemble.draws) == 1
+    z = torch.randn(3, 2)
+    for model, member in zip(models, ensemble.members(), strict=True):
+        assert torch.equal(member.prior.log_prob(z), model.prior.log_prob(z))
+    run = vf.fit(ensemble, samples=64, steps=400, lr=0.05, keep="last", quiet=True, threads=1)
+    means = torch.stack([member.posterior.mean.detach() for member in run.model.members()])
+    torch.testing.assert_close(means, torch.tensor([[0.0], [5.0], [0.0]]).expand(3, 2), rtol=0, atol=0.2)
+
+
+def test_equal_own_targets_share_a_program() -> None:
+    shared = At(torch.zeros(2))
+    targets = [At(1.0), At(1.0), shared, shared, At(torch.zeros(2))]
+    ensemble = vf.Ensemble([vf.Model(t, None, vf.posteriors.Gaussian(2)) for t in targets])
+    assert [stack.fits for stack in ensemble.scores] == [[0, 1], [2, 3], [4]]
+
+
+def test_what_one_target_has_computed_is_not_anothers() -> None:
+    used = vf.targets.U4()
+    weights = used.mode_weights
+    targets = [used, vf.targets.U4()]
+    ensemble = vf.Ensemble([vf.Model(t, None, vf.posteriors.Gaussian(2)) for t in targets])
+    assert len(ensemble.scores) == 1
+    for member in ensemble.members():
+        assert "moments" not in vars(member.prior)
+        torch.testing.assert_close(member.prior.mode_weights, weights)

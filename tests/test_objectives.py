@@ -291,6 +291,23 @@ def quantized(prior: nn.Module) -> vf.Model:
     return vf.Model(prior, bernoulli(), vf.posteriors.Quantizer(encoder, codes=3, features=4))
 
 
+@pytest.mark.parametrize(
+    ("flow", "message"),
+    [
+        (vf.flows.Affine(2), "closed form for each latent, and after an Affine flow there is none"),
+        (vf.flows.InverseAutoregressive(2), "an InverseAutoregressive flow mixes latents"),
+        (vf.flows.AdditiveCoupling(2), "an AdditiveCoupling flow mixes latents"),
+        (vf.flows.Radial(2), "a Radial flow mixes latents"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_free_bits_say_what_a_flow_does(flow: nn.Module, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        vf.combinations.check(
+            vf.Model(NORMAL(2), bernoulli(), gaussian(flow)), "binary", ELBO(free_bits=0.1)
+        )
+
+
 @pytest.mark.parametrize("rule", vf.combinations.RULES)
 def test_every_rule_refuses_its_case_with_one_sentence(rule: str) -> None:
     model, support, objective, message, *processes = REFUSED[rule]()

@@ -99,17 +99,28 @@ def _free_bits_and_mixing(given: Combination) -> str | None:
         return None
     prior, posterior = given.model.prior, given.model.posterior
     flow = getattr(posterior, "flow", None)
-    if given.follows_gradient or flow is not None:
-        what = "a Hamiltonian posterior" if given.follows_gradient else f"a {type(flow).__name__} flow"
+    if given.follows_gradient or (flow is not None and flow.mixes):
+        what = "a Hamiltonian posterior" if given.follows_gradient else f"{_a(flow)} flow"
         return (
             f"free_bits: are counted for each latent, and {what} mixes latents; use flow=none, or beta with a "
             "warmup"
+        )
+    if flow is not None:
+        return (
+            f"free_bits: need a closed form for each latent, and after {_a(flow)} flow there is none; use "
+            "flow=none, or beta with a warmup"
         )
     if isinstance(posterior, Gaussian) and isinstance(prior, StandardNormal):
         return None
     part, kind = (prior, "prior") if isinstance(posterior, Gaussian) else (posterior, "posterior")
     what = f"the {kind} {type(part).__name__}"
     return f"free_bits: need a closed form for each latent, which {what} has not; use beta with a warmup"
+
+
+def _a(part: object) -> str:
+    """The name of its class with an article."""
+    name = type(part).__name__
+    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
 
 
 def _codes_and_importance(given: Combination) -> str | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from varflow import random
 from varflow.errors import SpecError
@@ -75,7 +77,7 @@ class _Stack(nn.Module):
         for name, tensor in buffers.items():
             self.register_buffer(name.replace(".", _DOT), tensor, persistent=name in persistent)
         # In a list, so that its tensors are not registered a second time.
-        self._skeleton = [copy.deepcopy(modules[0])]
+        self._skeleton = [_without_cache(copy.deepcopy(modules[0]))]
         self._requests: dict[Any, list[random.Request]] = {}
         self.fits = list(fits)
         #: No fit's module differs from another's in any number.
@@ -138,8 +140,10 @@ class Ensemble(nn.Module):
     """Models trained together: the same terms as :class:`varflow.Model`, with a dimension for the fits.
 
     Posteriors of equal structure share one batched program, whatever they are fitted to, and so do targets and
-    likelihoods of equal structure (seeds, data sets). What differs (flows of other lengths, other
-    targets) stands beside them in the same step. No fit touches another: their loss is the sum of the
+    likelihoods of equal structure (seeds, data sets). Equal are modules of the same classes whose attributes
+    are equal too, and whose tensors have the same shapes; a function or another object in an attribute is equal
+    to itself alone. What differs (flows of other lengths, other targets) stands beside them in the same step.
+    No fit touches another: their loss is the sum of the
     losses, optimizers act on each number alone, and gradients are clipped fit by fit. Each fit has
     noise of its own.
 
@@ -252,12 +256,64 @@ def exact_errors(model: Model) -> dict[str, float]:
 
 def _stacks(modules: dict[int, nn.Module]) -> nn.ModuleList:
     """Modules by fit, those that one program can run together in one stack."""
-    groups: dict[str, list[int]] = {}
+    groups: dict[Hashable, list[int]] = {}
     for fit, module in modules.items():
-        tensors = [*module.named_parameters(), *module.named_buffers()]
-        shapes = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors]
-        groups.setdefault(f"{module!r}{shapes}", []).append(fit)
+        groups.setdefault(_structure(module), []).append(fit)
     return nn.ModuleList(_Stack(fits, [modules[fit] for fit in fits]) for fits in groups.values())
+
+
+def _without_cache(module: nn.Module) -> nn.Module:
+    """``module`` itself, without what cached properties hold: it follows from the numbers of one fit."""
+    for part in module.modules():
+        for name in list(vars(part)):
+            if isinstance(getattr(type(part), name, None), cached_property):
+                del vars(part)[name]
+    return module
+
+
+def _structure(module: nn.Module) -> Hashable:
+    """Equal for modules that differ in nothing but the values of their parameters and buffers."""
+    first: dict[int, str] = {}
+    parts: list[Hashable] = []
+    for name, part in module.named_modules(remove_duplicate=False):
+        # A part that stands at two places is no two parts.
+        shared = first.setdefault(id(part), name)
+        parts.append((name, shared, _kind(part) if shared == name else None))
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors)
+    return tuple(parts), shapes
+
+
+def _kind(part: nn.Module) -> Hashable:
+    """The class of one module and all its attributes but tensors and submodules, which are compared apart."""
+    kind = parametrize.type_before_parametrizations(part)
+    slots = [name for base in kind.__mro__ for name in vars(base).get("__slots__", ())]
+    if slots or isinstance(part, torch.jit.ScriptModule):
+        return id(part)
+    apart = {"_parameters", "_buffers", "_modules"}
+    # What a cached property holds is computed anew: see _without_cache.
+    settings = {
+        name: value
+        for name, value in vars(part).items()
+        if name not in apart and not isinstance(getattr(kind, name, None), cached_property)
+    }
+    return id(kind), _setting(settings)
+
+
+def _setting(value: Any) -> Hashable:
+    """Equal for equal plain values, also in containers; anything else is equal to itself alone."""
+    kind = type(value)
+    if kind in (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size):
+        return kind, repr(value)
+    if isinstance(value, dict):
+        return kind, tuple((_setting(key), _setting(item)) for key, item in value.items())
+    if kind in (list, tuple) or (isinstance(value, tuple) and hasattr(kind, "_fields")):
+        return kind, tuple(_setting(item) for item in value)
+    if kind in (set, frozenset):
+        return kind, frozenset(_setting(item) for item in value)
+    if kind is partial:
+        return kind, _setting(value.func), _setting(value.args), _setting(value.keywords)
+    return kind, id(value)
 
 
 def _in_order(parts: Sequence[tuple[Sequence[int], list[Tensor | None]]]) -> list[Tensor | None]:

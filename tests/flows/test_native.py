@@ -559,6 +559,23 @@ def test_switch() -> None:
         assert native.in_use() == planar.usable(z) == wanted
 
 
+@compiled
+@pytest.mark.parametrize("transform", ["vmap", "jacrev", "jvp", "vmap of hessian"])
+def test_first_use_may_be_under_a_transform(transform: str) -> None:
+    """The library tries itself on plain tensors when it is loaded, whatever called it."""
+    flow, z = Planar(2, 3), torch.randn(4, 2)
+    runs = {
+        "vmap": lambda: vmap(flow)(z)[1],
+        "jacrev": lambda: jacrev(lambda v: flow(v)[1])(z[0]),
+        "jvp": lambda: jvp(lambda v: flow(v)[1], (z,), (z,))[1],
+        "vmap of hessian": lambda: vmap(hessian(lambda v: flow(v)[1]))(z),
+    }
+    expected = runs[transform]()
+    native._calls = native._why_not = None
+    torch.testing.assert_close(runs[transform](), expected, rtol=0, atol=0)
+    assert native.available()
+
+
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     forget()
     monkeypatch.delenv("VARFLOW_NATIVE", raising=False)

@@ -136,6 +136,46 @@ def test_at_the_centre(dtype: torch.dtype, b: float) -> None:
         assert second[0].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("power", [0.51, 0.53, 0.97])
+@pytest.mark.parametrize("b", [-2.0, 1.5])
+@pytest.mark.parametrize("far", ["point", "centre"])
+def test_radii_whose_squares_overflow(dtype: torch.dtype, power: float, b: float, far: str) -> None:
+    """|z − c| up to near the largest number, both ways, with first derivatives, beside a point at hand."""
+    finfo = torch.finfo(dtype)
+    place = finfo.max**power * torch.tensor([0.3, -0.8, 0.5], dtype=torch.float64)
+    center = (place if far == "centre" else torch.zeros(3)).to(dtype)
+    flow = one_step(center, 0.5, b)
+    near = torch.tensor([0.2, 0.1, -0.4], dtype=dtype)
+    z = torch.stack([(-place if far == "centre" else place).to(dtype) / 4, near]).requires_grad_()
+    out, ladj = flow(z)
+    back, inverse_ladj = flow.inverse(out)
+    for i, point in enumerate(z.tolist()):
+        with mpmath.workdps(50):
+            offset = [mpmath.mpf(v) - mpmath.mpf(c) for v, c in zip(point, center.tolist(), strict=True)]
+            r = mpmath.sqrt(mpmath.fsum(v**2 for v in offset))
+            alpha = mpmath.log1p(mpmath.exp(0.5))
+            s = mpmath.log1p(mpmath.exp(mpmath.mpf(b) + SHIFT))
+            change = alpha * (s - 1) / (alpha + r)
+            exact = 2 * mpmath.log1p(change) + mpmath.log1p((s - 1) * (alpha / (alpha + r)) ** 2)
+            expected = [float(v + change * o) for v, o in zip(point, offset, strict=True)]
+        scale = max(map(abs, expected))
+        for found, wanted in ((out[i], expected), (back[i], point)):
+            error = found.detach() - torch.tensor(wanted, dtype=dtype)
+            # The last inverse ends on c + (z − c), which a far centre rounds.
+            allowed = 64 * finfo.eps * (scale + center.abs().max())
+            assert error.abs().max() <= allowed
+        assert abs(ladj[i].item() - float(exact)) < 64 * finfo.eps * (1 + abs(float(exact)))
+        tolerance = 64 * finfo.eps
+        torch.testing.assert_close(inverse_ladj[i], -ladj[i], rtol=tolerance, atol=tolerance)
+    for moved, found in ((out, ladj), (back, inverse_ladj)):
+        (gradient,) = torch.autograd.grad((moved / place.abs().max()).sum() + found.sum(), z, retain_graph=True)
+        assert gradient.isfinite().all()
+    alone, ladj_alone = flow(near)
+    assert torch.equal(alone, out[1])
+    assert torch.equal(ladj_alone, ladj[1])
+
+
 def test_start_is_the_identity() -> None:
     z = torch.randn(5, 4, dtype=torch.float64)
     out, ladj = Radial(4, 8).double()(z)

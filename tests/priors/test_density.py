@@ -107,3 +107,29 @@ def test_hidden_layers_of_a_prior_can_be_counted():
     assert vf.build(spec, data).prior.flow.made.hidden == (20,)
     assert vf.build(spec.replace(prior_layers=2), data).prior.flow.made.hidden == (20, 20)
     assert vf.recipes.find("vlae").spec.prior.prior_hidden == 512
+
+
+def test_exact_samples_of_a_target_are_fitted_by_maximum_likelihood():
+    """The other divergence: KL(p‖q), by exact samples that were not seen and by quadrature. Both modes are held."""
+    target = vf.targets.U1()
+    with vf.random.stream(0):
+        data = target.sample((10_000,))
+    model = density(vf.priors.flow_prior(2, "planar", length=8), (2,))
+    run = vf.fit(
+        model, data, protocol="none", steps=1500, batch=256, lr=2e-2, decay="cosine", quiet=True, threads=1
+    )
+    nll = run.evaluate().estimates["nll"]
+    p, q = target.double(), run.model.prior.double()
+    rule = p.rule()
+    with torch.no_grad(), vf.random.stream(1):
+        log_p, log_q = p.log_density(rule.points), q.log_prob(rule.points)
+        mass = (rule.log_weights + log_q).exp()
+        exact = ((rule.log_weights + log_p).exp() * (log_p - log_q)).sum().item()
+        x = p.sample((20_000,))
+        gap = p.log_density(x) - q.log_prob(x)
+    assert 0 < exact < 0.1
+    assert abs(gap.mean().item() - exact) < 4 * gap.std().item() / math.sqrt(len(gap))
+    assert abs(nll.value - p.entropy - exact) < 4 * nll.standard_error
+    assert mass.sum().item() == pytest.approx(1, abs=2e-3)
+    held = (mass[:, None] * p.mode_probabilities(rule.points)).sum(0)
+    torch.testing.assert_close(held, torch.full((2,), 0.5).double(), rtol=0, atol=0.05)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import varflow as vf
 from varflow.errors import NonFiniteError, ShapeError, SpecError
 from varflow.targets import Callable, integrate
 from varflow.targets.quadrature import grid
@@ -114,3 +115,74 @@ def test_quadrature_names_the_node_that_is_not_finite() -> None:
     )
     assert half.log_normalizer == pytest.approx(math.log(2), abs=1e-12)
     assert half.entropy == pytest.approx(math.log(2), abs=1e-12)
+
+
+#: A correlated normal through a product with a matrix, which torch refuses for two dtypes.
+WHITEN = torch.tensor([[1.0, 0.5], [0.0, 2.0]])
+
+
+class Whitened(nn.Module):
+    """The matrix as a buffer, a parameter, or a plain tensor that stays float32."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        if kind == "buffer":
+            self.register_buffer("matrix", WHITEN.clone())
+        else:
+            self.matrix = nn.Parameter(WHITEN.clone()) if kind == "parameter" else WHITEN.clone()
+
+    def forward(self, z: Tensor) -> Tensor:
+        return normal(z @ self.matrix)
+
+
+CAPTURING = {
+    "lambda": lambda: lambda z: normal(z @ WHITEN),
+    "converting": lambda: lambda z: normal(z.float() @ WHITEN).to(torch.float32),
+    **{kind: lambda kind=kind: Whitened(kind) for kind in ("buffer", "parameter", "plain")},
+}
+LOG_Z = math.log(2 * math.pi) - math.log(2)
+
+
+@pytest.mark.parametrize("kind", CAPTURING)
+def test_functions_of_one_dtype_serve_both(kind: str) -> None:
+    target = Callable(CAPTURING[kind](), 2, box=(-12.0, 12.0, -8.0, 8.0))
+    assert target.log_normalizer == pytest.approx(LOG_Z, abs=1e-5)
+    covariance = torch.linalg.inv(WHITEN @ WHITEN.T)
+    torch.testing.assert_close(target.covariance, covariance, rtol=1e-4, atol=1e-4)
+    z = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    value = target.log_prob(z)
+    assert value.dtype == torch.float64
+    (gradient,) = torch.autograd.grad(value.sum(), z)
+    torch.testing.assert_close(gradient, -z.detach() @ (WHITEN @ WHITEN.T).double(), rtol=1e-5, atol=1e-5)
+    # A parameter and a buffer move with the target, and float32 points are served then too.
+    moved = target.double()
+    assert moved.log_prob(z.detach().float()).dtype == torch.float32
+    torch.testing.assert_close(moved.log_prob(z), value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", CAPTURING)
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_functions_of_one_dtype_are_fitted_and_evaluated(kind: str, precision: str, tmp_path) -> None:
+    target = Callable(CAPTURING[kind](), 2, box=(-12.0, 12.0, -8.0, 8.0)).requires_grad_(False)
+    model = vf.Model(target, None, vf.posteriors.Gaussian(2, flow=vf.flows.Triangular))
+    run = vf.fit(
+        model, precision=precision, samples=32, steps=300, lr=0.05, keep="last", quiet=True, threads=1, out=tmp_path
+    )
+    found = run.evaluate(samples=2000)
+    assert abs(found.estimates["kl_q_p"].value) < 0.05
+
+
+def test_answers_follow_what_a_module_has_learned() -> None:
+    target = Callable(Whitened("parameter"), 2, box=(-30.0, 30.0, -20.0, 20.0))
+    before = target.log_normalizer
+    with torch.no_grad():
+        target.function.matrix.mul_(0.5)
+    assert target.log_normalizer - before == pytest.approx(2 * math.log(2), abs=1e-5)
+
+
+def test_functions_of_both_dtypes_keep_their_digits() -> None:
+    target = Callable(lambda z: normal(z), 2)
+    z = torch.tensor([1.0 + 1e-12, 0.0], dtype=torch.float64)
+    assert target.log_prob(z).item() == -0.5 * (1.0 + 1e-12) ** 2
+    wide = Callable(Whitened("buffer").double(), 2)
+    assert wide.log_prob(z).item() == normal(z @ WHITEN.double()).item()

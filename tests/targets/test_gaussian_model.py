@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 from torch.func import functional_call, stack_module_state, vmap
 
+import varflow as vf
 from varflow import random
 from varflow.errors import DataError, ShapeError, SpecError
 from varflow.targets import GaussianModel, generate, simulate
@@ -393,3 +394,42 @@ def test_mistakes_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_the_advice_for_rows_that_are_not_kept_is_followed() -> None:
+    data, rows = torch.randn(6, 2), torch.arange(3)
+    with pytest.raises(SpecError, match="build it with batches='minibatch'"):
+        GaussianModel(data).log_prob(rows, torch.zeros(2))
+    assert GaussianModel(data, batches="minibatch").log_prob(rows, torch.zeros(2)).shape == ()
+
+
+# Training.
+
+
+def test_vb_reaches_the_evidence_and_the_floor_of_the_error() -> None:
+    """Its family holds the exact posterior, so nothing but the optimizer can keep it from log p(D)."""
+    run = vf.fit(
+        "gaussian-model", dimensions=3, observations=50, fits=20, steps=2000, samples=128, lr=0.03,
+        decay="cosine", quiet=True, threads=1,
+    )  # fmt: skip
+    from_floor = []
+    with random.stream(1), torch.no_grad():
+        terms = run.model.terms(samples=2000).log_weight
+    for fit, member in enumerate(run.model.members()):
+        likelihood, q = member.likelihood, member.infer()
+        exact, best, errors = likelihood.exact(), likelihood.maximum_likelihood(), likelihood.errors()
+        assert exact.log_evidence.dtype == torch.float64
+        p = Independent(Normal(exact.mean, exact.variance.sqrt()), 1)
+        gap = kl_divergence(Independent(Normal(q.mean, q.log_scale.exp()), 1), p).item()
+        assert 0 <= gap < 1e-3
+        assert 0 <= (best.log_evidence - exact.log_evidence).item() < 1e-3
+        # The bound itself, by samples: log p(D) less that gap, and never above the maximum.
+        elbo, error = terms[:, fit].mean(), terms[:, fit].std() / math.sqrt(len(terms))
+        assert abs(exact.log_evidence - gap - elbo) < 4 * error + 1e-9
+        assert elbo < best.log_evidence + 4 * error
+        assert errors.scale_to_best < 1e-5 * errors.floor
+        assert errors.scale_to_truth == pytest.approx(errors.best_to_truth, rel=0.02)
+        from_floor.append(errors.scale_to_truth / errors.floor)
+    ratio = torch.tensor(from_floor)
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / math.sqrt(len(ratio))
+    assert ratio.std() < 2

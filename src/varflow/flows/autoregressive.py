@@ -64,6 +64,9 @@ class _Autoregressive(Flow):
         z, raw = step.sequential(update, batch)
         return z, self.coefficients(*raw.unbind(-2))[0].sum(-1)
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, length={self.length}, bound={self.bound}"
+
     def _steps(self, local: Local) -> list[Step]:
         return self.made.steps(*local)
 
@@ -118,6 +121,9 @@ class InverseAutoregressive(_Autoregressive):
             raise unknown("gate", gate, ("bounded", "paper"))
         self.gated = gate == "paper"
         self._bounded = not self.gated
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gate={'paper' if self.gated else 'bounded'!r}"
 
     def coefficients(self, raw: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         if not self.gated:

@@ -19,8 +19,7 @@ class Compose(Flow):
     what the parts need, flat, in the order of the parts. Each direction costs the sum of its parts.
 
     Args:
-        flows: at least one flow, all of the same number of features; the amortized ones share one
-        size
+        flows: at least one flow, all of the same number of features; the amortized ones share one size
             of context, which is the ``context_features`` of the whole.
 
     Raises:

@@ -65,6 +65,9 @@ class _Coupling(Flow):
         nn.init.zeros_(self.weights[-1])
         nn.init.zeros_(self.biases[-1])
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, length={self.length}"
+
     def _steps(self, local: Local) -> list[_Step]:
         weights = [weight.unbind(0) for weight in self.weights]
         biases = [bias.unbind(0) for bias in self.biases]
@@ -166,6 +169,9 @@ class AffineCoupling(_Coupling):
         if not bound > 0:
             raise SpecError(f"bound: was {bound!r}; use a positive number, the largest |log-scale|")
         self.bound = bound
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, bound={self.bound}"
 
     def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
         halves = [z[..., 0::2], z[..., 1::2]]

@@ -22,7 +22,7 @@ What every flow promises (``tests/flows/test_contract.py`` checks each of these 
 * float32 and float64; everything is created on the device and in the dtype of z or the parameters.
 * No example touches another. No epsilon inside a logarithm, no clamping: the formulas are finite by
   construction.
-* A new flow is the identity (reflections excepted: an odd number of them cannot be).
+* A new flow is the identity (:class:`Householder` excepted, whose vectors start random: a random orthogonal map).
 * Under autocast the public calls stay in float32.
 * Twice differentiable, and usable under ``torch.func.vmap`` and ``torch.func.functional_call``.
 * The ``length`` steps live in one module with stacked parameters ``[length, ...]``.
@@ -88,7 +88,8 @@ class Flow(nn.Module, ABC):
         """z → (z′, ladj).
 
         Raises:
-            ShapeError: z or context has the wrong last dimension or is not floating point.
+            ShapeError: z or context has the wrong last dimension, or another dtype than the parameters (half
+                precision is computed in float32).
             SpecError: a static flow was given a context, or an amortized one was not.
         """
         self.check(z, context)
@@ -126,9 +127,36 @@ class Flow(nn.Module, ABC):
                     f"context: shape {tuple(context.shape)}; "
                     f"this {name} needs [..., {self.context_features}]"
                 )
+        needed = None if torch.compiler.is_compiling() else _dtype(self)
+        if needed is not None:
+            _check_dtype("z", z, needed, name)
+            if context is not None:
+                _check_dtype("context", context, needed, name)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, context_features={self.context_features}"
+
+
+def _dtype(module: nn.Module) -> torch.dtype | None:
+    """That of the first parameter; torch's own iteration over them takes ten times as long."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter.dtype
+    for part in module._modules.values():
+        found = None if part is None else _dtype(part)
+        if found is not None:
+            return found
+    return None
+
+
+def _check_dtype(argument: str, tensor: Tensor, needed: torch.dtype, name: str) -> None:
+    found = tensor.dtype
+    if found is needed or (needed is torch.float32 and found in (torch.bfloat16, torch.float16)):
+        return
+    raise ShapeError(
+        f"{argument}: was {found}; the parameters of this {name} are {needed}; convert {argument} with "
+        f"{argument}.to({needed}), or the flow with flow.to({found})"
+    )
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:

@@ -24,7 +24,8 @@ class Householder(Flow):
 
     A static Householder flow turns a standard normal base into itself; it is of use on other bases,
     between other flows, and when amortized. An odd number of reflections has determinant −1 and
-    cannot be the identity; nor does an even number start there: the vectors start random.
+    cannot be the identity; an even number could be, but does not start there: the vectors start
+    random, so a new flow is a random orthogonal map.
 
     Args:
         features: D.

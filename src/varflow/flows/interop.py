@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Size, Tensor, nn
-from torch.distributions import Transform, constraints
+from torch.distributions import AffineTransform, ComposeTransform, Transform, constraints
 
 from varflow.errors import SpecError, positive
 from varflow.flows.flow import Flow, Local
@@ -189,6 +189,10 @@ class TransformFlow(Flow):
         super().__init__(features, context_features)
         self.source = source
 
+    def extra_repr(self) -> str:
+        source = "" if isinstance(self.source, nn.Module) else f", source={_described(self.source)}"
+        return super().extra_repr() + source
+
     def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
         return _apply(self._transform(local), z, local)
 
@@ -197,6 +201,15 @@ class TransformFlow(Flow):
 
     def _transform(self, local: Local) -> Transform:
         return self.source if isinstance(self.source, Transform) else self.source(*local)
+
+
+def _described(source: Any) -> str:
+    """A transform with its numbers: torch prints an affine one without them."""
+    if isinstance(source, AffineTransform):
+        return f"AffineTransform(loc={source.loc}, scale={source.scale})"
+    if isinstance(source, ComposeTransform):
+        return f"ComposeTransform([{', '.join(_described(part) for part in source.parts)}])"
+    return repr(source)
 
 
 def _apply(transform: Transform, z: Tensor, local: Local) -> tuple[Tensor, Tensor]:

@@ -129,7 +129,8 @@ class Planar(Flow):
         return _constrain(u, w, self._shift)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, length={self.length}"
+        paper = ", paper_constraint=True" if self.paper_constraint else ""
+        return f"{super().extra_repr()}, length={self.length}{paper}"
 
 
 def _push(

@@ -15,6 +15,8 @@ from varflow.flows.flow import Flow, Local
 from varflow.networks.linear import Linear
 
 _SHIFT = math.log(math.e - 1)
+#: The square of a length this large is far below the largest float32.
+_LARGE = 2.0**40
 
 
 class Radial(Flow):
@@ -83,23 +85,27 @@ class Radial(Flow):
     def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
         center, alpha, s, log_s = self._unpack(local)
         beta = alpha * (s - 1)
+        unit = _unit(z, center)
+        z, per_unit = z / unit, 1 / unit
         radii = []
         for k in range(self.length):
-            offset = z - center[k]
-            r = _norm(offset)
+            offset = torch.addcmul(z, center[k], per_unit, value=-1)
+            r = unit * _norm(offset)
             z = torch.addcmul(z, beta[k] / (alpha[k] + r), offset)
             radii.append(r)
-        return z, self._ladj(radii, alpha, s, log_s)
+        return z * unit, self._ladj(radii, alpha, s, log_s)
 
     def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
         center, alpha, s, log_s = self._unpack(local)
+        unit = _unit(z, center)
+        z, per_unit = z / unit, 1 / unit
         radii = []
         for k in reversed(range(self.length)):
-            offset = z - center[k]
-            r, shrink = _undo(_norm(offset), alpha[k], alpha[k] * s[k])
-            z = torch.addcmul(center[k], shrink, offset)
+            offset = torch.addcmul(z, center[k], per_unit, value=-1)
+            r, shrink = _undo(unit * _norm(offset), alpha[k], alpha[k] * s[k])
+            z = torch.addcmul(shrink * offset, center[k], per_unit)
             radii.append(r)
-        return z, -self._ladj(radii[::-1], alpha, s, log_s)
+        return z * unit, -self._ladj(radii[::-1], alpha, s, log_s)
 
     def _unpack(self, local: Local) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Centres [K, *batch, D]; α, s and log s (where s underflows) [K, *batch, 1]."""
@@ -131,6 +137,13 @@ class Radial(Flow):
         return f"{super().extra_repr()}, length={self.length}"
 
 
+def _unit(z: Tensor, center: Tensor) -> Tensor:
+    """What lengths are measured in ``[..., 1]``, so that no square overflows: 1, but for huge points or centres."""
+    largest = z.detach().abs().amax(-1, keepdim=True)
+    furthest = center.detach().abs().amax((0, -1)).unsqueeze(-1)
+    return (torch.maximum(largest, furthest) / _LARGE).clamp(min=1)
+
+
 def _norm(x: Tensor) -> Tensor:
     """‖x‖ over the last dimension, kept; its derivative at 0 is taken as 0, to any order."""
     square = (x * x).sum(-1, keepdim=True)
@@ -141,12 +154,15 @@ def _norm(x: Tensor) -> Tensor:
 def _undo(r_y: Tensor, alpha: Tensor, alpha_s: Tensor) -> tuple[Tensor, Tensor]:
     """r before a step from r after it, and r / r_y; ``alpha_s`` is α + β̂."""
     q = r_y - alpha_s
-    product = alpha * r_y
-    square = q * q + 4 * product
+    # Squares are taken of numbers of size 1 at most.
+    scale = torch.maximum(torch.maximum(r_y, alpha_s), alpha).detach()
+    scale = torch.where(scale == 0, 1, scale)
+    square = (q / scale).square() + 4 * (alpha / scale) * (r_y / scale)
     zero = square == 0
-    root = torch.where(zero, 0, torch.where(zero, 1, square).sqrt())
+    root = torch.where(zero, 0, scale * torch.where(zero, 1, square).sqrt())
     # Two forms of one root; each is used where it adds numbers of one sign.
     grow = q >= 0
-    r = torch.where(grow, 0.5 * (q + root), 2 * product / torch.where(grow, 1, root - q))
+    share = r_y / torch.where(grow, 1, root - q)
+    r = torch.where(grow, 0.5 * q + 0.5 * root, 2 * alpha * share)
     down = r + alpha_s
     return r, (alpha + r) / torch.where(down > 0, down, 1)

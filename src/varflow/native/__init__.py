@@ -13,6 +13,7 @@ A run stores :func:`in_use` and a resumed run passes it to :func:`use`, because 
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 from varflow.native import build
 from varflow.native.calls import Calls
@@ -51,7 +52,10 @@ def loaded() -> Calls | None:
         try:
             if os.environ.get("VARFLOW_NATIVE") == "0":
                 raise build.BuildError("turned off by VARFLOW_NATIVE=0")
-            _calls = Calls(build.load())
+            # Calls tries its functions on tensors. On a thread of its own these are plain ones, also when the first
+            # flow of a process runs under torch.func.vmap or grad.
+            with ThreadPoolExecutor(1) as thread:
+                _calls = thread.submit(lambda: Calls(build.load())).result()
         except build.BuildError as error:
             _why_not = str(error)
     return _calls

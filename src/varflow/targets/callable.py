@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable as Function
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from varflow.errors import NonFiniteError, ShapeError, SpecError
 from varflow.targets.quadrature import Moments, grid, integrate
@@ -16,16 +17,18 @@ from varflow.targets.target import Target, Window
 class Callable(Target):
     """log_prob(z) = ``log_prob(z)``, a callable of the user's own; unnormalised, nats.
 
-    It is called once here, at a few points, so that a mistake shows before training and not in it: it
+    It is called here, at a few points, so that a mistake shows before training and not in it: it
     must map z ``[..., D]`` to ``[...]`` in the dtype of z, each example by itself, to finite numbers with
-    finite gradients.
+    finite gradients. Where it takes float32 or float64 alone (it multiplies by a matrix of its own, say), z of
+    the other dtype (``precision="float64"``, evaluation, quadrature) is converted for it, and its result back;
+    answers are then as exact as that dtype.
 
     Args:
         log_prob: z ``[..., D]`` → ``[...]``. A module is registered, so that it moves with the target and
             what it learns is learned.
         features: D.
         points: where to check, ``[P, D]``; their dtype and device are those it is called with. None:
-            eight points within two units of 0.
+            eight points within two units of 0, in the dtype of a module's first tensor.
         log_normalizer: log Z, where the user knows it.
         box: (x_min, x_max, y_min, y_max), in 2-D, outside of which the density is negligible: log Z,
             entropy and moments are then computed by quadrature at first use (see
@@ -62,26 +65,40 @@ class Callable(Target):
         self.function = log_prob
         self.box, self.window = box, window or box
         self._log_normalizer = log_normalizer
-        self._moments: Moments | None = None
-        _check(log_prob, _points(features) if points is None else points)
+        if points is None:
+            own = _own_dtype(log_prob)
+            points = _points(features) if own is None else _points(features).to(own)
+        _check(log_prob, points)
+        self._checked = points.dtype
+        self._takes_both = _takes_both(log_prob, points)
 
     def log_prob(
         self, z: Float[Tensor, "... features"], context: Tensor | None = None
     ) -> Float[Tensor, "..."]:
         self.check(z)
-        return self.function(z)
+        # A module's tensors may have changed dtype since it was checked.
+        own = z.dtype if self._takes_both else _own_dtype(self.function) or self._checked
+        return self.function(z.to(own)).to(z.dtype)
 
     @property
     def moments(self) -> Moments | None:
-        """All answers by quadrature over the box, in float64; None without a box."""
-        if self._moments is None and self.box is not None:
-            x0, x1, y0, y1 = self.box
-            # The shorter side sets the panels of both.
-            rule = grid((x0, x1), (y0, y1), panel=min(x1 - x0, y1 - y0) / 50, nodes=10)
-            device = self.get_buffer("_home").device
-            rule = type(rule)(*(tensor.to(device) for tensor in rule))
-            self._moments = integrate(self.function, rule)
-        return self._moments
+        """All answers by quadrature over the box; None without a box."""
+        # Parameters may have been trained since the last time.
+        return self._integrate() if any(True for _ in self.parameters()) else self._moments
+
+    @cached_property
+    def _moments(self) -> Moments | None:
+        return self._integrate()
+
+    def _integrate(self) -> Moments | None:
+        if self.box is None:
+            return None
+        x0, x1, y0, y1 = self.box
+        # The shorter side sets the panels of both.
+        rule = grid((x0, x1), (y0, y1), panel=min(x1 - x0, y1 - y0) / 50, nodes=10)
+        device = self.get_buffer("_home").device
+        rule = type(rule)(*(tensor.to(device) for tensor in rule))
+        return integrate(self.log_prob, rule)
 
     @property
     def log_normalizer(self) -> float | None:
@@ -109,6 +126,26 @@ def _points(features: int) -> Tensor:
     """Eight scattered points, the same every time."""
     turns = torch.arange(8 * features, dtype=torch.get_default_dtype()) + 1
     return 2 * torch.sin(1.7 * turns).reshape(8, features)
+
+
+def _own_dtype(function: Function[[Tensor], Tensor]) -> torch.dtype | None:
+    """That of a module's first floating-point tensor; None where there is none."""
+    if not isinstance(function, nn.Module):
+        return None
+    tensors = (*function.parameters(), *function.buffers())
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+
+
+def _takes_both(log_prob: Function[[Tensor], Tensor], points: Tensor) -> bool:
+    """Whether it maps float32 to float32 and float64 to float64; the dtype of ``points`` it is known to take."""
+    other = torch.float32 if points.dtype == torch.float64 else torch.float64
+    with torch.no_grad():
+        try:
+            value = log_prob(points.detach().to(other))
+        except Exception:
+            # What it raises for a dtype that it does not take is its own affair.
+            return False
+    return isinstance(value, Tensor) and value.dtype == other
 
 
 def _check(log_prob: Function[[Tensor], Tensor], points: Tensor) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -105,7 +106,6 @@ class _Branches(Integrated):
     window = (-5.0, 5.0, -5.0, 5.0)
     x_breaks = y_breaks = (-7.0, -4.0, 4.0, 7.0)
     widths: tuple[float, ...]
-    _weights: Tensor | None = None
 
     def __init__(self, features: int = 2) -> None:
         super().__init__(exactly_two(type(self).__name__, features))
@@ -160,9 +160,11 @@ class _TwoBranches(_Branches):
 
     @property
     def mode_weights(self) -> Tensor | None:
-        if self._weights is None:
-            self._weights = expectation(self.log_prob, self.mode_probabilities, self.rule())
-        return self._like(self._weights)
+        return self._like(self._mode_weights)
+
+    @cached_property
+    def _mode_weights(self) -> Tensor:
+        return expectation(self.log_prob, self.mode_probabilities, self.rule())
 
     def _at(self, z1: float) -> Tensor:
         where = torch.tensor(z1, dtype=torch.float64)

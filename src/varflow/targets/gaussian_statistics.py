@@ -97,7 +97,7 @@ def start(name: str, value: float | Tensor, data: Tensor) -> Tensor:
 def check_index(x: Tensor, batches: str) -> None:
     """Refuse an x that is not what ``batches`` says."""
     if batches == "full":
-        raise SpecError("x: given, but batches='full' keeps no rows; build it with 'scaled'")
+        raise SpecError("x: given, but batches='full' keeps no rows; build it with batches='minibatch'")
     if x.is_floating_point() or x.ndim != 1 or not x.shape[0]:
         raise ShapeError(f"x: was {x.dtype} of shape {tuple(x.shape)}; use whole numbers [n]")
     if batches == "separate" and x.shape[0] != 1:

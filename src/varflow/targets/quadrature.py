@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -103,19 +103,16 @@ class Integrated(Target):
     x_breaks: Sequence[float]
     y_breaks: Sequence[float]
     panel: float = 0.5
-    _moments: Moments | None = None
 
     def rule(self) -> Grid:
         """The nodes that the answers are computed with, on the device of the target."""
         device = self.get_buffer("_home").device
         return Grid(*(t.to(device) for t in grid(self.x_breaks, self.y_breaks, self.panel)))
 
-    @property
+    @cached_property
     def moments(self) -> Moments:
         """All answers, in float64."""
-        if self._moments is None:
-            self._moments = integrate(self.log_prob, self.rule())
-        return self._moments
+        return integrate(self.log_prob, self.rule())
 
     @property
     def log_normalizer(self) -> float | None:

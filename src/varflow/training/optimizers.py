@@ -103,7 +103,7 @@ def _groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # torch's weight_norm parametrization keeps the gain in original0.
+            # WeightNorm has two tensors, the gain first: torch's parametrization keeps it in original0.
             (gains if name.endswith("parametrizations.weight.original0") else others).append(
                 parameter
             )
