@@ -309,7 +309,7 @@ class TrainingSpec:
     steps: int | None = None
     """Budget in updates, instead of epochs."""
     patience: float | None = None
-    """Stop when the validation ELBO has not improved for so many epochs."""
+    """Stop when the validation ELBO has not improved for so many epochs, those of the warm-up not counted."""
     keep: Literal["best", "last"] = "best"
     """Weights kept at the end: those of the best validation ELBO, or the last."""
     validate_every: float = 1.0

@@ -111,6 +111,12 @@ def test_best_weights_are_kept_and_last_on_request():
     assert best.sink.records[-1]["elbo"] == pytest.approx(outcome.best_elbo, abs=1e-4)
 
 
+def test_patience_begins_after_the_warm_up():
+    loop = make(lr=0.5, steps=None, epochs=200, patience=3, warmup=9.0)
+    loop.run()
+    assert loop.step >= 12 * loop.steps_per_epoch
+
+
 def test_patience_stops_early():
     loop = make(lr=0.5, steps=None, epochs=200, patience=3)
     outcome = loop.run()

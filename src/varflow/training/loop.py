@@ -429,8 +429,10 @@ class Loop:
 
     def _patience_is_over(self) -> bool:
         patience = self.spec.training.patience
+        # In a warm-up the bound that is scored is not the one that is followed.
+        begin = max(self.best_step, round(self.spec.objective.warmup * self.steps_per_epoch))
         return (
-            patience is not None and self.step - self.best_step >= patience * self.steps_per_epoch
+            patience is not None and self.step - begin >= patience * self.steps_per_epoch
         )
 
     def _tick(self) -> float:
