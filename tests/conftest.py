@@ -10,6 +10,8 @@ if os.environ.get("VARFLOW_TEST_SHAPES") == "1":
     checked = ["flows", "likelihoods", "priors", "posteriors", "model", "evaluation", "networks"]
     install_import_hook([f"varflow.{room}" for room in checked], "beartype.beartype")
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -21,3 +23,11 @@ torch.set_num_threads(1)
 def _seeded() -> None:
     """Initial weights and global draws are the same in every run of a test."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Numbers without a dtype are float64 in a test."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -12,12 +12,7 @@ from hypothesis import strategies as st
 from varflow import hmc, random
 from varflow.errors import ShapeError, SpecError
 
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def bumpy(z):

@@ -16,18 +16,12 @@ from varflow._lazy import resolve
 from varflow.errors import SpecError
 from varflow.evaluation import LinearGaussian
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 FLOWS = [
     pytest.param(name, amortized, id=f"{name}-{'amortized' if amortized else 'static'}")
     for name, amortized in itertools.product(vf.flows.TABLE, (False, True))
 ]
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def exact_model() -> LinearGaussian:

@@ -15,14 +15,9 @@ from varflow import random
 from varflow.errors import SpecError
 from varflow.objectives import ELBO, AnnealedELBO, ImportanceWeighted
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 X, W, S, M, L = 0.8, 0.9, 0.7, 0.25, -0.2
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class Observation(nn.Module):

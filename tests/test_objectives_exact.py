@@ -16,15 +16,9 @@ from varflow.model import LogJoint
 from varflow.objectives import ELBO, AnnealedELBO, ImportanceWeighted
 from varflow.posteriors import Gaussian, Hamiltonian
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 X = torch.tensor([[0.3, -0.5, 0.8], [1.2, 0.4, -0.7], [-0.6, 0.1, 0.2]], dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class Same(nn.Module):

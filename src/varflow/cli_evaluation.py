@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from varflow.cli_runs import open_run
 from varflow.errors import SpecError
 from varflow.flags import parse
 
@@ -229,8 +230,6 @@ COMMANDS = {"anneal": anneal, "gaps": gaps, "curve": curve, "compare": compare}
 def _open(options: Any) -> Any:
     if not 0 < options.memory < 2**20:
         raise SpecError(f"memory: was {options.memory}; use gibibytes, above 0")
-    from varflow.cli import _open as open_run
-
     run = open_run(options.run, options.device, options.threads, options.data_dir)
     if run.infers_target:
         raise SpecError("run: was fitted to a target, which has no data; use varflow evaluate")

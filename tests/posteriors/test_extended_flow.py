@@ -17,19 +17,13 @@ from varflow.flows import Flow, InverseAutoregressive, Planar
 from varflow.model import LogJoint
 from varflow.posteriors import Gaussian, Hamiltonian
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 X = torch.tensor([[0.3, -0.5, 0.8], [1.2, 0.4, -0.7]], dtype=torch.float64)
 FLOWS = {
     "planar": partial(Planar, length=3),
     "iaf": partial(InverseAutoregressive, length=2, hidden=(6,)),
 }
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class Same(nn.Module):

@@ -17,16 +17,10 @@ from varflow.posteriors import Gaussian, Hamiltonian
 from varflow.posteriors import hamiltonian as room
 from varflow.targets import GaussianModel
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 TEMPERINGS = ["none", "fixed", "free"]
 STEPS = ["scalar", "dimension", "step", "both"]
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 EXACT_WEIGHT = [[0.6, 0.2], [0.2, -0.6], [0.0, 0.3]]

@@ -15,17 +15,12 @@ from varflow import random
 from varflow.errors import ShapeError, SpecError
 from varflow.objectives import ELBO, ImportanceWeighted
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 A = torch.tensor([[0.8]], dtype=torch.float64)
 SHIFT, SCALE1 = 0.3, 0.7
 W = torch.tensor([[1.0], [-0.5], [0.3]], dtype=torch.float64)
 BIAS, SCALE = torch.tensor([0.1, 0.0, -0.2], dtype=torch.float64), 0.9
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def linear_layer(weight, bias, scale):

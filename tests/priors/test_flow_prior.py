@@ -17,16 +17,11 @@ from varflow.flows.flow import Flow as Map
 from varflow.networks.made import Step
 from varflow.objectives import ELBO
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 families = pytest.mark.parametrize("name", sorted(vf.flows.TABLE))
 #: The families with a name of their own in a spec.
 TABLED = sorted(set(vf.priors.TABLE) & set(vf.flows.TABLE))
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def moved(prior: nn.Module, scale: float = 0.7) -> nn.Module:

@@ -18,14 +18,9 @@ from varflow.errors import ShapeError, SpecError
 from varflow.objectives import ELBO
 from varflow.priors import _components
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 EVENTS, FEATURES, K = 5, 2, 4
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def posterior(flow: str | None = None, amortized: bool = False, features: int = FEATURES):

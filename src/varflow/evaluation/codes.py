@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Int, Real
 from torch import Tensor
 
-from varflow import combinations, random
-from varflow.errors import NonFiniteError, SpecError, positive, unknown
+from varflow import random
+from varflow.errors import NonFiniteError, SpecError
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import Evaluation
+from varflow.evaluation.means import check_points
 from varflow.model import Model, Terms
 from varflow.posteriors.codebook import perplexity, usage
 
@@ -64,16 +65,7 @@ def evaluate_codes(
     """
     if not model.posterior.discrete:
         raise SpecError("model: its latents are no codes; use varflow.evaluation.evaluate")
-    if split not in dataset.sizes:
-        raise unknown("split", split, dataset.sizes)
-    size = dataset.sizes[split]
-    points = size if limit is None else limit
-    positive(**{"limit" if limit is not None else split: points})
-    if points > size:
-        raise SpecError(
-            f"limit: was {points}; {dataset.name} has {size} {split} points, use at most that"
-        )
-    combinations.check(model, dataset.support, levels=dataset.levels)
+    points = check_points(dataset, model, split, limit)
     prior_over_codes: Any = model.prior
     codes_in_all: int = prior_over_codes.codes
     found: dict[str, list[Tensor]] = {"likelihood": [], "prior": [], "ladj": [], "mean": []}

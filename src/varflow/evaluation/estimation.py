@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varflow import combinations, random
-from varflow.errors import SpecError, positive, unknown
+from varflow import random
+from varflow.errors import positive
 from varflow.evaluation import health, psis
 from varflow.evaluation.chunks import Chunks, digest
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import Evaluation
 from varflow.evaluation.importance import POINTS, importance_sample
+from varflow.evaluation.means import check_points
 from varflow.evaluation.sums import Importance
 from varflow.model import Model
 from varflow.posteriors.observed import Observed
@@ -62,16 +63,7 @@ def evaluate(
     Cost: points × samples draws and decoder passes.
     """
     positive(samples=samples)
-    if split not in dataset.sizes:
-        raise unknown("split", split, dataset.sizes)
-    size = dataset.sizes[split]
-    points = size if limit is None else limit
-    positive(**{"limit" if limit is not None else split: points})
-    if points > size:
-        raise SpecError(
-            f"limit: was {points}; {dataset.name} has {size} {split} points, use at most that"
-        )
-    combinations.check(model, dataset.support, levels=dataset.levels)
+    points = check_points(dataset, model, split, limit)
 
     def batches() -> Iterator[Any]:
         for start in range(0, points, POINTS):

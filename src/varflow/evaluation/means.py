@@ -56,6 +56,26 @@ class Source(NamedTuple):
         )
 
 
+def check_points(
+    dataset: Dataset, model: Model, split: str, points: int | None, name: str = "limit"
+) -> int:
+    """How many points of a split to evaluate, all without ``points``.
+
+    Raises:
+        SpecError: an unknown split, none or more points than it has, or a model that does not fit the data.
+    """
+    if split not in dataset.sizes:
+        raise unknown("split", split, dataset.sizes)
+    size = dataset.sizes[split]
+    positive(**{split if points is None else name: size if points is None else points})
+    if points is not None and points > size:
+        raise SpecError(
+            f"{name}: was {points}; {dataset.name} has {size} {split} points, use at most that"
+        )
+    combinations.check(model, dataset.support, levels=dataset.levels)
+    return size if points is None else points
+
+
 def points_of(
     dataset: Dataset, model: Model, split: str, points: int, seed: int
 ) -> tuple[Tensor, dict[str, np.ndarray], dict[str, Any]]:
@@ -64,14 +84,7 @@ def points_of(
     Raises:
         SpecError: an unknown split, more points than it has, or a model that does not fit the data.
     """
-    positive(points=points)
-    if split not in dataset.sizes:
-        raise unknown("split", split, dataset.sizes)
-    if points > dataset.sizes[split]:
-        raise SpecError(
-            f"points: was {points}; {dataset.name} has {dataset.sizes[split]} {split} points, use at most that"
-        )
-    combinations.check(model, dataset.support, levels=dataset.levels)
+    check_points(dataset, model, split, points, "points")
     with random.stream(seed):
         x = dataset.batch(split, torch.arange(points)).x
     return x, identity(x), {**dataset.describe(), "split": split}
