@@ -249,6 +249,9 @@ def _fit(arguments: list[str]) -> int:
 def _finish(run: Any, command: Fit) -> int:
     outcome = run.outcome
     if _beside():
+        if outcome["signal"] is None and command.report:
+            # The first process draws; all have to be there.
+            run.report()
         return 0 if outcome["signal"] is None else 128 + int(outcome["signal"])
     if outcome["signal"] is not None:
         print(f"{outcome['reason']}; saved. Go on with: varflow fit --resume {run.folder}")

@@ -171,6 +171,15 @@ def test_sigterm_leaves_a_run_that_one_process_takes_to_the_same_end(tmp_path: P
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=1e-7, atol=1e-9)
 
 
+def test_a_whole_command_ends_well_and_reports_once(tmp_path: Path) -> None:
+    flags = [flag for flag in FLAGS if flag != "--no-report"]
+    process = fit("digits", *flags, "--epochs", 1, "--out", tmp_path / "run")
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    assert said.count("report: ") == said.count("next: varflow evaluate") == 1
+    assert (tmp_path / "run" / "report.html").exists()
+
+
 def test_two_processes_take_over_from_one(two: Path) -> None:
     whole, resumed = vf.fit("digits", **{**TAKEN, "steps": 24}), vf.load(two / "taken")
     for name, value in whole.model.state_dict().items():
