@@ -168,9 +168,9 @@ def rival(options: argparse.Namespace) -> None:
 
 def varflow_step(dataset: Any, options: argparse.Namespace, precision: str) -> Step:
     """The update of the loop that ``varflow fit vq-vae`` runs."""
-    from varflow import recipes
-    from varflow.building import build
-    from varflow.runfolder import Memory
+    from varflow.runs.build import build
+    from varflow.runs.folder import Memory
+    from varflow.settings import recipes
     from varflow.training.engine import Engine
     from varflow.training.loop import Loop
     from varflow.training.progress import Progress

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varflow import random
-from varflow.building import build
+from varflow.core import random
 from varflow.data import load
 from varflow.data.dataset import Dataset
-from varflow.runfolder import Memory
-from varflow.specs import RunSpec
+from varflow.runs.build import build
+from varflow.runs.folder import Memory
+from varflow.settings.spec import RunSpec
 from varflow.training.engine import Engine
 from varflow.training.loop import Loop
 from varflow.training.progress import Progress

@@ -20,8 +20,9 @@ def loop(options: argparse.Namespace, d: int, precision: str) -> Any:
     """The loop that ``varflow.fit("gaussian-model", leapfrog=10, tempering="fixed")`` runs."""
     import torch
 
-    from varflow import fitting, recipes
-    from varflow.runfolder import Memory
+    from varflow.runs import fitting
+    from varflow.runs.folder import Memory
+    from varflow.settings import recipes
     from varflow.training.engine import Engine
     from varflow.training.loop import Loop
     from varflow.training.progress import Progress

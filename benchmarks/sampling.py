@@ -31,7 +31,7 @@ GRID_BARS = [Bar(CACHED, DENSE, 1 / 50, 1 / 100), Bar(CACHED, NAIVE, 1 / 50, 1 /
 
 def grids(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """A batch of grids, cached; one position of it, by full passes."""
-    from varflow import random
+    from varflow.core import random
     from varflow.priors import GatedPixelCNN
 
     torch.manual_seed(0)
@@ -109,7 +109,7 @@ def flows(hidden: tuple[int, ...]) -> dict[str, Callable[[], object]]:
     import normflows
     import zuko
 
-    from varflow import random
+    from varflow.core import random
     from varflow.priors import flow_prior
 
     torch.manual_seed(0)

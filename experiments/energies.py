@@ -65,8 +65,8 @@ def main() -> None:
 def models(options: argparse.Namespace, case: Case) -> tuple[list[tuple[str, int]], Any]:
     """Which fits a case has, and their ensemble."""
     import varflow as vf
-    from varflow import recipes
-    from varflow.building import Form
+    from varflow.runs.build import Form
+    from varflow.settings import recipes
 
     seeds = options.seeds or SEEDS[case.family]
     labels = [(target, seed) for target in TARGETS for seed in range(seeds)]
@@ -79,7 +79,7 @@ def models(options: argparse.Namespace, case: Case) -> tuple[list[tuple[str, int
 
 def fit(options: argparse.Namespace, cases: list[Case]) -> None:
     import varflow as vf
-    from varflow import recipes
+    from varflow.settings import recipes
 
     for case in cases:
         out = options.out / case.name
@@ -141,7 +141,8 @@ SHOWN += ["hamiltonian-8"]
 def figure(options: argparse.Namespace, cases: list[Case]) -> None:
     """The median fit of each case beside the target, one colour scale, KL(q‖p) in the panels."""
     import varflow as vf
-    from varflow import figures, random
+    from varflow import figures
+    from varflow.core import random
     from varflow.figures.targets import density_grid, density_of_samples, density_on_grid
 
     shown = [case for case in cases if case.name in SHOWN and (options.out / case.name / "results.json").exists()]

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import varflow as vf
-from varflow import evaluation, figures, random
+from varflow import evaluation, figures
+from varflow.core import random
 from varflow.figures import pictures
 
 #: Test pictures that are reconstructed and judged, and samples.

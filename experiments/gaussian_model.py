@@ -143,9 +143,9 @@ def main() -> None:
 def build(case: Case, spec: Any) -> list[Any]:
     """The models of a case, one a data set."""
     import varflow as vf
-    from varflow.building import Form
     from varflow.flows import InverseAutoregressive
     from varflow.posteriors import Gaussian
+    from varflow.runs.build import Form
 
     models = []
     for index in range(DATA_SETS):
@@ -218,7 +218,7 @@ def polish(ensemble: Any, kind: str, iterations: int = 3000) -> int:
     """L-BFGS on the ELBO at fixed nodes; how many evaluations it took."""
     import torch
 
-    from varflow import random
+    from varflow.core import random
 
     leaves = [p for p in ensemble.parameters() if p.requires_grad]
     first = ensemble.member(0)
@@ -249,7 +249,7 @@ def recentre(model: Any) -> None:
     """
     import torch
 
-    from varflow import random
+    from varflow.core import random
     from varflow.flows import InverseAutoregressive, Planar, Triangular
     from varflow.posteriors import Gaussian
 
@@ -327,7 +327,7 @@ def _whole(model: Any) -> dict[str, float]:
 
 def fit(options: argparse.Namespace, cases: list[Case]) -> None:
     import varflow as vf
-    from varflow import recipes
+    from varflow.settings import recipes
 
     for case in cases:
         for d in case.dimensions:
@@ -461,7 +461,7 @@ BEST = "closed form of fixed, K = 1"
 def figure(options: argparse.Namespace, cases: list[Case]) -> None:
     """Errors by dimension above, learning curves of one dimension below; exact references in both."""
     import varflow as vf
-    from varflow.runfolder import read_metrics
+    from varflow.runs.folder import read_metrics
     from varflow.targets import best_hamiltonian_gap, simulate
 
     rows, gaps = [], {BEST: {}}

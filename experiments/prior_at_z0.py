@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from varflow import recipes
-from varflow.building import build
 from varflow.data import load
 from varflow.model import Terms
 from varflow.objectives import ELBO
-from varflow.runfolder import Memory
+from varflow.runs.build import build
+from varflow.runs.folder import Memory
+from varflow.settings import recipes
 from varflow.training import Engine, Loop, Progress
 
 

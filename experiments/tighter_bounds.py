@@ -250,7 +250,7 @@ def figure(options: argparse.Namespace, cases: list[Case]) -> None:
     from varflow import figures
     from varflow.evaluation import Evaluation
     from varflow.figures.comparison import bound_by_samples, overlaid_curves
-    from varflow.runfolder import read_metrics
+    from varflow.runs.folder import read_metrics
 
     for family in ("iwae", "dense", "hvae"):
         runs = {case.name: folder(options, case) for case in cases if case.name.startswith(family)}

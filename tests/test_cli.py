@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from varflow import recipes
-from varflow.cli import main
-from varflow.errors import SpecError
-from varflow.specs import setting_names
+from varflow.cli.main import main
+from varflow.core.errors import SpecError
+from varflow.settings import recipes
+from varflow.settings.spec import setting_names
 
 TINY = ["--latent", "2", "--hidden", "8", "--layers", "1", "--threads", "1", "--quiet"]
 
@@ -34,7 +34,7 @@ def test_help_is_instant_and_names_every_command(capsys):
 
 def test_help_and_names_need_no_torch():
     script = (
-        "import sys\nfrom varflow.cli import main\n"
+        "import sys\nfrom varflow.cli.main import main\n"
         "helps = ['--help'], ['recipes'], ['fit', 'dense', '--help'], ['recipes', 'dense'], ['data', '--help']\n"
         "for words in helps:\n"
         "    try:\n        main(words)\n    except SystemExit as end:\n        assert end.code == 0, words\n"
@@ -271,7 +271,7 @@ def test_every_flow_fits_with_one_flag(capsys, tmp_path):
     ],
 )
 def test_a_switch_that_may_be_left_open_has_both_forms(monkeypatch, capsys, words, flip):
-    from varflow import fitting
+    from varflow.runs import fitting
 
     seen = []
 
@@ -315,7 +315,9 @@ def test_data_are_listed_and_checked(capsys):
     assert out.splitlines()[-1] == "verified: every file has its official MD5 sum"
 
 
-@pytest.mark.parametrize("module", ["varflow", "varflow.cli", "varflow.specs", "varflow.recipes"])
+@pytest.mark.parametrize(
+    "module", ["varflow", "varflow.cli.main", "varflow.settings.spec", "varflow.settings.recipes"]
+)
 def test_imports_are_light(module):
     script = f"import sys, {module}; print([m for m in ('torch', 'numpy', 'tyro', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow import random
-from varflow.errors import SpecError
-from varflow.runfolder import WEIGHTS
+from varflow.core import random
+from varflow.core.errors import SpecError
+from varflow.runs.folder import WEIGHTS
 
 FLOWS = ["planar", "radial", "nice", "iaf", "householder", "sylvester", "coupling", "spline"]
 
 
 def one(seed: int, flow: str = "planar", length: int = 3, target: type | None = None) -> vf.Model:
-    from varflow._lazy import resolve
+    from varflow.core.lazy import resolve
 
     torch.manual_seed(seed)
     kind = resolve(vf.flows.TABLE[flow])

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from varflow import hmc, random
-from varflow.errors import ShapeError, SpecError
+from varflow import hmc
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError
 
 pytestmark = pytest.mark.usefixtures("float64")
 

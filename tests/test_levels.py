@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import varflow as vf
-from varflow import random
-from varflow.errors import SpecError
+from varflow.core import random
+from varflow.core.errors import SpecError
 from varflow.likelihoods import Categorical, Logistics
 
 double = torch.float64

@@ -11,9 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from varflow import likelihoods, random
-from varflow._lazy import resolve
-from varflow.errors import DataError, ShapeError, SpecError
+from varflow import likelihoods
+from varflow.core import random
+from varflow.core.errors import DataError, ShapeError, SpecError
+from varflow.core.lazy import resolve
 from varflow.likelihoods import Bernoulli, Categorical, Gaussian, Logistics
 from varflow.networks import MLP
 

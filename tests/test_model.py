@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import varflow as vf
-from varflow import random
-from varflow._lazy import resolve
-from varflow.errors import SpecError
+from varflow.core import random
+from varflow.core.errors import SpecError
+from varflow.core.lazy import resolve
 from varflow.evaluation import LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import varflow as vf
-from varflow import random
-from varflow.errors import SpecError
+from varflow.core import random
+from varflow.core.errors import SpecError
 from varflow.objectives import ELBO, AnnealedELBO, ImportanceWeighted
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import varflow as vf
-from varflow import random
+from varflow.core import random
 from varflow.model import LogJoint
 from varflow.objectives import ELBO, AnnealedELBO, ImportanceWeighted
 from varflow.posteriors import Gaussian, Hamiltonian

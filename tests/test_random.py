@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from varflow import random
+from varflow.core import random
 
 KINDS = [random.normal, random.uniform, random.uniform16]
 

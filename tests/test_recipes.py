@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow import random
-from varflow.building import Form, build
-from varflow.errors import SpecError
-from varflow.recipes import find
-from varflow.specs import OptimizerSpec, RunSpec
+from varflow.core import random
+from varflow.core.errors import SpecError
+from varflow.runs.build import Form, build
+from varflow.settings.recipes import find
+from varflow.settings.spec import OptimizerSpec, RunSpec
 from varflow.training.optimizers import learning_rate
 
 MNIST = Form((1, 28, 28), "binary")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from varflow import RunSpec, figures, report
-from varflow.errors import RunError
+from varflow.core.errors import RunError
 from varflow.evaluation import Estimate
-from varflow.report import command, write_report
+from varflow.report.page import command, write_report
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/a.png>"
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -248,7 +248,8 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["digits", "planar-2d", None])
 def test_the_command_repeats_the_spec_exactly(recipe: str | None, monkeypatch, tmp_path) -> None:
-    from varflow import cli, fitting
+    from varflow.cli.main import main as cli
+    from varflow.runs import fitting
 
     spec = RunSpec().replace(
         data="digits", latent=3, flow="iaf", amortized=True, weight_norm=True, flip=False,
@@ -269,7 +270,7 @@ def test_the_command_repeats_the_spec_exactly(recipe: str | None, monkeypatch, t
 
 
 def test_command_of_defaults_is_the_recipe_alone() -> None:
-    from varflow.recipes import find
+    from varflow.settings.recipes import find
 
     assert command(find("digits").spec.to_dict(), "digits") == "varflow fit digits"
     assert report.command is command

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow.errors import RunError, SpecError
-from varflow.runfolder import DATA, RUN, SPEC, STATE, WEIGHTS, read_state
+from varflow.core.errors import RunError, SpecError
+from varflow.runs.folder import DATA, RUN, SPEC, STATE, WEIGHTS, read_state
 
 SETTINGS = {"latent": 2, "hidden": 8, "layers": 1, "threads": 1, "quiet": True}
 
@@ -114,7 +114,7 @@ def test_damaged_files_are_named(folder):
 
 
 def test_weights_that_are_not_finite_are_refused(folder):
-    from varflow.runfolder import read_weights, save_weights
+    from varflow.runs.folder import read_weights, save_weights
 
     weights = read_weights(folder / WEIGHTS)
     name = next(iter(weights))

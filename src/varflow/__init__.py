@@ -3,7 +3,7 @@
 Everything is imported when it is first used; ``import varflow`` alone does not import torch.
 """
 
-from varflow._lazy import attach
+from varflow.core.lazy import attach
 
 __version__ = "0.1.0"
 
@@ -11,30 +11,30 @@ _EXPORTS = {
     "Ensemble": "varflow.ensemble:Ensemble",
     "Model": "varflow.model:Model",
     "Terms": "varflow.model:Terms",
-    "Run": "varflow.run:Run",
-    "RunSpec": "varflow.specs:RunSpec",
-    "build": "varflow.building:build",
-    "density": "varflow.building:density",
-    "fit": "varflow.fitting:fit",
-    "load": "varflow.run:load",
-    "resume": "varflow.fitting:resume",
+    "Run": "varflow.runs.run:Run",
+    "RunSpec": "varflow.settings.spec:RunSpec",
+    "build": "varflow.runs.build:build",
+    "density": "varflow.runs.build:density",
+    "fit": "varflow.runs.fitting:fit",
+    "load": "varflow.runs.run:load",
+    "resume": "varflow.runs.fitting:resume",
     "combinations": "varflow.combinations",
     "data": "varflow.data",
-    "errors": "varflow.errors",
+    "errors": "varflow.core.errors",
     "evaluation": "varflow.evaluation",
     "figures": "varflow.figures",
     "flows": "varflow.flows",
-    "interpolation": "varflow.interpolation",
+    "interpolation": "varflow.priors.interpolation",
     "likelihoods": "varflow.likelihoods",
     "networks": "varflow.networks",
     "objectives": "varflow.objectives",
     "posteriors": "varflow.posteriors",
     "priors": "varflow.priors",
     "hmc": "varflow.hmc",
-    "random": "varflow.random",
-    "ranks": "varflow.ranks",
-    "recipes": "varflow.recipes",
-    "specs": "varflow.specs",
+    "random": "varflow.core.random",
+    "ranks": "varflow.core.ranks",
+    "recipes": "varflow.settings.recipes",
+    "specs": "varflow.settings.spec",
     "targets": "varflow.targets",
     "training": "varflow.training",
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.model import Model
 from varflow.posteriors.gaussian import Gaussian
 from varflow.priors.normal import StandardNormal

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from varflow import random
-from varflow.errors import SpecError
+from varflow.core import random
+from varflow.core.errors import SpecError
 from varflow.model import Model, Terms
 from varflow.posteriors.posterior import Draw, Posterior
 

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from varflow import random
-from varflow.errors import ShapeError, SpecError
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError
 
 #: z ``[..., D]`` → (log p(z) ``[...]`` or None where nobody asks, ∇log p(z) ``[..., D]``).
 Slope = Callable[[Tensor], tuple[Tensor | None, Tensor]]
@@ -189,7 +189,7 @@ def accept(
         log_ratio: log of the target at the proposal over the target here, times that of the
             proposal densities; for a leapfrog proposal the energy that was lost,
             log p(z′) − ½|ρ′|² − log p(z) + ½|ρ|². NaN (a trajectory that left the numbers) stays.
-        purpose: of the uniform numbers (:mod:`varflow.random`).
+        purpose: of the uniform numbers (:mod:`varflow.core.random`).
 
     Source: Metropolis et al. 1953; Neal 2011, section 5.3.2.
     """

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.posteriors.posterior import Conditional, Draw, Posterior
 from varflow.priors.normal import StandardNormal
 from varflow.priors.prior import Prior

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from varflow import ranks
-from varflow._lazy import resolve
-from varflow.errors import SpecError
+from varflow.core import ranks
+from varflow.core.errors import SpecError
+from varflow.core.lazy import resolve
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from varflow.model import Terms
-    from varflow.specs import ObjectiveSpec
+    from varflow.settings.spec import ObjectiveSpec
 
 #: name in a spec → the objective.
 TABLE = {

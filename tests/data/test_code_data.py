@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from varflow import random
+from varflow.core import random
+from varflow.core.errors import DataError, ShapeError
 from varflow.data import from_codes, from_tensor
-from varflow.errors import DataError, ShapeError
 
 SPLITS = ("train", "validation", "test")
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import varflow.data as vd
+from varflow.core.errors import DataError
 from varflow.data import named, sources
-from varflow.errors import DataError
 
 WriteCifar = Callable[..., dict[str, tuple[np.ndarray, np.ndarray]]]
 SUBSET = {"data_batch_1.bin": 20, "data_batch_2.bin": 20, "test_batch.bin": 6}

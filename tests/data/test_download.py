@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import varflow.data as vd
-from varflow.cli import main
+from varflow.cli.main import main
+from varflow.core.errors import DataError, SpecError
 from varflow.data import sources
 from varflow.data.sources import File, Source
-from varflow.errors import DataError, SpecError
 
 CONTENT = b"pictures" * 10_000
 SUM = sources.md5(CONTENT)

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import varflow.data as vd
+from varflow.core.errors import DataError, SpecError, VarflowError
 from varflow.data import named, sources, synthetic
-from varflow.errors import DataError, SpecError, VarflowError
 
 Write = Callable[..., dict[str, np.ndarray]]
 WriteCifar = Callable[..., dict[str, tuple[np.ndarray, np.ndarray]]]

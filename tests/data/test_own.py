@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import varflow.data as vd
-from varflow.errors import DataError, ShapeError, SpecError
+from varflow.core.errors import DataError, ShapeError, SpecError
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import torch
 from torch.func import jacrev
 
 import varflow as vf
-from varflow import random, recipes
-from varflow.errors import DataError, SpecError
+from varflow.core import random
+from varflow.core.errors import DataError, SpecError
+from varflow.settings import recipes
 
 double = torch.float64
 SMALL = {

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import varflow.data as vd
-from varflow import random
+from varflow.core import random
+from varflow.core.errors import SpecError
 from varflow.data.protocols import ALPHA, GRID, LEVELS
-from varflow.errors import SpecError
 
 PICTURES = ("dynamic", "threshold", "logit", "uniform", "grey", "levels")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import varflow.data as vd
-from varflow.errors import DataError, ShapeError, SpecError
+from varflow.core.errors import DataError, ShapeError, SpecError
 
 
 def dataset(protocol: str) -> vd.Dataset:

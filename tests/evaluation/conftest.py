@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow._lazy import resolve
+from varflow.core.lazy import resolve
 
 
 def tiny(

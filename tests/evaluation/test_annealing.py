@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow import hmc, random
-from varflow.errors import NonFiniteError, ShapeError, SpecError
+from varflow import hmc
+from varflow.core import random
+from varflow.core.errors import NonFiniteError, ShapeError, SpecError
 from varflow.evaluation import Annealed, Annealing, anneal, quadrature
 from varflow.evaluation import annealing as room
 from varflow.evaluation import path as road

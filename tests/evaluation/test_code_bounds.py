@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import varflow as vf
+from varflow.core.errors import NonFiniteError, SpecError
 from varflow.data import from_codes, from_tensor
-from varflow.errors import NonFiniteError, SpecError
 from varflow.evaluation import evaluate_codes
 from varflow.evaluation.codes import used_alike, used_at_all
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 import varflow as vf
-from varflow import recipes
-from varflow.cli import main
-from varflow.comparison import compare
-from varflow.comparison_report import write
-from varflow.errors import RunError, SpecError
+from varflow.cli.main import main
+from varflow.core.errors import RunError, SpecError
 from varflow.evaluation import Evaluation
 from varflow.figures import bound_by_samples, canvas, overlaid_curves
-from varflow.run import Run
+from varflow.report.comparison import write
+from varflow.runs.comparison import compare
+from varflow.runs.run import Run
+from varflow.settings import recipes
 
 SMALL = {"latent": 2, "hidden": 8, "layers": 1, "steps": 12, "threads": 1}
 

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import varflow as vf
-from varflow.errors import NonFiniteError, RunError, SpecError
+from varflow.core.errors import NonFiniteError, RunError, SpecError
 from varflow.evaluation import Estimate, Evaluation, Progress, evaluate, importance_sample, paired
 
 from .conftest import tiny

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import varflow as vf
-from varflow.errors import ShapeError, SpecError
+from varflow.core.errors import ShapeError, SpecError
 from varflow.evaluation import LinearGaussian, quadrature
 
 from .conftest import tiny

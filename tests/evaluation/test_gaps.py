@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import varflow as vf
-from varflow.errors import NonFiniteError, SpecError
+from varflow.core.errors import NonFiniteError, SpecError
 from varflow.evaluation import Annealing, LinearGaussian, Refinement, inference_gaps, refined_bounds
 from varflow.evaluation.refinement import refine
 

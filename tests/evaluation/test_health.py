@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow.errors import ShapeError, SpecError
+from varflow.core.errors import ShapeError, SpecError
 from varflow.evaluation import active_units, aggregated_distance, latents
 from varflow.evaluation.health import _energy
 from varflow.evaluation.sliced import SlicedJoint

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import varflow as vf
-from varflow import random
-from varflow.errors import NonFiniteError, ShapeError, SpecError
+from varflow.core import random
+from varflow.core.errors import NonFiniteError, ShapeError, SpecError
 from varflow.evaluation import Importance, LinearGaussian, importance_sample, pareto_k, quadrature
 from varflow.evaluation import importance as room
 

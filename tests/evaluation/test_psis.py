@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from varflow.errors import NonFiniteError, SpecError
+from varflow.core.errors import NonFiniteError, SpecError
 from varflow.evaluation import pareto_k
 from varflow.evaluation.psis import tail_k, tail_length
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.evaluation import (
     Annealing,
     Evaluation,

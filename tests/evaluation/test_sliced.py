@@ -9,7 +9,7 @@ import torch
 
 import varflow as vf
 from varflow import hmc
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.evaluation import Importance, importance_sample
 from varflow.evaluation.sliced import CACHE, COPIES, SlicedJoint, gradient_rows, rows_within
 from varflow.model import LogJoint

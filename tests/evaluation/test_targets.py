@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow import random
-from varflow.errors import NonFiniteError, ShapeError, SpecError
+from varflow.core import random
+from varflow.core.errors import NonFiniteError, ShapeError, SpecError
 from varflow.evaluation import Evaluation, divergences, evaluate_target
 from varflow.evaluation.scores import score
 from varflow.flows import Planar
@@ -263,7 +263,7 @@ def test_the_hamiltonian_posterior_is_measured_on_its_extended_space() -> None:
 
 
 def gaussian_model(d: int = 3, **options):
-    from varflow._lazy import resolve
+    from varflow.core.lazy import resolve
     from varflow.targets import TABLE
 
     likelihood = resolve(TABLE["gaussian-model"])(d, observations=300, **options)

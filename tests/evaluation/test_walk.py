@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow import random
-from varflow.errors import SpecError
+from varflow.core import random
+from varflow.core.errors import SpecError
 from varflow.evaluation import hmc_walk
 from varflow.model import LogJoint
 

@@ -11,8 +11,8 @@ from matplotlib.image import imread
 
 import varflow as vf
 from varflow import figures
+from varflow.core.errors import DataError
 from varflow.data import from_tensor
-from varflow.errors import DataError
 from varflow.figures import album
 
 METRICS = [

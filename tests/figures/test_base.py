@@ -13,7 +13,7 @@ import torch
 from matplotlib.colors import to_rgb
 
 from varflow import figures
-from varflow.errors import RunError, ShapeError
+from varflow.core.errors import RunError, ShapeError
 from varflow.figures.base import as_numpy, categories
 
 

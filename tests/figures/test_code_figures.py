@@ -8,8 +8,8 @@ import torch
 
 import varflow as vf
 from varflow import figures
+from varflow.core.errors import DataError, ShapeError
 from varflow.data import from_tensor
-from varflow.errors import DataError, ShapeError
 
 
 def test_colours_are_alike_for_codewords_that_are_near():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from varflow import figures
-from varflow.errors import DataError, ShapeError
+from varflow.core.errors import DataError, ShapeError
 from varflow.figures.curves import _running_mean
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from varflow import figures
-from varflow.errors import ShapeError, SpecError
+from varflow.core.errors import ShapeError, SpecError
 
 
 def axes():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from varflow import figures
-from varflow.errors import DataError, RunError, ShapeError, SpecError
+from varflow.core.errors import DataError, RunError, ShapeError, SpecError
 from varflow.evaluation import Evaluation
 from varflow.figures import animation as film
 

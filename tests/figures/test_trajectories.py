@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from varflow import figures
-from varflow.errors import ShapeError
+from varflow.core.errors import ShapeError
 from varflow.posteriors import Gaussian, Hamiltonian
 
 

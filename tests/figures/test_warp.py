@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from varflow import figures, flows
-from varflow._lazy import resolve
-from varflow.errors import ShapeError
+from varflow.core.errors import ShapeError
+from varflow.core.lazy import resolve
 
 
 def perturbed(flow):

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow import figures, interpolation
+from varflow import figures
+from varflow.core.errors import ShapeError, SpecError
 from varflow.data import from_tensor
-from varflow.errors import ShapeError, SpecError
 from varflow.figures import album
+from varflow.priors import interpolation
 
 double = torch.float64
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import jacrev, vmap
 from torch.nn import functional as F
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.flows import InverseAutoregressive, MaskedAutoregressive
 
 families = pytest.mark.parametrize("family", [InverseAutoregressive, MaskedAutoregressive])

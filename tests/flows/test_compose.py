@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from varflow.errors import ShapeError, SpecError
+from varflow.core.errors import ShapeError, SpecError
 from varflow.flows import AdditiveCoupling, Affine, Compose, InverseAutoregressive, Reverse
 
 

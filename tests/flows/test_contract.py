@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import functional_call, jacrev, stack_module_state, vmap
 
-from varflow._lazy import resolve
-from varflow.errors import ShapeError, SpecError
+from varflow.core.errors import ShapeError, SpecError
+from varflow.core.lazy import resolve
 from varflow.flows import TABLE, Affine, Compose, Planar, Reverse
 from varflow.flows.flow import Flow
 

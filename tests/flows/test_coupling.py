@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import jacrev
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.flows import AdditiveCoupling, AffineCoupling, Compose, nice
 from varflow.flows.elementwise import Affine
 

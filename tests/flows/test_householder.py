@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.flows import Householder
 
 

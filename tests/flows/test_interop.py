@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TransformedDistribution, transforms
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.flows import (
     Affine,
     InverseAutoregressive,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.flows import Planar
 from varflow.flows._chain import _unwind_unrolled, unwind
 from varflow.flows._root import tanh_root

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.flows import Radial
 
 SHIFT = math.log(math.e - 1)

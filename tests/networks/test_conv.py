@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from varflow.errors import ShapeError, SpecError
+from varflow.core.errors import ShapeError, SpecError
 from varflow.networks import ConvDecoder, ConvEncoder
 from varflow.networks.conv import NORMALIZATIONS, pyramid
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.networks import linear as room
 from varflow.networks.linear import Linear, linear, use_library
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import jacrev, vmap
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.networks import MADE
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.networks.masked import LeftConv, MaskedConv, RowConv, shift_down
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from varflow.errors import ShapeError, SpecError
+from varflow.core.errors import ShapeError, SpecError
 from varflow.networks import MLP, Linear
 from varflow.networks.mlp import ACTIVATIONS
-from varflow.specs import ACTIVATIONS as SPEC_ACTIVATIONS
+from varflow.settings.spec import ACTIVATIONS as SPEC_ACTIVATIONS
 
 double = torch.float64
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import varflow as vf
-from varflow.errors import ShapeError, SpecError
+from varflow.core.errors import ShapeError, SpecError
 from varflow.networks import StridedDecoder, StridedEncoder
 from varflow.networks.conv import NORMALIZATIONS
 from varflow.networks.strided import UPSAMPLINGS, halvings

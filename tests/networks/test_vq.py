@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from varflow.errors import ShapeError, SpecError
+from varflow.core.errors import ShapeError, SpecError
 from varflow.networks import VQDecoder, VQEncoder
 
 SIZES = [(3, 32, 32), (1, 28, 28), (1, 7, 9), (2, 4, 5), (4, 13, 6)]

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import varflow as vf
-from varflow import hmc, random
-from varflow.errors import ShapeError, SpecError
+from varflow import hmc
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError
 from varflow.evaluation import LinearGaussian
 from varflow.posteriors import Gaussian, Hamiltonian
 from varflow.posteriors import hamiltonian as room

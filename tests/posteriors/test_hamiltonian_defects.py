@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import varflow as vf
-from varflow import hmc, random
+from varflow import hmc
+from varflow.core import random
 from varflow.evaluation import LinearGaussian, importance_sample
 from varflow.posteriors import Gaussian, Hamiltonian
 from varflow.posteriors import gaussian as base_room

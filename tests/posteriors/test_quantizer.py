@@ -12,8 +12,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import varflow as vf
-from varflow import priors, random
-from varflow.errors import DataError, ShapeError, SpecError
+from varflow import priors
+from varflow.core import random
+from varflow.core.errors import DataError, ShapeError, SpecError
 from varflow.networks import VQDecoder, VQEncoder
 from varflow.posteriors import Quantizer
 from varflow.posteriors.codebook import Codebook, count, kmeans, perplexity, usage
@@ -342,7 +343,7 @@ def test_state_is_kept_and_a_loaded_codebook_does_not_start_again(decay):
 
 SCRIPT = """
 import sys, torch, torch.distributed as dist
-from varflow import random
+from varflow.core import random
 from varflow.posteriors.codebook import Codebook
 
 rank, world, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

@@ -11,8 +11,8 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.func import vmap
 
 import varflow as vf
-from varflow import random
-from varflow.errors import ShapeError, SpecError
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError
 from varflow.objectives import ELBO, ImportanceWeighted
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from varflow import priors, random
-from varflow.errors import SpecError
+from varflow import priors
+from varflow.core import random
+from varflow.core.errors import SpecError
 
 SMALL = {"channels": 6, "layers": 1, "kernel": 3, "embedding": 5, "hidden": 8}
 

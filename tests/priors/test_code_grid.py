@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 import torch
 
-from varflow import priors, random
-from varflow.errors import DataError, ShapeError, SpecError
+from varflow import priors
+from varflow.core import random
+from varflow.core.errors import DataError, ShapeError, SpecError
 from varflow.priors.code_grid import pick
 
 SMALL = {"channels": 6, "layers": 2, "kernel": 5, "embedding": 5, "hidden": 8}

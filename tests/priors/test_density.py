@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal
 
 import varflow as vf
 from varflow import density
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 
 
 def test_log_weight_is_the_log_density():

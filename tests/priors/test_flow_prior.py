@@ -10,9 +10,9 @@ from torch import nn
 from torch.func import functional_call, jacrev, stack_module_state, vmap
 
 import varflow as vf
-from varflow import random
-from varflow._lazy import resolve
-from varflow.errors import ShapeError, SpecError
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError
+from varflow.core.lazy import resolve
 from varflow.flows.flow import Flow as Map
 from varflow.networks.made import Step
 from varflow.objectives import ELBO

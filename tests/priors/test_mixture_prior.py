@@ -12,8 +12,8 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from torch.func import vmap
 
 import varflow as vf
-from varflow import random
-from varflow.errors import ShapeError, SpecError
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError
 from varflow.priors import _components
 from varflow.priors._components import pick
 

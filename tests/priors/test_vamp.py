@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import varflow as vf
-from varflow import random
-from varflow._lazy import resolve
-from varflow.errors import ShapeError, SpecError
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError
+from varflow.core.lazy import resolve
 from varflow.objectives import ELBO
 from varflow.priors import _components
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import varflow as vf
-from varflow.errors import NonFiniteError, ShapeError, SpecError
+from varflow.core.errors import NonFiniteError, ShapeError, SpecError
 from varflow.targets import Callable, integrate
 from varflow.targets.quadrature import grid
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, jacrev, stack_module_state, vmap
 
-from varflow import random, targets
-from varflow._lazy import resolve
-from varflow.errors import ShapeError, SpecError
+from varflow import targets
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError
+from varflow.core.lazy import resolve
 from varflow.targets import TABLE, Banana, Funnel, GaussianMixture, Ring, Target, grid, integrate
 
 NAMES = sorted(set(TABLE) - {"gaussian-model"})

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 from torch.func import functional_call, stack_module_state, vmap
 
-from varflow import random
-from varflow.errors import ShapeError, SpecError
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError
 from varflow.flows import Triangular
 from varflow.posteriors import Gaussian
 from varflow.targets import CorrelatedGaussianModel, GaussianModel, generate, simulate

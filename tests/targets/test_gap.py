@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
-from varflow.errors import ShapeError, SpecError
+from varflow.core.errors import ShapeError, SpecError
 from varflow.targets import best_hamiltonian_gap, generate, hamiltonian_gap
 from varflow.targets.gap import quadratic_tempering
 

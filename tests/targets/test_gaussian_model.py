@@ -15,8 +15,8 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 from torch.func import functional_call, stack_module_state, vmap
 
 import varflow as vf
-from varflow import random
-from varflow.errors import DataError, ShapeError, SpecError
+from varflow.core import random
+from varflow.core.errors import DataError, ShapeError, SpecError
 from varflow.targets import GaussianModel, generate, simulate
 from varflow.targets.gaussian_statistics import best_variance
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.networks import linear
 
 SETTINGS = {"latent": 4, "hidden": 16, "layers": 1, "threads": 1, "quiet": True, "steps": 25}

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow.errors import NonFiniteError
-from varflow.runfolder import read_state
+from varflow.core.errors import NonFiniteError
+from varflow.runs.folder import read_state
 from varflow.training.guard import Finding, inspect_terms
 
 SETTINGS = {"latent": 3, "hidden": 16, "layers": 1, "threads": 1, "quiet": True}

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow import random
-from varflow.errors import SpecError
-from varflow.fitting import as_dataset
-from varflow.runfolder import Memory
-from varflow.specs import RunSpec, TrainingSpec
+from varflow.core import random
+from varflow.core.errors import SpecError
+from varflow.runs.fitting import as_dataset
+from varflow.runs.folder import Memory
+from varflow.settings.spec import RunSpec, TrainingSpec
 from varflow.training import Loop, Progress
 from varflow.training.engine import Engine, denormals_flushed
 from varflow.training.optimizers import build_optimizer, learning_rate
@@ -335,7 +335,7 @@ def test_denormals_that_cannot_be_flushed_are_noticed():
     # A pool started before the flag was set keeps its own: the flag belongs to each thread.
     script = (
         "import torch; torch.ones(1 << 22).add_(1.0)\n"
-        "from varflow.specs import TrainingSpec\nfrom varflow.training import Engine\n"
+        "from varflow.settings.spec import TrainingSpec\nfrom varflow.training import Engine\n"
         "print(torch.get_num_threads(), Engine.start(TrainingSpec()).denormals_flushed)"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow import random
-from varflow.runfolder import METRICS, read_metrics, read_state
+from varflow.core import random
+from varflow.runs.folder import METRICS, read_metrics, read_state
 
 sys.path.insert(0, str(Path(__file__).parent))
 from two_ranks import CASES, ERRORS, SMALL, TAKEN

@@ -13,12 +13,15 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow import priors, random, recipes, second_stage
-from varflow.cli import main
+from varflow import priors
+from varflow.cli.main import main
+from varflow.core import random
+from varflow.core.errors import DataError, NonFiniteError, RunError, SpecError
 from varflow.data import from_codes, from_tensor
-from varflow.errors import DataError, NonFiniteError, RunError, SpecError
 from varflow.posteriors import Quantizer
-from varflow.runfolder import METRICS, WEIGHTS
+from varflow.runs import code_prior as second_stage
+from varflow.runs.folder import METRICS, WEIGHTS
+from varflow.settings import recipes
 from varflow.training.loop import Loop
 
 TINY = {

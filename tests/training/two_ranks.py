@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 import varflow as vf
-from varflow import ranks
-from varflow.errors import RunError, VarflowError
+from varflow.core import ranks
+from varflow.core.errors import RunError, VarflowError
 from varflow.networks.vq import VQDecoder, VQEncoder
 
 SMALL = {

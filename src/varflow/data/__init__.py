@@ -3,7 +3,7 @@
 Nothing here imports torch: names can be listed and checked at once.
 """
 
-from varflow._lazy import attach
+from varflow.core.lazy import attach
 
 #: Data sets with a name → what they are.
 SOURCES = {

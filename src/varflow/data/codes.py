@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from varflow.core.errors import DataError, ShapeError
 from varflow.data.dataset import SPLITS, Dataset
 from varflow.data.protocols import Codes
-from varflow.errors import DataError, ShapeError
 
 
 def from_codes(

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from varflow import errors, random
+from varflow.core import errors, random
+from varflow.core.errors import ShapeError, SpecError
 from varflow.data.protocols import Protocol, Support
-from varflow.errors import ShapeError, SpecError
 
 SPLITS = ("train", "validation", "test")
 
@@ -37,7 +37,7 @@ class Dataset:
 
     Stored values lie on the device (uint8 for pictures, [N, C, H, W]); a batch is gathered and
     passed through the protocol there. Training noise (binarization, dequantization, flips) comes
-    from the active :mod:`varflow.random` stream and is fresh at each access. Validation and test
+    from the active :mod:`varflow.core.random` stream and is fresh at each access. Validation and test
     use one draw, seeded by ``seed_eval`` and made on the CPU: the same for every run, seed, device
     and dtype.
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO
 from urllib.request import urlopen
 
-from varflow import errors
+from varflow.core import errors
+from varflow.core.errors import DataError, SpecError
 from varflow.data.sources import DOWNLOADS, File, data_folder
-from varflow.errors import DataError, SpecError
 
 _TIMEOUT = 60
 _CHUNK = 1 << 20

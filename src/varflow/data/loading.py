@@ -10,7 +10,9 @@ from typing import Any
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from varflow import data, errors
+from varflow import data
+from varflow.core import errors
+from varflow.core.errors import DataError, SpecError
 from varflow.data import named, own, sources, synthetic
 from varflow.data.dataset import Dataset
 from varflow.data.prepare import (
@@ -23,7 +25,6 @@ from varflow.data.prepare import (
     to_levels,
 )
 from varflow.data.protocols import LEVELS, Identity, Protocol, Standardize
-from varflow.errors import DataError, SpecError
 
 
 def load(

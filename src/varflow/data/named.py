@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from varflow.core.errors import DataError
 from varflow.data import SOURCES, readers, sources
 from varflow.data.readers import Bytes, Labels
 from varflow.data.sources import Checks
-from varflow.errors import DataError
 
 
 @dataclass

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from varflow.core.errors import DataError
 from varflow.data.named import Arrays
 from varflow.data.readers import content, need
-from varflow.errors import DataError
 
 PICTURES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varflow import random
+from varflow.core import random
+from varflow.core.errors import DataError, ShapeError, SpecError
 from varflow.data.dataset import SPLITS
 from varflow.data.protocols import LEVELS
-from varflow.errors import DataError, ShapeError, SpecError
 
 #: Seed of the 80/10/10 permutation of data that come without splits.
 SPLIT_SEED = 0

@@ -6,7 +6,7 @@ a whole split, and ``encode(v, drawn)`` gives x and ladj = log|dx/d picture| (na
 lives on [0, 1]^D. So a fresh draw and a fixed one pass through the same lines.
 
 Levels at or below 256; noise is drawn in float32 whatever the dtype of x, so that runs in float32
-and float64 see the same data. Training draws 16 bits a value (:func:`varflow.random.uniform16`), the
+and float64 see the same data. Training draws 16 bits a value (:func:`varflow.core.random.uniform16`), the
 fixed draws of validation and test 24.
 """
 
@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from varflow.errors import DataError
+from varflow.core.errors import DataError
 
 Support = Literal["binary", "grey", "levels", "unit", "real", "codes"]
 Encoded = tuple[Float[Tensor, "batch ..."], Float[Tensor, " batch"]]

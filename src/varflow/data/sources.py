@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from varflow.errors import DataError
+from varflow.core.errors import DataError
 
 
 class File(NamedTuple):

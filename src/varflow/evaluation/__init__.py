@@ -1,6 +1,6 @@
 """Estimates of the likelihood with their errors, exact references, and the health of a model."""
 
-from varflow._lazy import attach
+from varflow.core.lazy import attach
 
 _EXPORTS = {
     "Aggregate": "varflow.evaluation.health:Aggregate",

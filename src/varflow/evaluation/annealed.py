@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow.errors import SpecError, positive, unknown
+from varflow.core.errors import SpecError, positive, unknown
 
 Schedule = Literal["sigmoidal", "geometric", "linear"]
 StartName = Literal["posterior", "prior"]

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from varflow import random
-from varflow.errors import NonFiniteError, ShapeError, SpecError
+from varflow.core import random
+from varflow.core.errors import NonFiniteError, ShapeError, SpecError
 from varflow.evaluation.annealed import Annealed, Annealing
 from varflow.evaluation.chunks import Chunks, digest
 from varflow.evaluation.path import At, Path, starts, transition

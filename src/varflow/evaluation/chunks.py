@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varflow.files import make_folder, write_atomically
+from varflow.core.files import make_folder, write_atomically
 from varflow.model import Model
 
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Int, Real
 from torch import Tensor
 
-from varflow import random
-from varflow.errors import NonFiniteError, SpecError
+from varflow.core import random
+from varflow.core.errors import NonFiniteError, SpecError
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import Evaluation
 from varflow.evaluation.means import check_points

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from varflow.errors import SpecError, unknown
+from varflow.core.errors import SpecError, unknown
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import Evaluation
 

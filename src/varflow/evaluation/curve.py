@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow.errors import SpecError, positive
+from varflow.core.errors import SpecError, positive
 from varflow.evaluation.chunks import Chunks, digest
 from varflow.evaluation.evaluation import Evaluation
 from varflow.evaluation.importance import POINTS, fill

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from varflow.errors import RunError
+from varflow.core.errors import RunError
 
 #: Errors below this are shown as powers of ten, and no number gets decimals beyond it.
 _TINY = 1e-8

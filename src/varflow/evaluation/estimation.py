@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varflow import random
-from varflow.errors import positive
+from varflow.core import random
+from varflow.core.errors import positive
 from varflow.evaluation import health, psis
 from varflow.evaluation.chunks import Chunks, digest
 from varflow.evaluation.estimate import Estimate

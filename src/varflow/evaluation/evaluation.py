@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from rich.cells import cell_len, set_cell_size
 
-from varflow.errors import RunError
+from varflow.core.errors import RunError
+from varflow.core.files import make_folder, read_json, write_atomically, write_json
 from varflow.evaluation.estimate import Estimate
-from varflow.files import make_folder, read_json, write_atomically, write_json
-from varflow.runfolder import weights_digest
+from varflow.runs.folder import weights_digest
 
 #: Raised when the saved form changes its meaning.
 VERSION = 1

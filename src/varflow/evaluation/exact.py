@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from varflow.errors import ShapeError, SpecError
+from varflow.core.errors import ShapeError, SpecError
 from varflow.model import Model
 
 

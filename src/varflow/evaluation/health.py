@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from varflow import random
-from varflow.errors import ShapeError, SpecError, positive
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError, positive
 from varflow.evaluation.importance import POINTS
 from varflow.evaluation.sliced import SlicedJoint
 from varflow.model import Model

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from varflow import random
-from varflow.errors import ShapeError, SpecError, positive
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError, positive
 from varflow.evaluation.sliced import COPIES, SlicedJoint, rows_within, slices
 from varflow.evaluation.sums import Importance, Sums
 from varflow.model import Model

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varflow import combinations, random
-from varflow.errors import SpecError, positive, unknown
+from varflow import combinations
+from varflow.core import random
+from varflow.core.errors import SpecError, positive, unknown
 from varflow.evaluation.estimate import Estimate
 from varflow.model import Model
 

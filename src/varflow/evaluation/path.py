@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from varflow import hmc, random
-from varflow.errors import SpecError
+from varflow import hmc
+from varflow.core import random
+from varflow.core.errors import SpecError
 from varflow.evaluation.sliced import SlicedJoint
 from varflow.model import LogJoint, Model
 from varflow.posteriors.gaussian import GaussianConditional

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow.errors import NonFiniteError, ShapeError, positive
+from varflow.core.errors import NonFiniteError, ShapeError, positive
 
 #: Nodes of a panel.
 _NODES = 16

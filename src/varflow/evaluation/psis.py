@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow.errors import NonFiniteError, SpecError
+from varflow.core.errors import NonFiniteError, SpecError
 
 #: Fewer weights than this have no tail to speak of; k̂ is nan.
 FEWEST = 25

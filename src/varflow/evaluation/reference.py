@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varflow import random
-from varflow.errors import SpecError
+from varflow.core import random
+from varflow.core.errors import SpecError
 from varflow.model import Model
 
 

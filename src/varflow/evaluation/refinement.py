@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from varflow import random
-from varflow.errors import NonFiniteError, SpecError, positive
+from varflow.core import random
+from varflow.core.errors import NonFiniteError, SpecError, positive
 from varflow.model import Model
 from varflow.posteriors.gaussian import GaussianConditional
 from varflow.posteriors.posterior import Conditional

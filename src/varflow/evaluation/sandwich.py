@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from varflow import random
-from varflow.errors import positive
+from varflow.core import random
+from varflow.core.errors import positive
 from varflow.evaluation.annealed import Annealed, Annealing
 from varflow.evaluation.annealing import anneal
 from varflow.evaluation.estimate import Estimate

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow import random
-from varflow.errors import NonFiniteError, SpecError
+from varflow.core import random
+from varflow.core.errors import NonFiniteError, SpecError
 from varflow.evaluation import psis
 from varflow.evaluation.reference import Reference, reference
 from varflow.model import Model

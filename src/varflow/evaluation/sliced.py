@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from varflow import hmc
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.model import LogJoint, Model
 from varflow.posteriors.posterior import Draw
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from varflow.errors import NonFiniteError
+from varflow.core.errors import NonFiniteError
 from varflow.evaluation import psis
 from varflow.model import Terms
 

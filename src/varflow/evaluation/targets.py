@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from varflow import random
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError, positive
 from varflow.ensemble import Ensemble
-from varflow.errors import ShapeError, SpecError, positive
 from varflow.evaluation import psis
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import Evaluation

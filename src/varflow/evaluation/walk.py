@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from varflow import hmc, random
-from varflow.errors import SpecError, positive
+from varflow import hmc
+from varflow.core import random
+from varflow.core.errors import SpecError, positive
 from varflow.model import LogJoint, Model
 
 

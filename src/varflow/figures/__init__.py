@@ -4,7 +4,7 @@ Nothing here touches matplotlib's global state: no pyplot, no windows, and the s
 ``with style():`` only.
 """
 
-from varflow._lazy import attach
+from varflow.core.lazy import attach
 
 _EXPORTS = {
     "canvas": "varflow.figures.base:canvas",

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from varflow import random
-from varflow.errors import DataError
+from varflow.core import random
+from varflow.core.errors import DataError
+from varflow.core.files import make_folder, write_json
 from varflow.figures import album_ways, codes, curves, latent, moving, pictures, tables, warp
 from varflow.figures.base import canvas, save, style
-from varflow.files import make_folder, write_json
 from varflow.model import Model
 from varflow.priors.normal import StandardNormal
 

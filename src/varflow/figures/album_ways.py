@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from varflow import interpolation, random
+from varflow.core import random
 from varflow.figures import pictures
 from varflow.figures.base import canvas
 from varflow.figures.points import plane
+from varflow.priors import interpolation
 from varflow.priors.flow import Flow
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from varflow.errors import ShapeError, SpecError
+from varflow.core.errors import ShapeError, SpecError
+from varflow.core.files import make_folder, write_atomically
 from varflow.figures.base import Array, as_numpy, canvas, style
 from varflow.figures.targets import density
-from varflow.files import make_folder, write_atomically
 
 if TYPE_CHECKING:
     from varflow.targets.target import Window

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from varflow.errors import ShapeError
-from varflow.files import make_folder, write_atomically
+from varflow.core.errors import ShapeError
+from varflow.core.files import make_folder, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

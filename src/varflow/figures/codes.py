@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from varflow.errors import DataError, ShapeError, positive
+from varflow.core.errors import DataError, ShapeError, positive
 from varflow.figures.base import AFTER, BEFORE, TRAIN, VALIDATION, Array, as_numpy
 from varflow.figures.curves import _curve, _draw
 from varflow.figures.pictures import _gap, _pictures, _sheet, _show

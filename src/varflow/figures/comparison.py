@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from varflow.errors import DataError, ShapeError
+from varflow.core.errors import DataError, ShapeError
 from varflow.figures.base import as_numpy, categories
 
 if TYPE_CHECKING:

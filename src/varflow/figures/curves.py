@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from varflow.errors import DataError, ShapeError
+from varflow.core.errors import DataError, ShapeError
 from varflow.figures.base import AFTER, INK, TRAIN, VALIDATION, Array, as_numpy
 
 if TYPE_CHECKING:

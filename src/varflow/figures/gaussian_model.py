@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from varflow.errors import DataError, ShapeError
+from varflow.core.errors import DataError, ShapeError
 from varflow.figures.base import INK, categories
 
 if TYPE_CHECKING:

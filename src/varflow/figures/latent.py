@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from varflow.errors import ShapeError
+from varflow.core.errors import ShapeError
 from varflow.figures.base import AFTER, INK, Array, as_numpy, categories
 
 if TYPE_CHECKING:

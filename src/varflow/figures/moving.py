@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from varflow import random
+from varflow.core import random
 from varflow.figures.base import canvas
 from varflow.figures.comparison import bound_by_samples
 from varflow.figures.trajectories import decoded_trajectories, hamiltonian_schedule

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow.errors import ShapeError, positive
+from varflow.core.errors import ShapeError, positive
 from varflow.figures.base import Array, as_numpy, bare
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from varflow.errors import ShapeError
+from varflow.core.errors import ShapeError
 from varflow.figures.base import AFTER, BEFORE, INK, Array, as_numpy
 
 if TYPE_CHECKING:

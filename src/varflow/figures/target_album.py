@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varflow import random
+from varflow.core import random
+from varflow.core.errors import DataError, SpecError
+from varflow.core.files import make_folder, write_json
 from varflow.ensemble import Ensemble
-from varflow.errors import DataError, SpecError
 from varflow.figures import latent, targets, warp
 from varflow.figures.album import Entry
 from varflow.figures.animation import animate
 from varflow.figures.base import canvas, save, style
-from varflow.files import make_folder, write_json
 from varflow.model import LogJoint, Model
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow.errors import DataError, ShapeError, positive
+from varflow.core.errors import DataError, ShapeError, positive
 from varflow.figures.base import INK, OKABE_ITO, Array, as_numpy
 
 if TYPE_CHECKING:

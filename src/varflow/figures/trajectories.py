@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from varflow.errors import ShapeError
+from varflow.core.errors import ShapeError
 from varflow.figures.base import AFTER, BEFORE, INK, VALIDATION, Array, as_numpy, bare
 from varflow.figures.pictures import _gap, _pictures, _sheet
 

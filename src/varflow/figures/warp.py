@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import ShapeError, positive
+from varflow.core.errors import ShapeError, positive
 from varflow.figures.base import BEFORE, signed
 from varflow.flows.flow import Flow
 

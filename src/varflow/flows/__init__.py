@@ -1,6 +1,6 @@
 """Invertible maps z → z′ with their log-determinants. :mod:`varflow.flows.flow` states the contract."""
 
-from varflow._lazy import attach
+from varflow.core.lazy import attach
 
 #: Public names of the room.
 _EXPORTS = {

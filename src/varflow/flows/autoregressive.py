@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from varflow.errors import SpecError, positive, unknown
+from varflow.core.errors import SpecError, positive, unknown
 from varflow.flows.flow import Flow, Local
 from varflow.native import made as native
 from varflow.networks.made import MADE, Step

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.flows.flow import Flow, Local
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varflow.errors import SpecError, positive
+from varflow.core.errors import SpecError, positive
 from varflow.flows.compose import Compose
 from varflow.flows.elementwise import Affine
 from varflow.flows.flow import Flow, Local

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import positive
+from varflow.core.errors import positive
 from varflow.flows.flow import Flow, Local
 from varflow.networks.linear import Linear
 

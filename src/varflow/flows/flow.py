@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import ShapeError, SpecError, positive
+from varflow.core.errors import ShapeError, SpecError, positive
 
 Local = tuple[Tensor, ...]
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import positive
+from varflow.core.errors import positive
 from varflow.flows._batch import align
 from varflow.flows._reflections import overlaps, reflect, unit
 from varflow.flows.flow import Flow, Local

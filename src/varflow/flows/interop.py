@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Size, Tensor, nn
 from torch.distributions import AffineTransform, ComposeTransform, Transform, constraints
 
-from varflow.errors import SpecError, positive
+from varflow.core.errors import SpecError, positive
 from varflow.flows.flow import Flow, Local
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import positive
+from varflow.core.errors import positive
 from varflow.flows._batch import align
 from varflow.flows._chain import log_det, unwind, wind
 from varflow.flows.flow import Flow, Local

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import positive
+from varflow.core.errors import positive
 from varflow.flows._chain import log_mean
 from varflow.flows.flow import Flow, Local
 from varflow.networks.linear import Linear

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import SpecError, positive
+from varflow.core.errors import SpecError, positive
 from varflow.flows._batch import align
 from varflow.flows._chain import log_det, unwind
 from varflow.flows._reflections import overlaps, reflect, unit

@@ -1,6 +1,6 @@
 """Likelihoods p(x|z): ``log_prob(x, z)``, ``mean(z)``, ``sample(z)``, ``distribution(z)``."""
 
-from varflow._lazy import attach
+from varflow.core.lazy import attach
 
 _EXPORTS = {
     "Likelihood": "varflow.likelihoods.likelihood:Likelihood",

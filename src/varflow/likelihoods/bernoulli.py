@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from varflow import random
+from varflow.core import random
 from varflow.likelihoods.likelihood import Likelihood, batch_dim
 from varflow.native import bernoulli as compiled
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from varflow import random
-from varflow.errors import SpecError, unknown
+from varflow.core import random
+from varflow.core.errors import SpecError, unknown
 from varflow.likelihoods.likelihood import Likelihood, batch_dim
 
 _NAMED = ("learned", "per-dimension", "decoder")

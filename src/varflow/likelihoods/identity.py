@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.networks.mlp import as_shape
 
 

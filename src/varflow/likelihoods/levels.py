@@ -11,8 +11,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from varflow import random
-from varflow.errors import DataError, SpecError
+from varflow.core import random
+from varflow.core.errors import DataError, SpecError
 from varflow.likelihoods.likelihood import Likelihood, batch_dim
 
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from varflow.errors import DataError, ShapeError, SpecError
+from varflow.core.errors import DataError, ShapeError, SpecError
 from varflow.networks.mlp import Shape, as_shape
 
 

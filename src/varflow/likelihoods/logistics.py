@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from varflow.errors import positive
+from varflow.core.errors import positive
 from varflow.likelihoods.levels import OnLevels, positive_levels
 
 #: Largest |log s| around its start; see :class:`Logistics`.

@@ -1,6 +1,6 @@
 """Networks: vectors or images in, vectors or images out. They know nothing of densities."""
 
-from varflow._lazy import attach
+from varflow.core.lazy import attach
 
 _EXPORTS = {
     "MLP": "varflow.networks.mlp:MLP",

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from varflow.errors import SpecError, unknown
+from varflow.core.errors import SpecError, unknown
 from varflow.networks.linear import Linear
 from varflow.networks.mlp import Shape, as_shape, check_input
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from varflow.errors import unknown
+from varflow.core.errors import unknown
 
 Library = Literal["blas", "onednn"]
 

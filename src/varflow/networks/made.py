@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.networks.linear import linear
 
 

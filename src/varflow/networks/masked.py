@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import SpecError, positive
+from varflow.core.errors import SpecError, positive
 from varflow.networks.linear import linear
 
 

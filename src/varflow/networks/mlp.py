@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, is_autocast_enabled, nn
 
-from varflow.errors import ShapeError, SpecError, unknown
+from varflow.core.errors import ShapeError, SpecError, unknown
 from varflow.networks.linear import Linear, linear, rectified
 
 Shape = tuple[int, ...]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import SpecError, unknown
+from varflow.core.errors import SpecError, unknown
 from varflow.networks.conv import NORMALIZATIONS, _picture
 from varflow.networks.linear import Linear
 from varflow.networks.mlp import ACTIVATIONS, Shape, as_shape, check_input

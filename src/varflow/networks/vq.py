@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.networks.conv import _Options, _picture
 from varflow.networks.mlp import as_shape, check_input
 

@@ -1,6 +1,6 @@
 """Posteriors q(z|x). ``q = posterior(x)`` encodes once; q draws, scores, and exposes what is per example."""
 
-from varflow._lazy import attach
+from varflow.core.lazy import attach
 
 _EXPORTS = {
     "Draw": "varflow.posteriors.posterior:Draw",

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow.errors import ShapeError, SpecError
+from varflow.core.errors import ShapeError, SpecError
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 from varflow.priors.layer import GaussianLayer, detached
 

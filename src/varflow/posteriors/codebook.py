@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from varflow import random, ranks
-from varflow.errors import SpecError, positive
+from varflow.core import random, ranks
+from varflow.core.errors import SpecError, positive
 from varflow.networks.linear import linear
 
 #: γ of the counts that restarts look at, where the codewords themselves are no moving averages.
@@ -33,7 +33,7 @@ class Codebook(nn.Module):
     restarted codeword, where gradients learn it, stay as they are.
 
     Several processes see one codebook: counts and sums are those of the global batch, restarts and k-means choose
-    among its vectors, as many from each process, and inside ``varflow.random.stream`` their random numbers are the
+    among its vectors, as many from each process, and inside ``random.stream`` their random numbers are the
     same on every process.
 
     Args:

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow import random
-from varflow.errors import ShapeError, SpecError, positive, unknown
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError, positive, unknown
 from varflow.flows.flow import Flow, Local, full_precision, without_autocast
 from varflow.networks.linear import Linear
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior

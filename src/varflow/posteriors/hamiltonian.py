@@ -22,8 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow import hmc, random
-from varflow.errors import SpecError, unknown
+from varflow import hmc
+from varflow.core import random
+from varflow.core.errors import SpecError, unknown
 from varflow.flows.flow import Flow, without_autocast
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 

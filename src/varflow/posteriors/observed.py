@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from varflow.errors import ShapeError, SpecError
+from varflow.core.errors import ShapeError, SpecError
 from varflow.networks.mlp import as_shape
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.priors.prior import Prior
 
 LogJoint = Callable[[Tensor], Tensor]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from varflow.errors import DataError, ShapeError, SpecError, positive
+from varflow.core.errors import DataError, ShapeError, SpecError, positive
 from varflow.flows.flow import full_precision, without_autocast
 from varflow.posteriors.codebook import Codebook, count, perplexity, usage, used
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior

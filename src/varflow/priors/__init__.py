@@ -1,6 +1,6 @@
 """Priors p(z): ``log_prob(z, context=None)``, ``sample(shape)``, ``event_shape``."""
 
-from varflow._lazy import attach
+from varflow.core.lazy import attach
 
 _EXPORTS = {
     "Prior": "varflow.priors.prior:Prior",

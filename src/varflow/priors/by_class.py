@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from varflow import random
-from varflow.errors import SpecError
+from varflow.core import random
+from varflow.core.errors import SpecError
 from varflow.priors.code_grid import AutoregressiveGrid, CodeGrid, pick
 
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from varflow import random
-from varflow.errors import DataError, ShapeError, SpecError, positive
+from varflow.core import random
+from varflow.core.errors import DataError, ShapeError, SpecError, positive
 from varflow.flows.flow import full_precision, without_autocast
 from varflow.priors.prior import Prior
 

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varflow import flows
-from varflow._lazy import resolve
-from varflow.errors import SpecError, unknown
+from varflow.core.errors import SpecError, unknown
+from varflow.core.lazy import resolve
 from varflow.flows.flow import Flow as Map
 from varflow.flows.flow import full_precision
 from varflow.priors.normal import StandardNormal

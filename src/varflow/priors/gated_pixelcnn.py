@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import positive
+from varflow.core.errors import positive
 from varflow.networks.linear import Linear
 from varflow.networks.masked import LeftConv, RowConv, check_kernel, shift_down
 from varflow.priors.code_grid import AutoregressiveGrid, Walk

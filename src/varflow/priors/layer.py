@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow import random
-from varflow.errors import ShapeError, positive
+from varflow.core import random
+from varflow.core.errors import ShapeError, positive
 from varflow.flows.flow import full_precision
 from varflow.networks.mlp import MLP
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow import random
-from varflow.errors import ShapeError, SpecError, positive
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError, positive
 from varflow.priors._components import by_rows, pick
 from varflow.priors.prior import Prior
 

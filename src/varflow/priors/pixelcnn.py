@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from varflow.errors import positive, unknown
+from varflow.core.errors import positive, unknown
 from varflow.networks.linear import Linear
 from varflow.networks.masked import MaskedConv
 from varflow.priors.code_grid import AutoregressiveGrid, Walk

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow import random
-from varflow.errors import ShapeError, SpecError, positive, unknown
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError, positive, unknown
 from varflow.networks.mlp import as_shape
 from varflow.priors._components import by_rows, pick
 from varflow.priors.prior import Prior

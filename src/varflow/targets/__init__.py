@@ -4,7 +4,7 @@ A :class:`Target` is a prior that nothing is observed about. The Gaussian models
 whose one z explains a whole data set; their evidence and posterior are known in closed form.
 """
 
-from varflow._lazy import attach
+from varflow.core.lazy import attach
 
 _EXPORTS = {
     "Target": "varflow.targets.target:Target",

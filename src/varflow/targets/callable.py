@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from varflow.errors import NonFiniteError, ShapeError, SpecError
+from varflow.core.errors import NonFiniteError, ShapeError, SpecError
 from varflow.targets.quadrature import Moments, grid, integrate
 from varflow.targets.target import Target, Window
 

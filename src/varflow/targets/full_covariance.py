@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from varflow import random
-from varflow.errors import ShapeError, SpecError, unknown
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError, unknown
 from varflow.targets.gaussian_statistics import (
     LOG_2PI,
     best_variance,

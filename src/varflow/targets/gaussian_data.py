@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from varflow import random
-from varflow.errors import SpecError, positive, unknown
+from varflow.core import random
+from varflow.core.errors import SpecError, positive, unknown
 from varflow.targets.full_covariance import CorrelatedGaussianModel
 from varflow.targets.gaussian_model import Batches, GaussianModel
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from varflow.errors import DataError, ShapeError, SpecError
+from varflow.core.errors import DataError, ShapeError, SpecError
 
 LOG_2PI = math.log(2 * math.pi)
 

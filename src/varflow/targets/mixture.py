@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow.errors import ShapeError, SpecError, positive
+from varflow.core.errors import ShapeError, SpecError, positive
 from varflow.targets.quadrature import Grid, grid
 from varflow.targets.target import Target, Window, positive_number
 

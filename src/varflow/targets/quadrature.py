@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow.errors import NonFiniteError, SpecError, positive
+from varflow.core.errors import NonFiniteError, SpecError, positive
 from varflow.targets.target import Target
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow.errors import SpecError
+from varflow.core.errors import SpecError
 from varflow.targets.target import Target, Window, exactly_two, positive_number
 
 _LOG_2PI = math.log(2 * math.pi)

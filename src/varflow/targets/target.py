@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow import random
-from varflow.errors import ShapeError, SpecError, positive
+from varflow.core import random
+from varflow.core.errors import ShapeError, SpecError, positive
 from varflow.priors.prior import Prior
 
 Window = tuple[float, float, float, float]

@@ -1,6 +1,6 @@
 """The loop, checkpoints, the guard against NaN."""
 
-from varflow._lazy import attach
+from varflow.core.lazy import attach
 
 _EXPORTS = {
     "Engine": "varflow.training.engine:Engine",

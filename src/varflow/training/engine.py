@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from varflow import native, ranks
-from varflow.errors import SpecError
+from varflow import native
+from varflow.core import ranks
+from varflow.core.errors import SpecError
 from varflow.networks import linear
-from varflow.specs import TrainingSpec
+from varflow.settings.spec import TrainingSpec
 
 #: Of glibc's malloc.h, and the largest value they take.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST = -1, -3, 2**31 - 1

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from varflow import ranks
+from varflow.core import ranks
 
 #: Signals that end a fit, the last one first where several came.
 WATCHED = (signal.SIGINT, signal.SIGTERM)

@@ -18,16 +18,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from varflow import combinations, objectives, random, ranks
+from varflow import combinations, objectives
+from varflow.core import random, ranks
+from varflow.core.errors import NonFiniteError, RunError, SpecError
 from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble, exact_errors
-from varflow.errors import NonFiniteError, RunError, SpecError
 from varflow.model import Model, Terms
 from varflow.posteriors.ancestral import Ancestral
 from varflow.posteriors.codebook import count, used
 from varflow.posteriors.quantizer import Quantizer
-from varflow.specs import RunSpec
+from varflow.settings.spec import RunSpec
 from varflow.training import guard
 from varflow.training.engine import Engine
 from varflow.training.exchange import WATCHED, Exchange

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varflow._lazy import resolve
-from varflow.specs import OptimizerSpec
+from varflow.core.lazy import resolve
+from varflow.settings.spec import OptimizerSpec
 from varflow.training import OPTIMIZERS
 
 _OPTIONS = {

@@ -1,0 +1,318 @@
+"""Several processes that act as one.
+
+``torchrun --nproc-per-node=N …`` starts N processes, *ranks* 0 … N − 1, with the same program. They share the
+work of a fit and agree on everything else: rank 0 alone writes, an error on one ends all, one of them says why.
+
+Two groups of PyTorch's distributed engine are used. The default one carries tensors (gloo on the CPU, NCCL on
+CUDA). A second one, gloo on every machine, carries plain values, and may wait for days: for rank 0 to evaluate.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from varflow.core.errors import NonFiniteError, RankError, SpecError, VarflowError
+
+#: What torchrun tells each process.
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_PATIENCE = timedelta(days=7)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_control: Any = None
+_alone = False
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if _connected() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if _connected() else 1
+
+
+def several() -> bool:
+    """Whether there are others to agree with."""
+    return world() > 1
+
+
+def local() -> int:
+    """The number of this process on its machine, which is that of its CUDA device."""
+    return int(os.environ.get("LOCAL_RANK", rank()))
+
+
+def stay_alone() -> None:
+    """Never meet the others: for commands that one process does by itself."""
+    global _alone
+    _alone = True
+
+
+def join() -> None:
+    """Meet the other processes, where torchrun started some; a second call does nothing.
+
+    Raises:
+        SpecError: this PyTorch cannot connect processes.
+    """
+    global _control
+    if _alone or _control is not None:
+        return
+    if not _connected():
+        if not all(name in os.environ for name in _VARIABLES) or os.environ["WORLD_SIZE"] == "1":
+            return
+        if not dist.is_available() or not dist.is_gloo_available():
+            raise SpecError(
+                "WORLD_SIZE: asks for several processes, and this PyTorch has no gloo; start one without torchrun"
+            )
+        nccl = torch.cuda.is_available() and dist.is_nccl_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
+        atexit.register(_leave)
+    _control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+
+def share(name: str, whole: int) -> int:
+    """The share of each rank in ``whole`` examples or samples.
+
+    Raises:
+        SpecError: they cannot be shared evenly, with the nearest numbers that can.
+    """
+    count = world()
+    if whole % count == 0:
+        return whole // count
+    below, above = whole - whole % count, whole - whole % count + count
+    nearest = f"{below} or {above}" if below else str(above)
+    raise SpecError(
+        f"{name}: {whole} in a step cannot be shared evenly by {count} processes; use {nearest}, or another number "
+        "of processes"
+    )
+
+
+# -- tensors ---------------------------------------------------------------------------------------
+
+
+def all_reduce(tensor: Tensor) -> Tensor:
+    """The sum over ranks, in place, with the same bits on each; ``tensor`` itself where there is one process.
+
+    Raises:
+        RankError: another process has ended.
+    """
+    return _reduced(tensor) if several() else tensor
+
+
+def mean(tensor: Tensor) -> Tensor:
+    """The mean over ranks, whose gradient reaches each rank's own part alone.
+
+    So that gradients, which are averaged over ranks, are those of a function of the mean.
+    """
+    if not several():
+        return tensor
+    own = tensor.detach()
+    return tensor + (all_reduce(own.clone()) / world() - own)
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Everybody's tensors one after the other along dimension 0, in the order of the ranks; of equal shapes.
+
+    Raises:
+        RankError: another process has ended.
+    """
+    if not several():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world())]
+    with _connection():
+        dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def copy_first(module: nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0; :func:`meet` before."""
+    if several():
+        for tensor in [*module.parameters(), *module.buffers()]:
+            # Dense in the usual order, and no bits, which not every engine sends.
+            plain = tensor.detach().contiguous()
+            with _connection():
+                dist.broadcast(plain.view(torch.uint8) if plain.dtype == torch.bool else plain, 0)
+            tensor.detach().copy_(plain)
+
+
+@torch.compiler.disable
+def _reduced(tensor: Tensor) -> Tensor:
+    with _connection():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+# -- agreement -------------------------------------------------------------------------------------
+
+
+def meet(facts: Mapping[str, Any] | None = None) -> None:
+    """Wait until every rank is here and well, and sees the same ``facts``.
+
+    Raises:
+        RankError: another rank met an error.
+        SpecError: a fact differs, by its name.
+    """
+    if not several():
+        return
+    found = _exchange(None, dict(facts or {}))
+    for name in facts or {}:
+        values = [each[name] for each in found]
+        if any(value != values[0] for value in values):
+            raise SpecError(
+                f"{name}: differ between the processes, which have to see the same; start all of them alike"
+            )
+
+
+def first(make: Callable[[], _T]) -> _T:
+    """What ``make()`` gives on rank 0, for all; the others wait for it, and for its error."""
+    if not several():
+        return make()
+    with agreed():
+        box = [make() if rank() == 0 else None]
+    with _connection():
+        dist.broadcast_object_list(box, 0, group=_control)
+    return box[0]  # type: ignore[return-value]
+
+
+def first_of(value: _T | None) -> _T | None:
+    """The value of the lowest rank that has one."""
+    if not several():
+        return value
+    values: list[Any] = [None] * world()
+    with _connection():
+        dist.all_gather_object(values, value, group=_control)
+    return next((value for value in values if value is not None), None)
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """An error on one rank inside becomes an error on all of them, at the end of the block or in :func:`meet`.
+
+    Raises:
+        RankError: on ranks that are well, where another is not.
+    """
+    try:
+        yield
+    except Exception as error:
+        if several() and not getattr(error, "exchanged", False):
+            _speak(error)
+            _exchange(error, {})
+        raise
+    meet()
+
+
+@contextmanager
+def lockstep() -> Iterator[None]:
+    """Inside, ranks wait for each other's tensors. One that fails by itself leaves, and the others notice.
+
+    NonFiniteError is raised by all of them at once.
+    """
+    try:
+        yield
+    except (RankError, NonFiniteError) as error:
+        _speak(error)
+        raise
+    except BaseException as error:
+        if several():
+            _speak(error)
+            _leave()
+        raise
+
+
+def together(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """A function that every rank calls: it begins with :func:`join`, and its errors are agreed."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        join()
+        with agreed():
+            return function(*args, **kwargs)
+
+    return call
+
+
+def by_first(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """A function that every rank calls and rank 0 runs: see :func:`first`."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return first(lambda: function(*args, **kwargs))
+
+    return call
+
+
+def _exchange(error: Exception | None, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Everybody's facts, or RankError where one has an error instead."""
+    found: list[Any] = [None] * world()
+    with _connection():
+        dist.all_gather_object(found, (error is None, facts), group=_control)
+    well = [fine for fine, _ in found]
+    if all(well):
+        return [each for _, each in found]
+    if error is None:
+        other = RankError(f"process {well.index(False)} met an error, which it names itself")
+        other.silent = other.exchanged = True
+        raise other
+    return []
+
+
+def _speak(error: BaseException) -> None:
+    """Decide whether this rank says what happened; the first that asks does."""
+    if getattr(error, "exchanged", False):
+        return
+    if isinstance(error, VarflowError):
+        error.silent = error.silent or not _voice()
+        error.exchanged = True
+    elif several():
+        # Not one of varflow's own: Python prints its traceback.
+        _voice()
+        error.exchanged = True  # type: ignore[attr-defined]
+
+
+def _voice() -> bool:
+    if not several():
+        return True
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return bool(store.add("varflow/voice", 1) == 1)
+    except RuntimeError:
+        # The process that kept the store is gone.
+        return True
+
+
+@contextmanager
+def _connection() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        ended = RankError(
+            "another process of this run ended without a word (killed, or out of memory); what was saved last is "
+            "kept, go on with --resume"
+        )
+        _speak(ended)
+        raise ended from error
+
+
+def _connected() -> bool:
+    return not _alone and dist.is_available() and dist.is_initialized()
+
+
+def _leave() -> None:
+    """Close the connections; whoever waits for this process gets an error."""
+    global _control
+    _control = None
+    # Closing NCCL would wait for what is under way; the end of the process does it.
+    if dist.is_initialized() and not torch.cuda.is_available():
+        dist.destroy_process_group()

@@ -1,0 +1,272 @@
+"""The second stage of a vector-quantized model: its prior, fitted to the codes of the finished first stage.
+
+The first stage learns encoder, codebook and decoder under the uniform prior over codes. Then every picture is coded
+once, the codes are kept in the run (``prior/codes.safetensors``), and the prior is fitted to them by maximum
+likelihood: the same loop, with budget and optimizer of its own and nothing of the first stage in reach of it. What
+it writes is a run's files again, in ``prior/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varflow.core import random, ranks
+from varflow.runs.build import density
+from varflow.data.codes import from_codes
+from varflow.data.dataset import SPLITS, Dataset
+from varflow.core.errors import DataError, RunError
+from varflow.core.files import make_folder
+from varflow.model import Model
+from varflow.posteriors.quantizer import Quantizer
+from varflow.priors import ByClass, UniformCodes
+from varflow.runs.folder import (
+    STATE,
+    WEIGHTS,
+    Elsewhere,
+    Memory,
+    RunFolder,
+    forget,
+    read_metrics,
+    read_state,
+    read_weights,
+    save_weights,
+)
+from varflow.settings.spec import RunSpec
+from varflow.training.engine import Engine
+from varflow.training.loop import Loop, Outcome
+from varflow.training.progress import Progress
+
+#: The second stage's folder in that of the run, and the cache in it.
+FOLDER, CODES = "prior", "codes.safetensors"
+#: Pictures coded at once; a change changes the noise that training pictures are coded with.
+_CHUNK = 500
+#: spec of the second stage → where its value is.
+_SETTINGS = {
+    "batch": "prior_batch",
+    "optimizer": "prior_optimizer",
+    "lr": "prior_lr",
+    "weight_decay": "prior_weight_decay",
+    "decay": "prior_decay",
+    "clip": "prior_clip",
+    "patience": "prior_patience",
+}
+
+
+def needed(model: Any) -> bool:
+    """Whether the prior of a model waits for codes: a quantizer under a prior that learns."""
+    return (
+        isinstance(model, Model)
+        and isinstance(model.posterior, Quantizer)
+        and any(parameter.requires_grad for parameter in model.prior.parameters())
+    )
+
+
+def first(model: Model) -> Model:
+    """The model of the first stage: the same encoder, codebook and decoder under the uniform prior."""
+    posterior = model.posterior
+    assert isinstance(posterior, Quantizer)
+    home = posterior.codebook.weight
+    uniform = UniformCodes(posterior.grid, posterior.codes).to(home.device, home.dtype)
+    return Model(uniform, model.likelihood, posterior).train(model.training)
+
+
+def settings(spec: RunSpec) -> RunSpec:
+    """What the loop reads in the second stage: maximum likelihood with a budget and an optimizer of its own."""
+    steps = spec.second_stage.prior_steps
+    budget = {"steps": steps} if steps else {"epochs": spec.second_stage.prior_epochs}
+    own = {name: spec.get(source) for name, source in _SETTINGS.items()}
+    plain = {"objective": "elbo", "beta": 1.0, "warmup": 0.0, "free_bits": 0.0, "gain_decay": 0.0}
+    return spec.replace(**plain, **own, **budget)
+
+
+def joined(
+    model: Model, weights: dict[str, Tensor], folder: Path
+) -> tuple[Model, dict[str, Tensor]]:
+    """The model of a run with the weights of both stages; of the first alone, while there is no second."""
+    path = folder / FOLDER / WEIGHTS
+    if not path.exists():
+        return first(model), weights
+    return model, {**weights, **read_weights(path)}
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run has cached codes, which the first stage must not outgrow."""
+    return (folder / FOLDER / CODES).exists()
+
+
+def fit(
+    spec: RunSpec,
+    model: Model,
+    dataset: Dataset,
+    engine: Engine,
+    folder: Path | None,
+    quiet: bool = False,
+    start: Callable[[], object] = lambda: None,
+) -> tuple[Outcome, list[dict[str, Any]]]:
+    """Code all pictures with the finished first stage, and fit the model's prior to the codes.
+
+    Args:
+        spec: of the run.
+        model: with the weights of the first stage; its prior learns, in place.
+        dataset: pictures, on the engine's device.
+        engine: as in the first stage.
+        folder: of the run; an interrupted second stage in it goes on. None keeps everything in memory.
+        quiet: show no progress.
+        start: called once it is sure that there is something to do.
+
+    Returns:
+        How it ended, and its records.
+
+    Raises:
+        DataError: labels are asked for and missing, or beyond the classes.
+        RunError: a damaged cache or state, or a second stage that is finished.
+        NonFiniteError: as in any fit.
+    """
+    model.eval()
+    room = None if folder is None else folder / FOLDER
+    writes = room is not None and ranks.rank() == 0
+    progress = Progress(0, quiet=quiet or ranks.rank() > 0)
+    codes = cached(model, dataset, spec.training.seed, room, progress)
+    pairs = _data(model, dataset, codes).to(engine.device, engine.dtype)
+    if isinstance(model.prior, ByClass):
+        model.prior.count(pairs.raw("train")[:, 0])
+    sink = Memory() if room is None else RunFolder(room) if writes else Elsewhere()
+    loop = Loop(density(model.prior), pairs, settings(spec), engine, sink, progress)
+    progress.steps = loop.steps
+    if isinstance(sink, RunFolder):
+        sink.watch(loop.kept_weights)
+    _go_on(loop, sink, room)
+    start()
+    ranks.meet()
+    ranks.copy_first(model.prior)
+    try:
+        with progress, ranks.lockstep():
+            outcome = loop.run()
+    finally:
+        if isinstance(sink, RunFolder):
+            sink.close()
+    records = sink.records if isinstance(sink, Memory) else read_metrics(room or Path())
+    return outcome, records
+
+
+def cached(
+    model: Model, dataset: Dataset, seed: int, room: Path | None, progress: Progress
+) -> dict[str, Tensor]:
+    """The codes ``[N, *grid]`` of every picture of every split, read from ``room`` or made and kept there.
+
+    A training picture is coded once, under one draw of its noise and flip; validation and test pictures under the
+    fixed draw that evaluation uses. Encoded in the dtype of the parameters, as evaluation does it, whatever the
+    precision of training.
+
+    Raises:
+        RunError: the file is damaged, or not of these pictures and this codebook.
+    """
+    path = None if room is None else room / CODES
+
+    def get() -> dict[str, Tensor]:
+        if path is not None and path.exists():
+            return read(path, model, dataset)
+        progress.say(f"second stage: coding {sum(dataset.sizes.values()):,} pictures")
+        codes = {split: encode(model, dataset, split, seed) for split in SPLITS}
+        if path is not None:
+            make_folder(path.parent)
+            save_weights(path, codes, 0)
+        return codes
+
+    return ranks.first(get)
+
+
+@torch.no_grad()
+def encode(model: Model, dataset: Dataset, split: str, seed: int) -> Tensor:
+    """The codes of a split in the smallest integers that hold them, on the CPU."""
+    posterior = model.posterior
+    assert isinstance(posterior, Quantizer)
+    kind = _kind(posterior.codes)
+    parts = [torch.empty(0, *posterior.grid, dtype=kind)]
+    noise = random.derive(seed, "cached codes", 0)
+    for chunk, start in enumerate(range(0, dataset.sizes[split], _CHUNK)):
+        index = torch.arange(start, min(start + _CHUNK, dataset.sizes[split]))
+        with random.stream(noise, chunk):
+            q = posterior(dataset.batch(split, index).x)
+        parts.append(q.codes.cpu().to(kind))
+    return torch.cat(parts)
+
+
+def read(path: Path, model: Model, dataset: Dataset) -> dict[str, Tensor]:
+    """The codes in a cache.
+
+    Raises:
+        RunError: damaged, or not of these pictures and this codebook.
+    """
+    posterior = model.posterior
+    assert isinstance(posterior, Quantizer)
+    codes = read_weights(path)
+    for split in SPLITS:
+        shape, kind = (dataset.sizes[split], *posterior.grid), _kind(posterior.codes)
+        found = codes.get(split)
+        if (
+            found is None
+            or found.shape != shape
+            or found.dtype != kind
+            or _beyond(found, posterior.codes)
+        ):
+            raise RunError(
+                f"{path}: does not hold the {split} codes of this run ({shape}, below {posterior.codes}); "
+                "delete it and resume, and the pictures are coded again"
+            )
+    return codes
+
+
+def _data(model: Model, dataset: Dataset, codes: Mapping[str, Tensor]) -> Dataset:
+    name = f"codes of {dataset.name}"
+    classes = getattr(model.prior, "classes", None)
+    if classes is None:
+        return from_codes(codes, name=name)
+    labels = {split: dataset.labels(split) for split in SPLITS}
+    for split, values in labels.items():
+        if values is None:
+            raise DataError(
+                f"classes: was {classes}, and {dataset.name} has no labels ({split}); use classes=0, or data with "
+                "labels"
+            )
+        if _beyond(values, classes):
+            raise DataError(
+                f"classes: was {classes}, and labels of {dataset.name} go from {int(values.min())} to "
+                f"{int(values.max())}; use classes={int(values.max()) + 1}"
+            )
+    return from_codes(codes, {k: v.cpu() for k, v in labels.items() if v is not None}, name=name)
+
+
+def _go_on(loop: Loop, sink: Any, room: Path | None) -> None:
+    """From the state of an interrupted second stage, where there is one; else from the start."""
+    if room is None:
+        return
+    if not (room / STATE).exists():
+        if isinstance(sink, RunFolder):
+            forget(room)
+        return
+    state = read_state(room)
+    loop.load_state(state)
+    if loop.step >= loop.steps:
+        raise RunError(
+            f"folder: {room.parent} is finished in both stages ({loop.step} of {loop.steps} steps of the prior); "
+            "give a larger budget, e.g. prior_epochs or prior_steps, to go on"
+        )
+    if isinstance(sink, RunFolder):
+        sink.rewind(state)
+
+
+def _beyond(values: Tensor, size: int) -> bool:
+    """Whether a value is none of 0 … size − 1."""
+    return bool(((values < 0) | (values >= size)).any())
+
+
+def _kind(codes: int) -> torch.dtype:
+    if codes <= 1 << 8:
+        return torch.uint8
+    return torch.int16 if codes <= 1 << 15 else torch.int32

@@ -1,0 +1,292 @@
+"""A run: a fitted model with everything that belongs to it, and :func:`load` to open one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from varflow.core import ranks
+from varflow.runs import code_prior as second_stage
+from varflow.runs.build import PARTS, Form, build, build_ensemble, unobserved
+from varflow.data.dataset import Dataset
+from varflow.data.unobserved import Unobserved
+from varflow.ensemble import Ensemble
+from varflow.core.errors import RunError, SpecError
+from varflow.core.files import read_json
+from varflow.model import Model
+from varflow.posteriors.observed import Observed
+from varflow.runs.folder import (
+    SNAPSHOTS,
+    SPEC,
+    WEIGHTS,
+    check_data,
+    read_about,
+    read_form,
+    read_metrics,
+    read_weights,
+)
+from varflow.settings.spec import RunSpec
+
+if TYPE_CHECKING:
+    from varflow.evaluation import Evaluation
+
+
+class Run:
+    """A fitted model with what belongs to it.
+
+    Attributes:
+        folder: where it lives, or None for a fit that was not written.
+        spec: its settings.
+        model: in evaluation mode; an :class:`~varflow.Ensemble` where several fits were trained together.
+        form: shape and support of the data.
+        metrics: the records of the fit.
+        outcome: how the fit ended, as plain values.
+        second_metrics: the records of a second stage, which fits the prior; none where there is none.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        model: Model | Ensemble,
+        form: Form,
+        folder: Path | None = None,
+        metrics: list[dict[str, Any]] | None = None,
+        outcome: dict[str, Any] | None = None,
+        dataset: Dataset | Unobserved | None = None,
+        second_metrics: list[dict[str, Any]] | None = None,
+    ) -> None:
+        self.spec, self.model, self.form, self.folder = spec, model, form, folder
+        self.metrics, self.outcome = metrics or [], outcome or {}
+        self.second_metrics = second_metrics or []
+        self._dataset = dataset
+
+    def __repr__(self) -> str:
+        return f"Run({self.folder or 'in memory'}, {self.outcome.get('step', 0)} steps)"
+
+    @property
+    def dataset(self) -> Any:
+        """The data of the run, read again where it is not at hand, on the model's device."""
+        if self._dataset is None:
+            if self._given_data():
+                raise RunError(
+                    "data: this run was fitted to data given in Python, which the folder does not hold; "
+                    "pass them again, e.g. load(folder, data=tensor)"
+                )
+            from varflow.runs.fitting import as_dataset
+
+            loaded = as_dataset(None, self.spec)
+            if self.folder is not None:
+                check_data(loaded, self.folder)
+            home = next(self.model.parameters())
+            self._dataset = loaded.to(home.device, home.dtype)
+        return self._dataset
+
+    @property
+    def infers_target(self) -> bool:
+        """Whether nothing is observed: a fit to a target, whose q(z) is the result."""
+        return self.form.support == "none"
+
+    def members(self) -> list[Model]:
+        """The models, one for each fit that was trained here, in the order of their seeds."""
+        return self.model.members() if isinstance(self.model, Ensemble) else [self.model]
+
+    @ranks.by_first
+    def evaluate(
+        self, split: str | None = None, samples: int | None = None, **options: Any
+    ) -> Evaluation:
+        """Estimates with their errors, saved in the run folder.
+
+        Args:
+            split: of the data set, "test" unless given; a target has none.
+            samples: for each example, 1000 unless given (2 for density estimation, where nothing is random); for
+                each fit to a target 100,000.
+            **options: of :func:`varflow.evaluation.evaluate`, or of
+                :func:`varflow.evaluation.evaluate_target` where this is a fit to a target, of
+                :func:`varflow.evaluation.evaluate_codes` where latents are codes.
+
+        Raises:
+            SpecError: a split or a limit for a target.
+        """
+        from varflow import evaluation
+        from varflow.evaluation.chunks import Chunks
+        from varflow.evaluation.estimation import IMPORTANCE
+
+        if self.infers_target:
+            for name, value in (("split", split), ("limit", options.pop("limit", None))):
+                if value not in (None, "target"):
+                    raise SpecError(f"{name}: was {value}; a target has no data, leave {name} out")
+            options.pop("memory", None)
+            result = evaluation.evaluate_target(
+                self.model,
+                100_000 if samples is None else samples,
+                data=self.dataset.describe(),
+                **options,
+            )
+        elif isinstance(self.model, Model) and self.model.posterior.discrete:
+            assert isinstance(self.dataset, Dataset)
+            options.pop("memory", None)
+            if samples not in (None, 1):
+                raise SpecError(
+                    f"samples: was {samples}; q of a quantizer is one code for sure, leave samples out"
+                )
+            result = evaluation.evaluate_codes(
+                self.model, self.dataset, split="test" if split is None else split, **options
+            )
+        else:
+            assert isinstance(self.model, Model)
+            assert isinstance(self.dataset, Dataset)
+            if self.folder is not None:
+                options.setdefault("folder", self.folder / "evaluation")
+            result = evaluation.evaluate(
+                self.model,
+                self.dataset,
+                split="test" if split is None else split,
+                # Where the latents are the data all samples are the same; two, so that every sum has its variance.
+                samples=(2 if isinstance(self.model.posterior, Observed) else 1000)
+                if samples is None
+                else samples,
+                **options,
+            )
+        if self.folder is not None:
+            result.save(self.folder)
+            Chunks(options.get("folder"), IMPORTANCE).clear()
+        return result
+
+    @ranks.by_first
+    def report(self) -> Path:
+        """Draw every figure that applies and write report.html; returns its path.
+
+        Raises:
+            RunError: the run has no folder.
+        """
+        if self.folder is None:
+            raise RunError("folder: this run is in memory; fit with out=... to have files")
+        from varflow import figures
+        from varflow.evaluation import Evaluation
+        from varflow.report.page import write_report
+
+        split = "target" if self.infers_target else "test"
+        evaluated = (self.folder / "evaluation" / f"{split}.json").exists()
+        evaluation = Evaluation.load(self.folder, split) if evaluated else None
+        folder = self.folder / "figures"
+        if self.infers_target:
+            figures.target_gallery(
+                self.model, self.metrics, folder, snapshots(self.folder), evaluation=evaluation
+            )
+        else:
+            drawn = (self.folder / "evaluation" / "test-curve.json").exists()
+            curve = Evaluation.load(self.folder, "test-curve") if drawn else None
+            figures.gallery(
+                self.model,
+                self.dataset,
+                self.metrics,
+                folder,
+                evaluation=evaluation,
+                curve=curve,
+                second_metrics=self.second_metrics,
+            )
+        return write_report(self.folder)
+
+    def _given_data(self) -> bool:
+        return self.folder is not None and bool(read_about(self.folder).get("data_given"))
+
+
+def load(
+    folder: str | Path,
+    parts: Mapping[str, nn.Module] | None = None,
+    data: Any = None,
+    device: str = "cpu",
+) -> Run:
+    """The run in a folder, its model ready for use.
+
+    Nothing from the folder is executed and no name found in it is imported: part names are looked up
+    in varflow's own tables.
+
+    Args:
+        folder: a run folder.
+        parts: the parts of your own that the run was fitted with, by name.
+        data: the data, where they were given in Python.
+        device: where the model goes.
+
+    Raises:
+        RunError: no run there, a damaged or tampered file, another version, or a part that is missing.
+    """
+    path = Path(folder)
+    if not (path / SPEC).exists():
+        raise RunError(
+            f"folder: {path} holds no run (no {SPEC}); give the folder that `varflow fit` wrote"
+        )
+    spec = RunSpec.from_dict(read_json(path / SPEC))
+    form = read_form(path)
+    about = read_about(path)
+    own = about.get("own_parts", [])
+    for name in own:
+        if name not in (*PARTS, "ensemble") or name not in (parts or {}):
+            raise RunError(
+                f"parts: the run was fitted with its own {name}; pass parts={{'{name}': ...}}"
+            )
+    model: Model | Ensemble
+    if "ensemble" in own:
+        model = (parts or {})["ensemble"]  # type: ignore[assignment]
+    elif spec.training.fits > 1:
+        model = build_ensemble(spec, form)
+    else:
+        model = build(spec, form, parts)
+    weights = read_weights(path / WEIGHTS)
+    if second_stage.needed(model):
+        assert isinstance(model, Model)
+        model, weights = second_stage.joined(model, weights, path)
+    if spec.training.precision == "float64":
+        model.double()
+    assign_weights(model, weights, path / WEIGHTS)
+    model.to(device).eval()
+    dataset: Dataset | Unobserved | None = None
+    if data is not None:
+        from varflow.runs.fitting import as_dataset
+
+        home = next(model.parameters())
+        dataset = as_dataset(data, spec).to(home.device, home.dtype)
+    elif form.support == "none":
+        dataset = unobserved(spec, model.member(0) if isinstance(model, Ensemble) else model)
+    later = read_metrics(path / second_stage.FOLDER)
+    outcome = about.get("outcome", {})
+    return Run(spec, model, form, path, read_metrics(path), outcome, dataset, later)
+
+
+def snapshots(folder: Path) -> list[tuple[int, dict[str, Tensor]]]:
+    """(step, weights) that a fit to a target left behind, in order of the steps; they may be none."""
+    files = sorted((folder / SNAPSHOTS).glob("step-*.safetensors"))
+    found = [(path.stem.partition("-")[2], path) for path in files]
+    return [(int(step), read_weights(path)) for step, path in found if step.isdigit()]
+
+
+def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path) -> None:
+    """Put weights into a model, all of them and nothing else.
+
+    Raises:
+        RunError: names or shapes differ, or a weight is not finite.
+    """
+    expected = model.state_dict()
+    missing, extra = (
+        sorted(expected.keys() - weights.keys()),
+        sorted(weights.keys() - expected.keys()),
+    )
+    if missing or extra:
+        raise RunError(
+            f"{origin}: does not belong to this spec (missing: {missing[:3] or 'none'}, "
+            f"unexpected: {extra[:3] or 'none'}); the spec or the weights were changed"
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise RunError(
+                f"{origin}: '{name}' has shape {tuple(tensor.shape)}, the spec needs "
+                f"{tuple(expected[name].shape)}; the spec or the weights were changed"
+            )
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise RunError(
+                f"{origin}: '{name}' holds a NaN or an infinity; fit again or restore the file"
+            )
+    model.load_state_dict(dict(weights))
