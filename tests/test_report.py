@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from varflow import RunSpec, figures, report
+from varflow import RunSpec, figures
 from varflow.core.errors import RunError
 from varflow.evaluation import Estimate
+from varflow.report import page
 from varflow.report.page import command, write_report
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/a.png>"
@@ -248,7 +249,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["digits", "planar-2d", None])
 def test_the_command_repeats_the_spec_exactly(recipe: str | None, monkeypatch, tmp_path) -> None:
-    from varflow.cli.main import main as cli
+    from varflow.cli import main as cli
     from varflow.runs import fitting
 
     spec = RunSpec().replace(
@@ -273,4 +274,4 @@ def test_command_of_defaults_is_the_recipe_alone() -> None:
     from varflow.settings.recipes import find
 
     assert command(find("digits").spec.to_dict(), "digits") == "varflow fit digits"
-    assert report.command is command
+    assert page.command is command

@@ -12,6 +12,7 @@ _EXPORTS = {
     "Model": "varflow.model:Model",
     "Terms": "varflow.model:Terms",
     "Run": "varflow.runs.run:Run",
+    "Form": "varflow.runs.build:Form",
     "RunSpec": "varflow.settings.spec:RunSpec",
     "build": "varflow.runs.build:build",
     "density": "varflow.runs.build:density",

@@ -74,7 +74,7 @@ def test_what_cannot_be_evaluated_is_named():
         evaluate_codes(model, coded(), split="tset")
     with pytest.raises(SpecError, match="data: are real, and this model is over grids of codes"):
         evaluate_codes(model, from_tensor(torch.randn(20, 2, 3)))
-    plain = vf.build(vf.RunSpec().replace(latent=2, hidden=4), vf.building.Form((6,), "binary"))
+    plain = vf.build(vf.RunSpec().replace(latent=2, hidden=4), vf.Form((6,), "binary"))
     with pytest.raises(SpecError, match="its latents are no codes"):
         evaluate_codes(plain, coded())
     prior = vf.priors.PixelCNN((2, 3), 5, channels=4, layers=1, kernel=3)

@@ -14,7 +14,7 @@ from varflow.model import LogJoint
 
 def model(**settings) -> vf.Model:
     spec = vf.RunSpec().replace(latent=3, hidden=8, activation="tanh", **settings)
-    return vf.build(spec, vf.building.Form((6,), "binary")).double()
+    return vf.build(spec, vf.Form((6,), "binary")).double()
 
 
 X = (torch.arange(64 * 6).reshape(64, 6) % 5 < 2).double()

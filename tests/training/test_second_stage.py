@@ -451,7 +451,7 @@ def test_the_recipes_are_the_programs_numbers():
     assert [spec.get(n) for n in names] == [128, 256, 128, 1e-3, 64, 10, 7]
     gated = recipes.find("vq-gated-pixelcnn").spec
     assert [gated.get(n) for n in names] == [128, 256, 64, 8e-4, 256, 13, 7]
-    form = vf.building.Form((3, 32, 32), "real")
+    form = vf.Form((3, 32, 32), "real")
     model = vf.build(spec, form)
     assert model.prior.event_shape == (8, 8)
     assert model.posterior.grid == (8, 8)
