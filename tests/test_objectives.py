@@ -277,7 +277,7 @@ REFUSED = {
         vf.Model(vf.targets.U1(), None, vf.posteriors.Gaussian(2)), "none", ImportanceWeighted(),
         "the importance-weighted bound needs all of them", 2),
     "compiled step × posterior that reads values": lambda: (
-        quantized(vf.priors.UniformCodes((2, 2), 3)), "real", ELBO(), "compile: a quantizer's codebook", 1, None,
+        quantized(vf.priors.UniformCodes((2, 2), 3)), "binary", ELBO(), "compile: a quantizer's codebook", 1, None,
         True),
 }  # fmt: skip
 
