@@ -15,7 +15,7 @@ from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble
 from varflow.core.errors import RunError, SpecError
-from varflow.core.files import read_json
+from varflow.core.files import read_json, read_metrics
 from varflow.model import Model
 from varflow.posteriors.observed import Observed
 from varflow.runs.folder import (
@@ -25,7 +25,6 @@ from varflow.runs.folder import (
     check_data,
     read_about,
     read_form,
-    read_metrics,
     read_weights,
 )
 from varflow.settings.spec import RunSpec
