@@ -79,7 +79,7 @@ def settings(spec: RunSpec) -> RunSpec:
     steps = spec.second_stage.prior_steps
     budget = {"steps": steps} if steps else {"epochs": spec.second_stage.prior_epochs}
     own = {name: spec.get(source) for name, source in _SETTINGS.items()}
-    plain = {"objective": "elbo", "beta": 1.0, "warmup": 0.0, "free_bits": 0.0, "gain_decay": 0.0}
+    plain = {"objective": "elbo", "beta": 1.0, "warmup": "0 steps", "free_bits": 0.0, "gain_decay": 0.0}
     return spec.replace(**plain, **own, **budget)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+from varflow.core import durations
 from varflow.core.errors import SpecError, unknown
 from varflow.settings.spec import ACTIVATIONS, RunSpec, setting_types, widths
 
@@ -19,6 +20,9 @@ def check(spec: RunSpec) -> None:
     from varflow.data import PROTOCOLS
     from varflow.training import OPTIMIZERS
 
+    for name in ("warmup", "validate_every", "patience", "prior_patience"):
+        if spec.get(name) is not None:
+            durations.check(name, spec.get(name))
     for name, kind in setting_types().items():
         _check_type(name, spec.get(name), kind)
     _among("protocol", spec.data.protocol, ["auto", *PROTOCOLS])
@@ -48,14 +52,14 @@ def check(spec: RunSpec) -> None:
         if spec.get(name) is not None:
             _at_least(name, spec.get(name), 1)
     for name in (
-        "lr", "save_every", "validate_every", "step_bound", "initial_step", "initial_scale", "prior_lr",
+        "lr", "save_every", "step_bound", "initial_step", "initial_scale", "prior_lr",
     ):  # fmt: skip
         _above(name, spec.get(name), 0.0)
-    for name in ("epochs", "patience", "clip", "prior_epochs", "prior_patience", "prior_clip"):
+    for name in ("epochs", "clip", "prior_epochs", "prior_clip"):
         if spec.get(name) is not None:
             _above(name, spec.get(name), 0.0)
     for name in (
-        "beta", "warmup", "weight_decay", "gain_decay", "eps", "momentum", "seed", "data_seed", "free_bits",
+        "beta", "weight_decay", "gain_decay", "eps", "momentum", "seed", "data_seed", "free_bits",
         "anneal", "leapfrog", "stem", "head", "dense", "top_latent", "classes", "codebook_weight", "commitment",
         "restarts", "kmeans", "prior_weight_decay",
     ):  # fmt: skip

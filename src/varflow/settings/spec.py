@@ -237,8 +237,8 @@ class SecondStageSpec:
     """Learning rate over the second stage."""
     prior_clip: float | None = None
     """Largest norm of the gradient in the second stage; without it no clipping."""
-    prior_patience: float | None = None
-    """Stop the second stage when the validation codes' log p has not improved for so many epochs."""
+    prior_patience: str | None = None
+    """Stop the second stage when the validation codes' log p has not improved for so long; as patience."""
 
 
 @dataclass(frozen=True)
@@ -249,8 +249,8 @@ class ObjectiveSpec:
     """elbo; annealed: the log-joint's weight grows to 1; iwae: the importance-weighted bound of `samples`."""
     beta: float = 1.0
     """Weight of the KL term; anything but 1 trains something else than the ELBO."""
-    warmup: float = 0.0
-    """Epochs over which the weight of the KL term grows linearly from 0 to beta."""
+    warmup: str = "0 steps"
+    """How long the weight of the KL term grows linearly from 0 to beta, e.g. "10 epochs" or "2000 steps"."""
     samples: int = 1
     """Posterior samples for each example in a training step."""
     control: bool = True
@@ -308,12 +308,13 @@ class TrainingSpec:
     """Budget in passes over the training split."""
     steps: int | None = None
     """Budget in updates, instead of epochs."""
-    patience: float | None = None
-    """Stop when the validation ELBO has not improved for so many epochs, those of the warm-up not counted."""
+    patience: str | None = None
+    """Stop when the validation bound has not improved by more than its standard error for so long, a warm-up not
+    counted: e.g. "5 epochs", "2000 steps", or auto: the longer of 10 epochs and 1000 steps."""
     keep: Literal["best", "last"] = "best"
-    """Weights kept at the end: those of the best validation ELBO, or the last."""
-    validate_every: float = 1.0
-    """Epochs between two validations."""
+    """Weights kept at the end: the best on the validation split, by more than the standard error, or the last."""
+    validate_every: str = "auto"
+    """Between two validations: e.g. "5 epochs", "200 steps", or auto: the longer of 1 epoch and 100 steps."""
     save_every: float = 5.0
     """Minutes between two resumable checkpoints; one is always written at the end."""
     seed: int = 0
