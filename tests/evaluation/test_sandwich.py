@@ -48,7 +48,7 @@ def test_exact_likelihoods_lie_between_the_two_bounds(latent, start):
     lower, upper = (torch.as_tensor(found.per_example[name]) for name in ("lower", "upper"))
     for bound, sign in ((lower, 1), (upper, -1)):
         short = sign * (exact - bound)
-        assert short.mean() > -3 * short.std() / math.sqrt(points)
+        assert short.mean() > -5 * short.std() / math.sqrt(points)
     gap = found.estimates["gap"]
     assert gap.value == pytest.approx(float((upper - lower).mean()), abs=1e-12)
     assert gap.standard_error == pytest.approx(float((upper - lower).std() / math.sqrt(points)))
@@ -69,7 +69,7 @@ def test_few_temperatures_leave_a_gap_that_many_close():
             assert short > (0.05 if len(gaps) == 1 else -0.02)
     assert "acceptance" not in sandwich_bounds(model, 3, coarse).estimates
     assert gaps[0].value > 4 * gaps[0].standard_error
-    assert abs(gaps[1].value) < gaps[0].value / 20 + 3 * gaps[1].standard_error
+    assert abs(gaps[1].value) < gaps[0].value / 20 + 5 * gaps[1].standard_error
 
 
 @pytest.mark.parametrize("start", ["posterior", "prior"])

