@@ -145,7 +145,7 @@ def build(case: Case, spec: Any) -> list[Any]:
     import varflow as vf
     from varflow.flows import InverseAutoregressive
     from varflow.posteriors import Gaussian
-    from varflow.runs.build import Form
+    from varflow.core.form import Form
 
     models = []
     for index in range(DATA_SETS):

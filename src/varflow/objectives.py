@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 
 from varflow.core import ranks
 from varflow.core.errors import SpecError
-from varflow.core.lazy import resolve
+from varflow.core.settings import AtLeast, Settings, settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from varflow.model import Terms
-    from varflow.settings.spec import ObjectiveSpec
 
 #: name in a spec → the objective.
 TABLE = {
@@ -29,14 +28,63 @@ TABLE = {
     "iwae": "varflow.objectives:ImportanceWeighted",
 }
 
-Gradient = Literal["total", "path", "dreg"]
+
+@settings
+class ObjectiveSettings(Settings):
+    """What every objective can be told."""
+
+    samples: Annotated[
+        int, "Posterior samples for each example in a training step.", AtLeast(1)
+    ] = 1
 
 
-def build(spec: ObjectiveSpec, steps_per_epoch: int) -> Objective:
-    """The objective of ``spec``."""
-    kind = resolve(TABLE[spec.objective])
-    objective: Objective = kind.from_spec(spec, steps_per_epoch)
-    return objective
+@settings("ELBO")
+class ELBOSettings(ObjectiveSettings):
+    beta: Annotated[
+        float,
+        "Weight of the KL term; anything but 1 trains something else than the ELBO.",
+        AtLeast(0),
+    ] = 1.0
+    warmup: Annotated[
+        float,
+        "Epochs over which the weight of the KL term grows linearly from 0 to beta.",
+        AtLeast(0),
+    ] = 0.0
+    control: Annotated[
+        bool,
+        "Subtract the control variate of mean zero from the KL term: the same objective with less noise.",
+    ] = True
+    free_bits: Annotated[float, "Nats that each latent may spend for free.", AtLeast(0)] = 0.0
+    gradient: Annotated[
+        Literal["total", "path"], "Total derivative; path: without the score of q."
+    ] = "total"
+
+    def build(self, part: Any, steps_per_epoch: int) -> ELBO:
+        warmup = round(self.warmup * steps_per_epoch)
+        return ELBO(self.beta, warmup, self.control, self.free_bits, self.gradient)
+
+
+@settings("AnnealedELBO")
+class AnnealedSettings(ObjectiveSettings):
+    gradient: Annotated[
+        Literal["total", "path"], "Total derivative; path: without the score of q."
+    ] = "total"
+    anneal: Annotated[
+        int, "Updates until the log-joint has its full weight.", AtLeast(0)
+    ] = 10_000
+
+    def build(self, part: Any, steps_per_epoch: int) -> AnnealedELBO:
+        return AnnealedELBO(self.anneal, gradient=self.gradient)
+
+
+@settings("ImportanceWeighted")
+class ImportanceWeightedSettings(ObjectiveSettings):
+    gradient: Annotated[
+        Literal["total", "dreg"], "Total derivative; dreg: doubly reparameterised."
+    ] = "total"
+
+    def build(self, part: Any, steps_per_epoch: int) -> ImportanceWeighted:
+        return ImportanceWeighted(self.gradient)
 
 
 @dataclass(frozen=True)
@@ -68,16 +116,6 @@ class ELBO:
     free_bits: float = 0.0
     gradient: Literal["total", "path"] = "total"
     bound: ClassVar[str] = "ELBO"
-
-    @classmethod
-    def from_spec(cls, spec: ObjectiveSpec, steps_per_epoch: int) -> ELBO:
-        return cls(
-            beta=spec.beta,
-            warmup=round(spec.warmup * steps_per_epoch),
-            control=spec.control,
-            free_bits=spec.free_bits,
-            gradient=_one_of(spec, "total", "path"),  # type: ignore[arg-type]
-        )
 
     @property
     def hold(self) -> bool:
@@ -136,10 +174,6 @@ class AnnealedELBO:
     final: ClassVar[float] = 1.0
     bound: ClassVar[str] = "ELBO"
 
-    @classmethod
-    def from_spec(cls, spec: ObjectiveSpec, steps_per_epoch: int) -> AnnealedELBO:
-        return cls(steps=spec.anneal, gradient=_one_of(spec, "total", "path"))  # type: ignore[arg-type]
-
     @property
     def hold(self) -> bool:
         return self.gradient == "path"
@@ -170,10 +204,6 @@ class ImportanceWeighted:
     final: ClassVar[float] = 1.0
     bound: ClassVar[str] = "importance-weighted bound"
 
-    @classmethod
-    def from_spec(cls, spec: ObjectiveSpec, steps_per_epoch: int) -> ImportanceWeighted:
-        return cls(gradient=_one_of(spec, "total", "dreg"))  # type: ignore[arg-type]
-
     @property
     def hold(self) -> bool:
         return self.gradient == "dreg"
@@ -195,14 +225,6 @@ class ImportanceWeighted:
         # The value of the bound, with the gradient of the weighted sum.
         weighted = (share * log_w).sum(0).mean()
         return -(weighted + (bound - weighted).detach())
-
-
-def _one_of(spec: ObjectiveSpec, *choices: str) -> str:
-    if spec.gradient not in choices:
-        raise SpecError(
-            f"gradient: '{spec.gradient}' does not go with objective={spec.objective}; use {' or '.join(choices)}"
-        )
-    return spec.gradient
 
 
 Objective = ELBO | AnnealedELBO | ImportanceWeighted

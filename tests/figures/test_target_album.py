@@ -14,7 +14,7 @@ from varflow import figures
 from varflow.cli.main import main
 from varflow.core.errors import SpecError
 from varflow.figures import target_album
-from varflow.runs.build import Form
+from varflow.core.form import Form
 
 METRICS = [{"step": 200 * k, "split": "train", "elbo": -1.0 - 1 / k} for k in range(1, 4)]
 NOWHERE = Form((2,), "none")

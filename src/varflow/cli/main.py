@@ -6,6 +6,7 @@ command that needs it, so help is instant.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,8 +18,8 @@ from varflow.cli import evaluation as cli_evaluation
 from varflow.cli import runs as cli_runs
 from varflow.cli.runs import at_least_one, open_run
 from varflow.core.errors import SpecError, VarflowError, suggestion, unknown
-from varflow.settings.flags import check_flags, parse, spelled_out
-from varflow.settings.spec import RunSpec, group_names, setting_types
+from varflow.settings.flags import check_flags, parse, spec_flags, spec_types, spelled_out, with_choices
+from varflow.settings.spec import RunSpec
 
 _HELP = """\
 varflow: deep latent-variable models and variational inference with normalizing flows
@@ -56,14 +57,6 @@ class Fit:
     """Show no progress."""
     report: bool = True
     """Draw the figures and write report.html at the end."""
-
-
-@dataclass(frozen=True)
-class FitCommand:
-    """Train a recipe; every setting has the recipe's value unless given."""
-
-    run: Fit
-    spec: RunSpec
 
 
 @dataclass(frozen=True)
@@ -159,6 +152,10 @@ def _beside() -> bool:
     return "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
+#: A spec that has every budget.
+_BUDGETS = RunSpec().replace(posterior="quantizer", network="grid", prior="pixelcnn")
+
+
 # -- commands ----------------------------------------------------------------------------------
 
 
@@ -175,9 +172,8 @@ def _recipes(arguments: list[str]) -> int:
         print(
             f"{recipe.name}: {recipe.summary}\nsource: {recipe.source}\ndiffers: {recipe.differs or 'nothing'}"
         )
-        for group, values in recipe.spec.to_dict().items():
-            if isinstance(values, dict):
-                print(f"{group}: " + ", ".join(f"{k}={v}" for k, v in values.items()))
+        for role, part in recipe.spec.parts.items():
+            print(f"{role}: " + ", ".join(f"{k}={v}" for k, v in part.values().items()))
         return 0
     width = max(len(name) for name in recipes.TABLE)
     for recipe in recipes.every():
@@ -192,29 +188,27 @@ def _fit(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         name, arguments = arguments[0], arguments[1:]
     asks_help = any(a in ("-h", "--help") for a in arguments)
-    default = recipes.find(name).spec if name else RunSpec()
-    types = {**setting_types(), **get_type_hints(Fit)}
+    spec = recipes.find(name).spec if name else RunSpec()
+    resumes = any(word.partition("=")[0] == "--resume" for word in arguments)
+    # A run that goes on has a second stage if it has one; its budgets are read without knowing.
+    base = _BUDGETS if resumes else with_choices(spec, arguments)
+    types = {**spec_types(base), **get_type_hints(Fit)}
     arguments = spelled_out(arguments, types)
-    given = check_flags(arguments, types)
-    if "steps" in given and "epochs" not in given:
-        default = default.replace(steps=1)
-    if "epochs" in given and "steps" not in given:
-        default = default.replace(epochs=1.0)
-    if "prior_steps" in given and "prior_epochs" not in given:
-        default = default.replace(prior_steps=1)
-    if "prior_epochs" in given and "prior_steps" not in given:
-        default = default.replace(prior_epochs=1.0)
+    given = check_flags(arguments, types, base)
 
     import tyro
 
+    fields: list[Any] = [("run", Fit, dataclasses.field(default_factory=Fit)), *spec_flags(base)]
+    kind: Any = dataclasses.make_dataclass("FitCommand", fields, frozen=True)
+    kind.__doc__ = "Train a recipe; every setting has the recipe's value unless given."
     parsed = tyro.cli(
-        tyro.conf.OmitArgPrefixes[FitCommand],
+        tyro.conf.OmitArgPrefixes[kind],
         prog=f"varflow fit {name or 'RECIPE'}",
         description=None if name else "Recipes: " + ", ".join(recipes.TABLE),
         args=arguments,
-        default=FitCommand(Fit(), default),
     )
-    command, spec = parsed.run, parsed.spec
+    command: Fit = parsed.run
+    typed = {n: v for role in base.parts for n, v in vars(getattr(parsed, role)).items() if n in given}
     if not asks_help and name is None and command.resume is None:
         raise SpecError(f"recipe: missing; {suggestion('', recipes.TABLE)}, or --resume RUN")
     from varflow.runs import fitting
@@ -222,7 +216,7 @@ def _fit(arguments: list[str]) -> int:
     if command.resume is not None:
         if name is not None:
             raise SpecError("resume: given beside a recipe; a run knows its own settings")
-        budget = {key: spec.get(key) for key in fitting.BUDGETS if key in given}
+        budget = {key: typed[key] for key in fitting.BUDGETS if key in typed}
         for key in sorted(given - set(budget) - {"resume", "quiet", "report"}):
             raise SpecError(
                 f"{key}: a resumed run keeps its settings; only --epochs or --steps, --prior-epochs or "
@@ -230,13 +224,8 @@ def _fit(arguments: list[str]) -> int:
             )
         run = fitting.resume(command.resume, quiet=command.quiet, **budget)
     else:
+        spec = base.replace(**typed)
         spec.validate()
-        beside = sorted(given & set(group_names("data")))
-        if beside and spec.target.target != "none":
-            raise SpecError(
-                f"{beside[0]}: given beside the target {spec.target.target}, which has no data; "
-                "leave one of the two out"
-            )
         out = (
             command.out
             or f"runs/{name}-{_subject(spec)}-{_flow_name(spec)}-seed{spec.training.seed}"
@@ -361,19 +350,18 @@ def _aside(line: str) -> None:
 
 def _subject(spec: RunSpec) -> str:
     """What is modelled or inferred, for the name of a folder."""
-    target = spec.target
-    if target.target == "none":
-        return Path(spec.data.data).stem
-    return target.target + ("" if target.dimensions == 2 else f"-{target.dimensions}d")
+    target, dimensions = spec.get("target"), spec.get("dimensions")
+    if target == "none":
+        return Path(spec.get("data")).stem
+    return str(target) + ("" if dimensions == 2 else f"-{dimensions}d")
 
 
 def _flow_name(spec: RunSpec) -> str:
-    posterior = spec.posterior
-    if posterior.posterior == "quantizer":
-        return f"{spec.quantizer.codes}codes-{spec.prior.prior}"
-    moved = f"-top{posterior.top_latent}" if posterior.top_latent else ""
-    moved += f"-leapfrog{posterior.leapfrog}" if posterior.leapfrog else ""
-    if posterior.flow == "none":
+    if spec.get("posterior") == "quantizer":
+        return f"{spec.get('codes')}codes-{spec.get('prior')}"
+    moved = f"-top{spec.get('top_latent')}" if spec.get("top_latent") else ""
+    moved += f"-leapfrog{spec.get('leapfrog')}" if spec.get("leapfrog") else ""
+    if spec.get("flow", "none") == "none":
         return "none" + moved
-    seen = "-amortized" if posterior.amortized else ""
-    return f"{posterior.flow}{posterior.length}{seen}{moved}"
+    seen = "-amortized" if spec.get("amortized") else ""
+    return f"{spec.get('flow')}{spec.get('length')}{seen}{moved}"

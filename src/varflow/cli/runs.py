@@ -134,10 +134,10 @@ def open_run(
 ) -> Any:
     """The run in a folder, its model on the device that is asked for."""
     from varflow.runs.run import load
-    from varflow.settings.spec import TrainingSpec
     from varflow.training.engine import Engine
+    from varflow.training.settings import TrainingSettings
 
-    engine = Engine.start(TrainingSpec(device=device, threads=threads))
+    engine = Engine.start(TrainingSettings(device=device, threads=threads))
     run = load(folder, device=engine.device)
     if data_dir is not None:
         run.spec = run.spec.replace(data_dir=data_dir)

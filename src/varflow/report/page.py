@@ -14,7 +14,8 @@ from varflow.core.files import read_json, write_text
 from varflow.evaluation.estimate import Estimate
 from varflow.report import html
 from varflow.runs.folder import outdated, read_metrics
-from varflow.settings.spec import RunSpec, setting_types
+from varflow.settings.flags import spec_types
+from varflow.settings.spec import RunSpec
 
 _NAMES = {
     "elbo": "ELBO",
@@ -96,9 +97,6 @@ _ERRORS = (
 
 _OUTDATED = "The run has gone on since: these estimates are of weights that it no longer has. Make them again."
 
-#: Groups of settings that a fit to a target does not read.
-_OF_DATA = ("data", "network", "prior", "likelihood")
-
 _TARGET_ERRORS = (
     "± is one standard error over fits that differ in their seeds; one fit has none. The Monte-Carlo "
     "error is what more samples would remove. KL(q‖p) = log Z − ELBO and KL(p‖q) = EUBO − log Z are "
@@ -158,12 +156,11 @@ def command(spec: Mapping[str, Any], recipe: str | None = None) -> str:
 
     name = recipe if recipe in recipes.TABLE else next(iter(recipes.TABLE))
     words = ["varflow", "fit", str(name)]
-    types = setting_types()
-    for _, setting, value, default in _rows(spec, recipes.find(str(name)).spec):
-        if value == default:
-            continue
+    whole = RunSpec.from_dict(spec)
+    types = spec_types(whole)
+    for setting, value in whole.changes(recipes.find(str(name)).spec).items():
         flag = setting.replace("_", "-")
-        if types.get(setting) is bool:
+        if types[setting] is bool:
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", str(value)]
@@ -361,8 +358,6 @@ def _settings(spec: Mapping[str, Any]) -> list[str]:
         html.paragraph("Marked settings differ from the defaults in the last column.", soft=True)
     ]
     rows = _rows(spec)
-    if any(name == "target" and value != "none" for _, name, value, _ in rows):
-        rows = [row for row in rows if row[0] not in _OF_DATA]
     for group in dict.fromkeys(group for group, *_ in rows):
         own = [(name, value, default) for at, name, value, default in rows if at == group]
         out.append(html.heading(group, level=3))
@@ -398,14 +393,12 @@ def _reproduce(spec: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
     return [*out, html.paragraph(note, soft=True)]
 
 
-def _rows(spec: Mapping[str, Any], base: RunSpec | None = None) -> list[tuple[str, str, Any, Any]]:
-    """(group, setting, value, value in ``base``) in the order of the spec."""
-    defaults = (base or RunSpec()).to_dict()
+def _rows(spec: Mapping[str, Any]) -> list[tuple[str, str, Any, Any]]:
+    """(role, setting, value, default of the chosen part) in the order of the spec."""
     return [
-        (str(group), str(name), value, defaults.get(group, {}).get(name))
-        for group, settings in spec.items()
-        if isinstance(settings, Mapping)
-        for name, value in settings.items()
+        (role, name, value, default)
+        for role, part in RunSpec.from_dict(spec).parts.items()
+        for (name, value), default in zip(part.values().items(), part.defaults().values(), strict=True)
     ]
 
 

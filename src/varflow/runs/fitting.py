@@ -18,11 +18,12 @@ from varflow import native
 from varflow.core import ranks
 from varflow.runs import code_prior as second_stage
 from varflow.settings import recipes
-from varflow.runs.build import PARTS, Form, build, build_ensemble, unobserved
+from varflow.runs.assemble import PARTS, build, build_ensemble, unobserved
 from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble
 from varflow.core.errors import RunError, SpecError
+from varflow.core.form import Form
 from varflow.core.files import read_json, write_json
 from varflow.model import Model
 from varflow.runs.run import Run
@@ -195,9 +196,9 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
 
     settings = spec.data
     protocol = settings.protocol
-    if protocol == "auto" and spec.likelihood.likelihood in ("logistics", "categorical"):
-        protocol = "levels"
-    continuous = spec.likelihood.likelihood == "identity"
+    if protocol == "auto":
+        protocol = spec.likelihood.protocol
+    continuous = spec.likelihood.continuous
     if data is None:
         found = room.load(
             settings.data,
@@ -208,7 +209,7 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
             levels=settings.levels,
             resize=settings.resize,
             verify=settings.verify,
-            data_seed=spec.target.data_seed,
+            data_seed=settings.data_seed,
         )
     elif isinstance(data, Dataset):
         found = data
@@ -403,7 +404,7 @@ def _train(
 def _jumps(before: RunSpec, spec: RunSpec, folder: Path) -> list[str]:
     """What to say where a budget has changed that the learning rate falls over."""
     changed = [""] if before.training != spec.training else []
-    if before.second_stage != spec.second_stage and started(folder / second_stage.FOLDER):
+    if any(before.get(n) != spec.get(n) for n in BUDGETS[2:]) and started(folder / second_stage.FOLDER):
         changed.append("prior_")
     out = []
     for stage in changed:

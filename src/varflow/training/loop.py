@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from varflow import combinations, objectives
+from varflow import combinations
 from varflow.core import random, ranks
 from varflow.core.errors import NonFiniteError, RunError, SpecError
 from varflow.data.dataset import Dataset
@@ -32,7 +32,7 @@ from varflow.settings.spec import RunSpec
 from varflow.training import guard
 from varflow.training.engine import Engine
 from varflow.training.exchange import WATCHED, Exchange
-from varflow.training.optimizers import build_optimizer, learning_rate
+from varflow.training.optimizers import learning_rate
 from varflow.training.progress import Progress, Record
 
 STATE_VERSION = 1
@@ -118,7 +118,7 @@ class Loop:
         self.steps = total_steps(spec, self.steps_per_epoch)
         every = spec.training.validate_every * self.steps_per_epoch
         self.validate_every = max(1, round(every)) if dataset.sizes["validation"] else self.steps
-        self.objective = objectives.build(spec.objective, self.steps_per_epoch)
+        self.objective = spec.objective.build(self.steps_per_epoch)
         for one in model.members() if isinstance(model, Ensemble) else [model]:
             combinations.check(
                 one, dataset.support, self.objective, ranks.world(), dataset.levels
@@ -145,7 +145,7 @@ class Loop:
         # The importance-weighted bound is another one for each number of samples.
         tighter = spec.objective.objective == "iwae"
         self._validation_samples = spec.objective.samples if tighter else 1
-        self.optimizer = build_optimizer(model, spec.optimizer)
+        self.optimizer = spec.optimizer.build(model)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.step = 0
         self.seconds = 0.0
@@ -431,7 +431,7 @@ class Loop:
     def _patience_is_over(self) -> bool:
         patience = self.spec.training.patience
         # In a warm-up the bound that is scored is not the one that is followed.
-        begin = max(self.best_step, round(self.spec.objective.warmup * self.steps_per_epoch))
+        begin = max(self.best_step, round(self.spec.get("warmup", 0.0) * self.steps_per_epoch))
         return (
             patience is not None and self.step - begin >= patience * self.steps_per_epoch
         )
