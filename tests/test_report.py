@@ -249,7 +249,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["digits", "planar-2d", None])
 def test_the_command_repeats_the_spec_exactly(recipe: str | None, monkeypatch, tmp_path) -> None:
-    from varflow.cli import main as cli
+    from varflow.cli import main
     from varflow.runs import fitting
 
     spec = RunSpec().replace(
@@ -266,7 +266,7 @@ def test_the_command_repeats_the_spec_exactly(recipe: str | None, monkeypatch, t
     words = shlex.split(command(spec.to_dict(), recipe))
     assert words[:2] == ["varflow", "fit"]
     with pytest.raises(SystemExit):
-        cli.main(words[1:])
+        main(words[1:])
     assert fitted == [spec]
 
 

@@ -1,5 +1,5 @@
 """``python -m varflow``."""
 
-from varflow.cli.main import main
+from varflow.cli import main
 
 main()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import varflow.data as vd
-from varflow.cli.main import main
+from varflow.cli import main
 from varflow.core.errors import DataError, SpecError
 from varflow.data import sources
 from varflow.data.sources import File, Source

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import varflow as vf
-from varflow.cli.main import main
+from varflow.cli import main
 from varflow.core.errors import RunError, SpecError
 from varflow.evaluation import Evaluation
 from varflow.figures import bound_by_samples, canvas, overlaid_curves

@@ -11,7 +11,7 @@ import torch
 
 import varflow as vf
 from varflow import figures
-from varflow.cli.main import main
+from varflow.cli import main
 from varflow.core.errors import SpecError
 from varflow.figures import target_album
 from varflow.core.form import Form
@@ -99,7 +99,7 @@ def test_a_grid_is_for_targets(tmp_path, capsys) -> None:
 
 
 def test_the_end_of_a_fit_is_told_without_a_validation(folder, capsys) -> None:
-    from varflow.cli.main import Fit, _finish
+    from varflow.cli.fit import Fit, _finish
 
     run = vf.load(folder)
     assert _finish(run, Fit(report=False)) == 0
@@ -110,7 +110,7 @@ def test_the_end_of_a_fit_is_told_without_a_validation(folder, capsys) -> None:
 
 
 def test_the_name_of_a_folder_says_what_is_inferred() -> None:
-    from varflow.cli.main import _flow_name, _subject
+    from varflow.cli.fit import _flow_name, _subject
 
     spec = vf.RunSpec().replace(target="funnel", dimensions=10, leapfrog=4)
     assert (_subject(spec), _flow_name(spec)) == ("funnel-10d", "none-leapfrog4")

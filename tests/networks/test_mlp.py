@@ -11,13 +11,13 @@ import torch.nn.functional as F
 
 from varflow.core.errors import ShapeError, SpecError
 from varflow.networks import MLP, Linear
-from varflow.networks.mlp import ACTIVATIONS, Activation
+from varflow.networks.mlp import ACTIVATIONS, ActivationName
 
 double = torch.float64
 
 
 def test_the_spec_and_the_network_know_the_same_activations():
-    assert set(get_args(Activation)) == set(ACTIVATIONS)
+    assert set(get_args(ActivationName)) == set(ACTIVATIONS)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

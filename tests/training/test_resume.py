@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow.cli.main import main
+from varflow.cli import main
 from varflow.core.errors import RunError, SpecError
 from varflow.runs.folder import METRICS, RUN, SPEC, STATE, WEIGHTS, prepare, read_state
 from varflow.training.loop import Loop

@@ -14,7 +14,7 @@ import torch
 
 import varflow as vf
 from varflow import priors
-from varflow.cli.main import main
+from varflow.cli import main
 from varflow.core import random
 from varflow.core.errors import DataError, NonFiniteError, RunError, SpecError
 from varflow.data import from_codes, from_tensor

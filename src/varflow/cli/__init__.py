@@ -1,1 +1,85 @@
-"""The command line: a file a verb, each a thin face over the library."""
+"""The command line: a file a verb, each thin, found in one table.
+
+Help needs no torch: a verb imports what it works with when it is called.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from varflow.cli.common import beside
+from varflow.core.errors import SpecError, VarflowError, suggestion
+
+#: The verbs in the order of ``varflow --help``. Each is a module here; its first line says what it does.
+VERBS = (
+    "recipes", "fit", "evaluate", "anneal", "gaps", "curve", "compare", "sample", "reconstruct", "report", "data",
+    "demo",
+)  # fmt: skip
+
+_EXAMPLES = (
+    "",
+    "examples:",
+    "  varflow fit dense --flow planar --amortized --out runs/planar",
+    "  varflow fit --resume runs/planar",
+    "  varflow evaluate runs/planar",
+    "  varflow compare runs/planar runs/none",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; exits with 2 and one sentence for anything a user can mend."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+    except VarflowError as error:
+        if not error.silent and (error.exchanged or not beside()):
+            print(f"varflow: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        # The reader has gone, as after `| head`. What Python would flush at exit goes nowhere, in silence.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help(), end="")
+        return 0 if arguments else 2
+    command, rest = arguments[0], arguments[1:]
+    if beside() and (command != "fit" or "-h" in rest or "--help" in rest):
+        # Under torchrun the first process alone does what is no training.
+        return 0
+    if command == "--version":
+        from varflow import __version__
+
+        print(__version__)
+        return 0
+    if command not in VERBS:
+        raise SpecError(f"command: unknown '{command}'; {suggestion(command, VERBS)}")
+    code: int = _verb(command).main(rest)
+    return code
+
+
+def _verb(name: str) -> Any:
+    return import_module(f"varflow.cli.{name}")
+
+
+def _help() -> str:
+    lines = [
+        "varflow: deep latent-variable models and variational inference with normalizing flows",
+        "",
+        "usage: varflow COMMAND [options]        (varflow COMMAND --help for the options)",
+        "",
+    ]
+    for name in VERBS:
+        summary = (_verb(name).__doc__ or "").partition("\n")[0].rstrip(".")
+        lines.append(f"  {name:<13} {summary}")
+    return "\n".join([*lines, *_EXAMPLES]) + "\n"

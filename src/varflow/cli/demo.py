@@ -1,19 +1,18 @@
-"""The demo: several posteriors on the embedded digits, compared in one table."""
+"""Compare several posteriors on the embedded digits, in a few minutes."""
 
 from __future__ import annotations
 
 import html
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from varflow import evaluation
-from varflow.core.files import make_folder, write_text
-from varflow.runs import fitting
 from varflow.settings import recipes
+from varflow.settings.flags import parse
+
+if TYPE_CHECKING:
+    from varflow import evaluation
 
 _POSTERIORS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("none", {}),
@@ -26,8 +25,36 @@ _POSTERIORS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
+@dataclass(frozen=True)
+class Demo:
+    """Several posteriors compared on the embedded digits: table, figures, report."""
+
+    out: str = "demo"
+    """Folder for the runs and the pictures."""
+    epochs: float = 200.0
+    """Budget of each fit."""
+    seed: int = 0
+    """Seed of every fit."""
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(Demo, arguments)
+    from varflow.core import ranks
+
+    ranks.stay_alone()
+    demo(Path(options.out), options.epochs, options.seed)
+    return 0
+
+
 def demo(out: Path, epochs: float = 200.0, seed: int = 0) -> None:
     """Fit, evaluate and report each posterior; print one table and where the pictures are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from varflow import evaluation
+    from varflow.core.files import make_folder, write_text
+    from varflow.runs import fitting
+
     console = Console(width=110)
     make_folder(out)
     spec = recipes.find("digits").spec.replace(epochs=epochs, seed=seed)

@@ -190,17 +190,22 @@ class Setting:
                 raise SpecError(f"{name}: was {value}; {said}")
 
 
-@cache
 def described(kind: type) -> dict[str, Setting]:
     """The fields of a settings class by name."""
+    known = _DESCRIBED.get(kind)
+    if known is not None:
+        return known
     hints = get_type_hints(kind, include_extras=True)
-    out = {}
+    out = _DESCRIBED[kind] = {}
     for field in dataclasses.fields(kind):
         bare, *notes = get_args(hints[field.name])
         (words,) = (note for note in notes if isinstance(note, str))
         limits = tuple(note for note in notes if note is not words)
         out[field.name] = Setting(field.name, bare, words, limits, field.default)
     return out
+
+
+_DESCRIBED: dict[type, dict[str, Setting]] = {}
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:

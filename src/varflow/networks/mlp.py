@@ -17,7 +17,7 @@ from varflow.core.settings import AtLeast, Settings, settings
 from varflow.networks.linear import Linear, linear, rectified
 
 Shape = tuple[int, ...]
-Activation = Literal["relu", "tanh", "softplus", "elu", "gelu", "silu"]
+ActivationName = Literal["relu", "tanh", "softplus", "elu", "gelu", "silu"]
 
 #: name in a spec → the function.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -43,7 +43,7 @@ class MLPSettings(Settings):
 
     layers: Annotated[int, "Hidden layers of each network.", AtLeast(1)] = 2
     hidden: Annotated[int, "Units of each hidden layer.", AtLeast(1)] = 400
-    activation: Annotated[Activation, "Activation of the hidden layers."] = "relu"
+    activation: Annotated[ActivationName, "Activation of the hidden layers."] = "relu"
     gated: Annotated[bool, "Gated hidden layers: Linear(x)·sigmoid(Linear(x))."] = False
 
     def encoder(self, event_shape: Shape, latent: int) -> nn.Module:

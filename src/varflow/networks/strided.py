@@ -15,7 +15,7 @@ from varflow.core.errors import SpecError, unknown
 from varflow.core.settings import AtLeast, Odd, Settings, Widths, settings, widths
 from varflow.networks.conv import NORMALIZATIONS, Normalization, _picture, pictures
 from varflow.networks.linear import Linear
-from varflow.networks.mlp import ACTIVATIONS, Activation, Shape, as_shape, check_input
+from varflow.networks.mlp import ACTIVATIONS, ActivationName, Shape, as_shape, check_input
 
 UPSAMPLINGS = ("transposed", "nearest")
 
@@ -53,7 +53,7 @@ class StridedSettings(Settings):
         "Width of the fully connected layer between convolutions and latents; 0 for none.",
         AtLeast(0),
     ] = 450
-    activation: Annotated[Activation, "Activation of every layer."] = "relu"
+    activation: Annotated[ActivationName, "Activation of every layer."] = "relu"
     normalization: Annotated[
         Normalization,
         "Normalisation after each activation; batch couples the examples of a batch.",

@@ -1,0 +1,140 @@
+"""Train a recipe, or go on with a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from varflow.cli.common import beside
+from varflow.core.errors import SpecError, suggestion
+from varflow.settings.flags import check_flags, spec_flags, spec_types, spelled_out, with_choices
+from varflow.settings.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Train a recipe, or go on with a run."""
+
+    out: str | None = None
+    """Folder of the run; without it runs/ and a name made of recipe, data, flow and seed."""
+    resume: str | None = None
+    """Go on with the run in this folder, bit for bit; only --epochs, --steps, --prior-epochs or --prior-steps can be
+    given beside it."""
+    overwrite: bool = False
+    """Replace the run that the folder holds."""
+    quiet: bool = False
+    """Show no progress."""
+    report: bool = True
+    """Draw the figures and write report.html at the end."""
+
+
+#: A spec that has every budget.
+_BUDGETS = RunSpec().replace(posterior="quantizer", network="grid", prior="pixelcnn")
+
+
+def main(arguments: list[str]) -> int:
+    from varflow.settings import recipes
+
+    name = None
+    if arguments and not arguments[0].startswith("-"):
+        name, arguments = arguments[0], arguments[1:]
+    asks_help = any(a in ("-h", "--help") for a in arguments)
+    spec = recipes.find(name).spec if name else RunSpec()
+    resumes = any(word.partition("=")[0] == "--resume" for word in arguments)
+    # A run that goes on has a second stage if it has one; its budgets are read without knowing.
+    base = _BUDGETS if resumes else with_choices(spec, arguments)
+    types = {**spec_types(base), **get_type_hints(Fit)}
+    arguments = spelled_out(arguments, types)
+    given = check_flags(arguments, types, base)
+
+    import tyro
+
+    fields: list[Any] = [("run", Fit, dataclasses.field(default_factory=Fit)), *spec_flags(base)]
+    kind: Any = dataclasses.make_dataclass("FitCommand", fields, frozen=True)
+    kind.__doc__ = "Train a recipe; every setting has the recipe's value unless given."
+    flat: Any = tyro.conf.OmitArgPrefixes
+    parsed = tyro.cli(
+        flat[kind],
+        prog=f"varflow fit {name or 'RECIPE'}",
+        description=None if name else "Recipes: " + ", ".join(recipes.TABLE),
+        args=arguments,
+    )
+    command: Fit = parsed.run
+    typed = {n: v for role in base.parts for n, v in vars(getattr(parsed, role)).items() if n in given}
+    if not asks_help and name is None and command.resume is None:
+        raise SpecError(f"recipe: missing; {suggestion('', recipes.TABLE)}, or --resume RUN")
+    from varflow.runs import fitting
+
+    if command.resume is not None:
+        if name is not None:
+            raise SpecError("resume: given beside a recipe; a run knows its own settings")
+        budget = {key: typed[key] for key in fitting.BUDGETS if key in typed}
+        for key in sorted(given - set(budget) - {"resume", "quiet", "report"}):
+            raise SpecError(
+                f"{key}: a resumed run keeps its settings; only --epochs or --steps, --prior-epochs or "
+                "--prior-steps can grow"
+            )
+        run = fitting.resume(command.resume, quiet=command.quiet, **budget)
+    else:
+        spec = base.replace(**typed)
+        spec.validate()
+        out = (
+            command.out
+            or f"runs/{name}-{_subject(spec)}-{_flow_name(spec)}-seed{spec.training.seed}"
+        )
+        run = fitting.fit(
+            spec, out=out, overwrite=command.overwrite, quiet=command.quiet, recipe=name
+        )
+    return _finish(run, command)
+
+
+def _finish(run: Any, command: Fit) -> int:
+    outcome = run.outcome
+    if beside():
+        if outcome["signal"] is None and command.report:
+            # The first process draws; all have to be there.
+            run.report()
+        return 0 if outcome["signal"] is None else 128 + int(outcome["signal"])
+    if outcome["signal"] is not None:
+        print(f"{outcome['reason']}; saved. Go on with: varflow fit --resume {run.folder}")
+        return 128 + int(outcome["signal"])
+    if run.infers_target:
+        last = run.metrics[-1]["elbo"] if run.metrics else float("nan")
+        how = "last training ELBO" + (" (mean over the fits)" if run.spec.training.fits > 1 else "")
+        bound = f"{how} {last:.4f} nats"
+    else:
+        bound = (
+            f"best validation ELBO {outcome['best_elbo']:.2f} nats at step {outcome['best_step']}"
+        )
+    took = f"{outcome['step']} steps in {outcome['seconds']:.0f} s"
+    second = outcome.get("second_stage")
+    print(f"{run.folder}: {took}, {outcome['reason']}; {bound}" + (" under uniform codes" if second else ""))
+    if second:
+        took = f"{second['step']} steps in {second['seconds']:.0f} s"
+        best = f"best validation log p(codes) {second['best_elbo']:.2f} nats at step {second['best_step']}"
+        print(f"prior over codes: {took}, {second['reason']}; {best}")
+    if command.report:
+        print(f"report: {run.report()}")
+    print(f"next: varflow evaluate {run.folder}")
+    return 0
+
+
+def _subject(spec: RunSpec) -> str:
+    """What is modelled or inferred, for the name of a folder."""
+    target, dimensions = spec.get("target"), spec.get("dimensions")
+    if target == "none":
+        return Path(spec.get("data")).stem
+    return str(target) + ("" if dimensions == 2 else f"-{dimensions}d")
+
+
+def _flow_name(spec: RunSpec) -> str:
+    if spec.get("posterior") == "quantizer":
+        return f"{spec.get('codes')}codes-{spec.get('prior')}"
+    moved = f"-top{spec.get('top_latent')}" if spec.get("top_latent") else ""
+    moved += f"-leapfrog{spec.get('leapfrog')}" if spec.get("leapfrog") else ""
+    if spec.get("flow", "none") == "none":
+        return "none" + moved
+    seen = "-amortized" if spec.get("amortized") else ""
+    return f"{spec.get('flow')}{spec.get('length')}{seen}{moved}"

@@ -1,0 +1,104 @@
+"""Draw pictures or rows from a run's model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varflow.cli.common import RunOptions, at_least_one, write_examples
+from varflow.core.errors import SpecError
+from varflow.settings.flags import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(RunOptions):
+    """Draw from p(x): pictures as a PNG sheet, and the numbers as .npy. Of a fit to a target: z from q(z)."""
+
+    count: int = 64
+    """How many."""
+    mean: bool = False
+    """The likelihood's mean for each z instead of a draw from it."""
+    temperature: float | None = None
+    """Prior over codes: divides the logits; below 1 the likely becomes likelier."""
+    top_k: int | None = None
+    """Prior over codes: draw among so many likeliest codes of a position."""
+    label: int | None = None
+    """Prior over codes with classes: the class of all draws; without it classes are drawn too."""
+    seed: int = 0
+    """Seed of the draws."""
+    out: str | None = None
+    """File name without ending; without it RUN/figures/sample."""
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(Sample, arguments, "run")
+    run = options.open()
+    at_least_one("count", options.count)
+    from varflow.core import random
+
+    if run.infers_target and options.mean:
+        raise SpecError("mean: a target has no likelihood to take the mean of; leave it out")
+    target = Path(options.out) if options.out else run.folder / "figures" / "sample"
+    chosen = {n: getattr(options, n) for n in ("temperature", "top_k", "label")}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    with random.stream(options.seed):
+        if run.infers_target:
+            _no_codes(chosen)
+            x = _positions(run, options.count)
+        elif run.model.posterior.discrete:
+            x, written = _coded(run, options.count, options.mean, chosen, target)
+            options.say(written)
+        else:
+            _no_codes(chosen)
+            x = run.model.sample(options.count, mean=options.mean)
+    for path in write_examples(run, target, x):
+        options.say(path)
+    return 0
+
+
+def _no_codes(chosen: dict[str, Any]) -> None:
+    for name, value in chosen.items():
+        raise SpecError(f"{name}: was {value}; it is for priors over codes, and this run has none")
+
+
+def _coded(
+    run: Any, count: int, mean: bool, chosen: dict[str, Any], target: Path
+) -> tuple[Any, Path]:
+    """x, and the file with its codes and the log p(codes) recorded while they were drawn."""
+    import io
+
+    import numpy as np
+    import torch
+
+    from varflow.core.files import make_folder, write_atomically
+
+    prior, options = run.model.prior, dict(chosen)
+    if not hasattr(prior, "sample_and_log_prob"):
+        _no_codes(chosen)
+        z = prior.sample((count,))
+        log_prob = prior.log_prob(z)
+    else:
+        if "label" in options:
+            label = options.pop("label")
+            if not 0 <= label < (prior.classes or 0):
+                known = f"0 to {prior.classes - 1}" if prior.classes else "none: it has no classes"
+                raise SpecError(f"label: was {label}; the labels of this prior are {known}")
+            home = next(run.model.parameters()).device
+            options["labels"] = torch.full((count,), label, device=home)
+        z, log_prob = prior.sample_and_log_prob((count,), **options)
+    x = run.model.decode(z, mean)
+    make_folder(target.parent)
+    path = target.with_name(target.name + "-codes.npz")
+    blob = io.BytesIO()
+    np.savez(blob, codes=z.cpu().numpy(), log_prob=log_prob.cpu().numpy())
+    write_atomically(path, lambda file: file.write(blob.getvalue()))
+    return x, path
+
+
+def _positions(run: Any, count: int) -> Any:
+    """z ~ q(z): ``[count, D]``, or ``[fits, count, D]`` where several fits were trained together."""
+    import torch
+
+    z = torch.stack([member.encode(None, count).z for member in run.members()])
+    return z if len(z) > 1 else z[0]
