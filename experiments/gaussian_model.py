@@ -143,9 +143,9 @@ def main() -> None:
 def build(case: Case, spec: Any) -> list[Any]:
     """The models of a case, one a data set."""
     import varflow as vf
+    from varflow.core.form import Form
     from varflow.flows import InverseAutoregressive
     from varflow.posteriors import Gaussian
-    from varflow.core.form import Form
 
     models = []
     for index in range(DATA_SETS):
@@ -461,7 +461,7 @@ BEST = "closed form of fixed, K = 1"
 def figure(options: argparse.Namespace, cases: list[Case]) -> None:
     """Errors by dimension above, learning curves of one dimension below; exact references in both."""
     import varflow as vf
-    from varflow.runs.folder import read_metrics
+    from varflow.core.files import read_metrics
     from varflow.targets import best_hamiltonian_gap, simulate
 
     rows, gaps = [], {BEST: {}}

@@ -248,9 +248,9 @@ def less(found: Any, base: Any) -> str:
 def figure(options: argparse.Namespace, cases: list[Case]) -> None:
     """Learning curves, and the bound against its number of samples, of all cases: one picture a family."""
     from varflow import figures
+    from varflow.core.files import read_metrics
     from varflow.evaluation import Evaluation
     from varflow.figures.comparison import bound_by_samples, overlaid_curves
-    from varflow.runs.folder import read_metrics
 
     for family in ("iwae", "dense", "hvae"):
         runs = {case.name: folder(options, case) for case in cases if case.name.startswith(family)}

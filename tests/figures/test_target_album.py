@@ -13,8 +13,8 @@ import varflow as vf
 from varflow import figures
 from varflow.cli import main
 from varflow.core.errors import SpecError
-from varflow.figures import target_album
 from varflow.core.form import Form
+from varflow.figures import target_album
 
 METRICS = [{"step": 200 * k, "split": "train", "elbo": -1.0 - 1 / k} for k in range(1, 4)]
 NOWHERE = Form((2,), "none")

@@ -16,7 +16,8 @@ import torch
 
 import varflow as vf
 from varflow.core import random
-from varflow.runs.folder import METRICS, read_metrics, read_state
+from varflow.core.files import read_metrics
+from varflow.runs.folder import METRICS, read_state
 
 sys.path.insert(0, str(Path(__file__).parent))
 from two_ranks import CASES, ERRORS, SMALL, TAKEN

@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the two of a run that every room above reads."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -76,3 +77,29 @@ def make_folder(path: Path) -> None:
         raise RunError(
             f"{path}: cannot be written ({error}); choose another folder with --out"
         ) from error
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run; a last line cut off by a crash is left out."""
+    path = folder / "metrics.jsonl"
+    records: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
+    return records
+
+
+def weights_digest(folder: Path) -> str | None:
+    """SHA-256 of the weights a run holds, whatever the step written beside them; None where it holds none."""
+    try:
+        with open(folder / "model.safetensors", "rb") as file:
+            # A safetensors file begins with the length of its header; the tensors follow that header.
+            file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, OverflowError, ValueError):
+        return None

@@ -284,8 +284,10 @@ def read(target: str) -> type[Settings] | None:
 
 
 def names_in(table: str) -> dict[str, str]:
-    """The table ``"module:attribute"`` of a room, name → part; taken out of the source of a module that is no package,
-    as that one imports torch."""
+    """The table ``"module:attribute"`` of a room, name → part.
+
+    It is taken out of the source of a module that is not imported and no package: such a one may import torch.
+    """
     module, _, attribute = table.partition(":")
     if module in sys.modules or _is_room(module):
         return dict(resolve(table))
@@ -316,18 +318,21 @@ def _run(module: str) -> dict[str, Any]:
     used = {name.id for part in fields for name in ast.walk(part) if isinstance(name, ast.Name)}
     names: dict[str, Any] = {"__name__": module}
     for node in body:
-        if isinstance(node, ast.ImportFrom) and node.module in _LIGHT:
-            _execute(node, names)
-        elif isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.ImportFrom) and node.module not in _LIGHT:
             wanted = used & {alias.name for alias in node.names}
             names |= {name: _found(str(node.module), name) for name in wanted}
-        elif isinstance(node, ast.Import) and all(alias.name in _LIGHT for alias in node.names):
-            _execute(node, names)
-        elif isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Literal["):
-            _execute(node, names)
-        elif node in classes:
+        elif node in classes or _is_light(node):
             _execute(node, names)
     return names
+
+
+def _is_light(node: ast.stmt) -> bool:
+    """An import of what is always at hand, or the name of a Literal."""
+    if isinstance(node, ast.Import):
+        return all(alias.name in _LIGHT for alias in node.names)
+    if isinstance(node, ast.Assign):
+        return ast.unparse(node.value).startswith("Literal[")
+    return isinstance(node, ast.ImportFrom)
 
 
 def _found(module: str, name: str) -> Any:

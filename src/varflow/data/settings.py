@@ -14,7 +14,8 @@ class DataSettings(Settings):
 
     data: Annotated[
         str,
-        "A named data set (`varflow data` lists them), or a path to your own .npy, .npz, table or folder of pictures.",
+        "A named data set (`varflow data` lists them), or a path to your own .npy, .npz, table or folder of "
+        "pictures.",
     ] = "mnist"
     protocol: Annotated[
         str,

@@ -12,9 +12,8 @@ import numpy as np
 from rich.cells import cell_len, set_cell_size
 
 from varflow.core.errors import RunError
-from varflow.core.files import make_folder, read_json, write_atomically, write_json
+from varflow.core.files import make_folder, read_json, weights_digest, write_atomically, write_json
 from varflow.evaluation.estimate import Estimate
-from varflow.runs.folder import weights_digest
 
 #: Raised when the saved form changes its meaning.
 VERSION = 1
@@ -135,3 +134,9 @@ class Evaluation:
             zipfile.BadZipFile,
         ) as error:
             raise RunError(f"{path}: damaged ({error!r}); evaluate the run again") from error
+
+
+def outdated(folder: Path, estimates: Any) -> bool:
+    """Whether the content of an evaluation's JSON file is of other weights than the run has now."""
+    digest = estimates.get("weights") if isinstance(estimates, Mapping) else None
+    return digest is not None and digest != weights_digest(folder)

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from varflow.core import random
-from varflow.core.files import make_folder, read_json, write_text
+from varflow.core.files import make_folder, read_json, read_metrics, write_text
 from varflow.evaluation.evaluation import Evaluation
 from varflow.figures.base import canvas, style
 from varflow.figures.comparison import bound_by_samples, overlaid_curves
 from varflow.figures.pictures import image_grid
 from varflow.report import html
 from varflow.runs.comparison import Comparison
-from varflow.runs.folder import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

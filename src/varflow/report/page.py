@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from varflow.core.errors import DataError, RunError
-from varflow.core.files import read_json, write_text
+from varflow.core.files import read_json, read_metrics, write_text
 from varflow.evaluation.estimate import Estimate
+from varflow.evaluation.evaluation import outdated
 from varflow.report import html
-from varflow.runs.folder import outdated, read_metrics
 from varflow.settings.flags import spec_types
 from varflow.settings.spec import RunSpec
 

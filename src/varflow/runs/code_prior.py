@@ -20,7 +20,7 @@ from varflow.runs.assemble import density
 from varflow.data.codes import from_codes
 from varflow.data.dataset import SPLITS, Dataset
 from varflow.core.errors import DataError, RunError
-from varflow.core.files import make_folder
+from varflow.core.files import make_folder, read_metrics
 from varflow.model import Model
 from varflow.posteriors.quantizer import Quantizer
 from varflow.priors import ByClass, UniformCodes
@@ -31,7 +31,6 @@ from varflow.runs.folder import (
     Memory,
     RunFolder,
     forget,
-    read_metrics,
     read_state,
     read_weights,
     save_weights,

@@ -23,8 +23,8 @@ from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble
 from varflow.core.errors import RunError, SpecError
+from varflow.core.files import read_json, read_metrics, write_json
 from varflow.core.form import Form
-from varflow.core.files import read_json, write_json
 from varflow.model import Model
 from varflow.runs.run import Run
 from varflow.runs.folder import (
@@ -39,7 +39,6 @@ from varflow.runs.folder import (
     prepare,
     read_about,
     read_form,
-    read_metrics,
     read_state,
     started,
     write_start,

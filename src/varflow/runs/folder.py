@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -211,38 +210,6 @@ def read_state(folder: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or any(key not in state for key in keys):
         raise RunError(f"{path}: not a varflow state; fit again")
     return state
-
-
-def weights_digest(folder: Path) -> str | None:
-    """SHA-256 of the weights a run holds, whatever the step written beside them; None where it holds none."""
-    try:
-        with open(folder / WEIGHTS, "rb") as file:
-            # A safetensors file begins with the length of its header; the tensors follow that header.
-            file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, OverflowError, ValueError):
-        return None
-
-
-def outdated(folder: Path, estimates: Any) -> bool:
-    """Whether the content of an evaluation's JSON file is of other weights than the run has now."""
-    digest = estimates.get("weights") if isinstance(estimates, Mapping) else None
-    return digest is not None and digest != weights_digest(folder)
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run; a last line cut off by a crash is left out."""
-    path = folder / METRICS
-    records: list[dict[str, Any]] = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(record, dict):
-            break
-        records.append(record)
-    return records
 
 
 def read_form(folder: Path) -> Form:

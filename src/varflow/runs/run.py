@@ -15,8 +15,8 @@ from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble
 from varflow.core.errors import RunError, SpecError
+from varflow.core.files import read_json, read_metrics
 from varflow.core.form import Form
-from varflow.core.files import read_json
 from varflow.model import Model
 from varflow.posteriors.observed import Observed
 from varflow.runs.folder import (
@@ -26,7 +26,6 @@ from varflow.runs.folder import (
     check_data,
     read_about,
     read_form,
-    read_metrics,
     read_weights,
 )
 from varflow.settings.spec import RunSpec

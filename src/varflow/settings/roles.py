@@ -81,8 +81,8 @@ ROLES = {
         ),
         Role("data", "data", shared="varflow.data.settings:DataSettings", of="target"),
         Role(
-            "likelihood", "p(x|z)", "varflow.likelihoods:CHOICES", "varflow.likelihoods.likelihood:LikelihoodSettings",
-            "auto", of="target",
+            "likelihood", "p(x|z)", "varflow.likelihoods:CHOICES",
+            "varflow.likelihoods.likelihood:LikelihoodSettings", "auto", of="target",
             help="p(x|z). auto: bernoulli for binary data, logistics for levels, gaussian otherwise; identity: no "
             "latents, the prior is fitted to the data themselves (density estimation).",
         ),
@@ -128,8 +128,8 @@ ROLES = {
         ),
         Role(
             "objective", "the objective", "varflow.objectives:TABLE", default="elbo",
-            help="What is maximised. elbo; annealed: the log-joint's weight grows to 1; iwae: the importance-weighted "
-            "bound of `samples`.",
+            help="What is maximised. elbo; annealed: the log-joint's weight grows to 1; iwae: the importance-"
+            "weighted bound of `samples`.",
         ),
         Role(
             "optimizer", "the optimizer", "varflow.training:OPTIMIZERS",

@@ -2,8 +2,8 @@
 
 Nothing here imports torch, so the command line answers at once. Sizes that follow from the data (picture shapes,
 feature counts) are never asked for. A setting stands in the file of the part that it belongs to
-(:mod:`varflow.core.settings`), which parts there are to choose in the tables of their rooms, and what is chosen at all
-in :data:`varflow.settings.roles.ROLES`. The name of a setting is its flag and its keyword of :func:`varflow.fit`.
+(:mod:`varflow.core.settings`), the parts to choose from in the tables of their rooms, and what is chosen at all in
+:data:`varflow.settings.roles.ROLES`. The name of a setting is its flag and its keyword of :func:`varflow.fit`.
 """
 
 from __future__ import annotations

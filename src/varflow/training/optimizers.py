@@ -167,7 +167,7 @@ def _groups(model: nn.Module, weight_decay: float, gain_decay: float) -> list[di
 
 
 def learning_rate(spec: Any, step: int, steps: int, steps_per_epoch: int = 1) -> float:
-    """The rate at an update, for the settings of an optimizer: constant, or to zero over ``steps`` along a cosine or a line.
+    """The rate at an update: constant, or to zero over ``steps`` along a cosine or a line; ``spec`` an optimizer's.
 
     ``"stages"``: lr·10^(−i/7) for 3ⁱ epochs, i = 0 … 7: 3,280 epochs in all, of which a shorter run is the beginning
     (Burda, Grosse and Salakhutdinov 2016, section 5).
