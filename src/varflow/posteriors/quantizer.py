@@ -53,7 +53,9 @@ class QuantizerSettings(Settings):
         AtLeast(0),
     ] = 0
 
-    alone = "a quantizer has no flow and no leapfrog steps; leave it out, or use posterior=gaussian"
+    alone = (
+        "a quantizer has no flow, no leapfrog steps and no layers above it; leave it out, or use posterior=gaussian"
+    )
 
     @property
     def width(self) -> int:

@@ -160,6 +160,8 @@ def resume(
                 f"{name}: the second stage of {path} is fitted to the codes of the first, which cannot grow any "
                 "more; give prior_epochs or prior_steps, or fit again"
             )
+        if name in BUDGETS[2:] and not spec.has("second_stage"):
+            raise SpecError(f"{name}: this run has no second stage; give epochs or steps")
     before = spec
     if budget:
         spec = spec.replace(**budget)
@@ -183,8 +185,6 @@ def resume(
     else:
         dataset = as_dataset(data, spec).to(engine.device, engine.dtype)
         model = build(spec, dataset, parts)
-    if not second_stage.needed(model) and any(name.startswith("prior_") for name in budget):
-        raise SpecError("prior_epochs: this run has no second stage; give epochs or steps")
     check_data(dataset, path)
     return _train(spec, model, dataset, engine, path, about, quiet, state, before=before)
 
@@ -256,7 +256,10 @@ def _what(
         if own:
             raise SpecError("parts: given beside a model, which has its own; give one of the two")
         named = {name: getattr(what, name) for name in PARTS}
-        return RunSpec(), {name: part for name, part in named.items() if part is not None}
+        spec = RunSpec()
+        if second_stage.needed(what):
+            spec = spec.replace(posterior="quantizer", network="grid", prior="pixelcnn")
+        return spec, {name: part for name, part in named.items() if part is not None}
     raise SpecError(
         f"what: was {type(what).__name__}; use the name of a recipe, a RunSpec or a Model"
     )
