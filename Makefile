@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DONE := $(VENV)/.installed
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test test-portable slow lint clean
 
 demo: $(DONE)
 	$(VENV)/bin/varflow demo --out demo
@@ -11,6 +11,10 @@ demo: $(DONE)
 # One process a core: each test keeps to one thread.
 test: $(DONE)
 	$(RUN) -m pytest -n auto
+
+# As other machines would run it: CONFIGS="aten-default seed" picks, ARGS="tests/flows -k inverse" goes to pytest.
+test-portable: $(DONE)
+	$(RUN) tests/portable.py $(CONFIGS) -- $(ARGS)
 
 slow: $(DONE)
 	$(RUN) -m pytest -m slow --timeout 1800

@@ -250,7 +250,7 @@ def figure(options: argparse.Namespace, cases: list[Case]) -> None:
     from varflow import figures
     from varflow.core.files import read_metrics
     from varflow.evaluation import Evaluation
-    from varflow.figures.comparison import bound_by_samples, overlaid_curves
+    from varflow.figures.curves import bound_by_samples, overlaid_curves
 
     for family in ("iwae", "dense", "hvae"):
         runs = {case.name: folder(options, case) for case in cases if case.name.startswith(family)}

@@ -1,9 +1,17 @@
-"""One thread: the machines that run this are shared, and two thread pools on the same cores wait for each other."""
+"""What every test starts from, and the switches by which ``make test-portable`` changes it.
+
+VARFLOW_TEST_THREADS: threads of torch in a test (1). The machines that run this are shared, and two thread
+    pools on the same cores wait for each other.
+VARFLOW_TEST_SEED: what a test's global generator starts from (0).
+VARFLOW_TEST_ORDER: a seed by which files, and tests in a file, are shuffled (not set: as written).
+VARFLOW_TEST_SHAPES: 1 to check shapes at run time (tests/test_shapes.py).
+"""
 
 import os
+import random
 
-# With VARFLOW_TEST_SHAPES=1 shapes and types are checked wherever signatures state them (tests/test_shapes.py).
-# Not always: the checks come before varflow's own, whose messages are tested too.
+# Shapes and types are checked wherever signatures state them. Not always: the checks come before varflow's
+# own, whose messages are tested too.
 if os.environ.get("VARFLOW_TEST_SHAPES") == "1":
     from jaxtyping import install_import_hook
 
@@ -16,13 +24,24 @@ import pytest
 import torch
 
 torch.set_flush_denormal(True)
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("VARFLOW_TEST_THREADS", "1")))
+SEED = int(os.environ.get("VARFLOW_TEST_SEED", "0"))
+ORDER = os.environ.get("VARFLOW_TEST_ORDER")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if ORDER is None:
+        return
+    # Tests of one file stay together: they share what is fitted once for them.
+    files = {item.path: random.Random(f"{ORDER} {item.path.name}").random() for item in items}
+    tests = {item.nodeid: random.Random(f"{ORDER} {item.nodeid}").random() for item in items}
+    items.sort(key=lambda item: (files[item.path], str(item.path), tests[item.nodeid]))
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Initial weights and global draws are the same in every run of a test."""
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
 
 
 @pytest.fixture

@@ -118,7 +118,9 @@ def test_every_shape(dtype, seed, event, batch, lead, log_scale, grey) -> None:
     assert ((value - exact).abs() <= 4 * eps * reach).all()
     torch.testing.assert_close(slope.double(), exact_slope, rtol=8 * eps, atol=8 * eps)
     with torch.no_grad():
-        assert torch.equal(bernoulli_log_prob(x, logits.requires_grad_(), dims), value)
+        # Without slopes other code runs, in which the compiler may fuse other products and sums.
+        plain = bernoulli_log_prob(x, logits.requires_grad_(), dims)
+        assert ((plain - value).abs() <= 4 * eps * reach).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -139,6 +141,7 @@ def test_a_bad_row_stays_alone(dtype: torch.dtype, bad: float, at: int) -> None:
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    """To the bit: one function sums one row, whatever stands beside it."""
     x, logits = made(50, 37, lead=(3,), dtype=torch.float32)
     whole = bernoulli_log_prob(x, logits, (-1,))
     for i in range(0, 50, 7):

@@ -227,7 +227,7 @@ def test_what_does_not_go_together_is_refused(settings: dict, message: str) -> N
 def test_a_fit_with_each(settings: dict) -> None:
     torch.set_default_dtype(torch.float32)
     x = (torch.rand(128, 6) < torch.rand(128, 1)).float()
-    run = vf.fit("digits", x, latent=2, hidden=8, epochs=4, warmup=0, quiet=True, **settings)
+    run = vf.fit("digits", x, latent=2, hidden=8, epochs=4, warmup="0 steps", quiet=True, **settings)
     train = [record for record in run.metrics if record["split"] == "train"]
     assert train[-1]["elbo"] > train[0]["elbo"] - 0.5
     if settings.get("objective") == "iwae":
@@ -276,6 +276,9 @@ REFUSED = {
     "several processes × importance bounds of a target": lambda: (
         vf.Model(vf.targets.U1(), None, vf.posteriors.Gaussian(2)), "none", ImportanceWeighted(),
         "the importance-weighted bound needs all of them", 2),
+    "compiled step × posterior that reads values": lambda: (
+        quantized(vf.priors.UniformCodes((2, 2), 3)), "binary", ELBO(), "compile: a quantizer's codebook", 1, None,
+        True),
 }  # fmt: skip
 
 

@@ -47,7 +47,8 @@ def test_beyond_the_schedule_the_last_rate_stays():
 def test_a_fit_follows_the_schedule():
     x = (torch.rand(100, 6) < 0.5).float()
     run = vf.fit(
-        "digits", x, latent=2, hidden=8, batch=40, epochs=5, decay="stages", lr=1e-2, quiet=True
+        "digits", x, latent=2, hidden=8, batch=40, epochs=5, decay="stages", lr=1e-2, quiet=True,
+        validate_every="1 epoch",
     )
     rates = [record["lr"] for record in run.metrics if record["split"] == "train"]
     assert rates == pytest.approx([1e-2 * 10 ** (-i / 7) for i in (0, 1, 1, 1, 2)])
@@ -102,7 +103,7 @@ def test_the_hvae_recipes_build_what_they_say():
 )
 def test_two_layers_from_the_settings_fit_and_load(settings, tmp_path):
     x = (torch.rand(96, 6) < torch.rand(96, 1)).float()
-    run = vf.fit("digits", x, latent=3, top_latent=2, top_hidden=5, hidden=8, epochs=3, batch=32, warmup=0,
+    run = vf.fit("digits", x, latent=3, top_latent=2, top_hidden=5, hidden=8, epochs=3, batch=32, warmup="0 steps",
                  out=tmp_path / "run", quiet=True, **settings)  # fmt: skip
     again = vf.load(tmp_path / "run", data=x)
     with random.stream(1):

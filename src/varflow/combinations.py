@@ -22,6 +22,7 @@ class Combination:
         objective: None where nothing is trained.
         levels: how many values an element of the data can take; None for a continuum.
         processes: how many share the work.
+        compiled: whether the training step is compiled.
     """
 
     model: Model
@@ -29,6 +30,7 @@ class Combination:
     objective: Any = None
     levels: int | None = None
     processes: int = 1
+    compiled: bool = False
 
     @property
     def follows_gradient(self) -> bool:
@@ -171,6 +173,12 @@ def _processes_and_samples(given: Combination) -> str | None:
     )
 
 
+def _compiled_and_posterior(given: Combination) -> str | None:
+    if not given.compiled:
+        return None
+    return given.model.posterior.refuses_compilation(getattr(given.objective, "gradient", "total"))
+
+
 #: name of the rule → what it says, or None.
 RULES: dict[str, Callable[[Combination], str | None]] = {
     "likelihood × values of the data": _support,
@@ -184,6 +192,7 @@ RULES: dict[str, Callable[[Combination], str | None]] = {
     "codes × real numbers": _codes_and_numbers,
     "several processes × batch statistics": _processes_and_coupled,
     "several processes × importance bounds of a target": _processes_and_samples,
+    "compiled step × posterior that reads values": _compiled_and_posterior,
 }
 
 
@@ -193,6 +202,7 @@ def check(
     objective: Any = None,
     processes: int = 1,
     levels: int | None = None,
+    compiled: bool = False,
 ) -> None:
     """Apply every rule.
 
@@ -200,6 +210,6 @@ def check(
         SpecError: the sentence of the first rule that refuses.
     """
     for rule in RULES.values():
-        sentence = rule(Combination(model, support, objective, levels=levels, processes=processes))
+        sentence = rule(Combination(model, support, objective, levels, processes, compiled))
         if sentence is not None:
             raise SpecError(sentence)

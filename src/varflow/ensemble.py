@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -218,15 +218,32 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor | None = None, samples: int = 1) -> Terms:
         return self.terms(x, samples)
 
+    #: Stacked latents are no codes.
+    codes = 0
+
     def monitor(self) -> dict[str, list[float]]:
-        """:func:`exact_errors` of every fit: name → one value each."""
+        """:meth:`varflow.Model.monitor` of every fit: name → one value each."""
         found: dict[str, list[float]] = {}
         if not any(any("likelihood" in name for name in s.state_dict()) for s in self.children()):
             return found
         for member in self.members():
-            for name, value in exact_errors(member).items():
+            for name, value in member.monitor().items():
                 found.setdefault(name, []).append(value)
         return found
+
+    def in_order(self, x: Tensor | None, samples: int) -> Iterator[tuple[str, Tensor]]:
+        """What a step computes, each with its name and fit, in the order of computation."""
+        terms = self.terms(x, samples)
+        found = {
+            "z0": terms.draw.z0,
+            "z": terms.z,
+            "log_q": terms.log_q,
+            "log_likelihood": terms.log_likelihood,
+            "log_prior": terms.log_prior,
+        }
+        for label, tensor in found.items():
+            for fit, values in enumerate(tensor.unbind(1)):
+                yield f"term {label} of fit {fit}", values
 
     def clip_gradients(self, norm: float) -> None:
         """Scale the gradient of each fit to at most ``norm``."""
@@ -241,17 +258,6 @@ class Ensemble(nn.Module):
                 norms = torch.stack([squares[fit] for fit in stack.fits]).sqrt()
                 factor = (norm / norms).clamp(max=1.0)
                 gradient.mul_(factor.reshape(-1, *[1] * (gradient.ndim - 1)))
-
-
-@torch.no_grad()
-def exact_errors(model: Model) -> dict[str, float]:
-    """What a model with exact answers says of itself while it is trained; nothing for any other."""
-    likelihood = model.likelihood
-    if not hasattr(likelihood, "errors"):
-        return {}
-    errors = likelihood.errors()._asdict()
-    found = {name: value for name, value in errors.items() if value is not None}
-    return {"log_evidence": float(likelihood.log_evidence()), **found}
 
 
 def _stacks(modules: dict[int, nn.Module]) -> nn.ModuleList:

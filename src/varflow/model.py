@@ -8,6 +8,7 @@ part, never a program.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,6 +124,57 @@ class Model(nn.Module):
         if hasattr(prior, "bind"):
             prior.bind(posterior)
         self.likelihood: Any = likelihood
+
+    #: How many fits stand in this module: one; see :class:`varflow.Ensemble`.
+    fits = 1
+
+    def members(self) -> list[Model]:
+        """The models in it: itself."""
+        return [self]
+
+    @property
+    def codes(self) -> int:
+        """How many codewords the posterior counts; 0 where latents are not codes."""
+        return self.posterior.codes
+
+    @torch.no_grad()
+    def monitor(self) -> dict[str, Any]:
+        """What is worth a curve beside the terms: of a likelihood with exact answers log p(x) and the errors of q, of
+        a codebook how it is used.
+        """
+        found: dict[str, Any] = {}
+        if hasattr(self.likelihood, "errors"):
+            found["log_evidence"] = float(self.likelihood.log_evidence())
+            errors = self.likelihood.errors()._asdict()
+            found |= {name: value for name, value in errors.items() if value is not None}
+        return found | self.posterior.monitor()
+
+    def clip_gradients(self, norm: float) -> None:
+        """Scale the gradient to a norm of at most ``norm``."""
+        nn.utils.clip_grad_norm_(self.parameters(), norm)
+
+    def in_order(self, x: Tensor | None, samples: int) -> Iterator[tuple[str, Tensor]]:
+        """What a step computes, each with its name, in the order of computation."""
+        q = self.infer(x)
+        for index, tensor in enumerate(q.local):
+            label = (
+                "the encoder's output"
+                if q.codes is not None
+                else ("the mean of q(z|x)", "the log-scale of q(z|x)")[index]
+                if index < 2
+                else "the flow's parameters"
+            )
+            yield f"{label} (module 'posterior')", tensor
+        draw = q.draw(samples, log_joint=LogJoint(self, x))
+        moved = "posterior.flow" if hasattr(self.posterior, "flow") else "posterior"
+        yield "term z0 (module 'posterior')", draw.z0
+        for name in ("z", "ladj", "log_q"):
+            yield f"term {name} (module '{moved}')", getattr(draw, name)
+        if self.likelihood is not None:
+            yield "term log_likelihood (module 'likelihood')", self.likelihood.log_prob(x, draw.z)
+        yield "term log_prior (module 'prior')", self.log_prior(q, draw.z)
+        for name, tensor in q.auxiliary.items():
+            yield f"the {name} loss (module 'posterior')", tensor
 
     def log_joint(
         self, z: Float[Tensor, "..."], x: Shaped[Tensor, "..."] | None = None

@@ -7,12 +7,14 @@ and ``groups`` say what it needs of :meth:`varflow.Model.terms`.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 
 from varflow.core import ranks
+from varflow.core.durations import DURATION
 from varflow.core.errors import SpecError
 from varflow.core.settings import AtLeast, Settings, settings
 
@@ -27,6 +29,8 @@ TABLE = {
     "annealed": "varflow.objectives:AnnealedELBO",
     "iwae": "varflow.objectives:ImportanceWeighted",
 }
+
+Gradient = Literal["total", "path", "dreg"]
 
 
 @settings
@@ -46,10 +50,10 @@ class ELBOSettings(ObjectiveSettings):
         AtLeast(0),
     ] = 1.0
     warmup: Annotated[
-        float,
-        "Epochs over which the weight of the KL term grows linearly from 0 to beta.",
-        AtLeast(0),
-    ] = 0.0
+        str,
+        'How long the weight of the KL term grows linearly from 0 to beta, e.g. "10 epochs" or "2000 steps".',
+        DURATION,
+    ] = "0 steps"
     control: Annotated[
         bool,
         "Subtract the control variate of mean zero from the KL term: the same objective with less noise.",
@@ -60,7 +64,7 @@ class ELBOSettings(ObjectiveSettings):
     ] = "total"
 
     def build(self, part: Any, steps_per_epoch: int) -> ELBO:
-        warmup = round(self.warmup * steps_per_epoch)
+        warmup = DURATION.steps("warmup", self.warmup, steps_per_epoch)
         return ELBO(self.beta, warmup, self.control, self.free_bits, self.gradient)
 
 
@@ -87,8 +91,54 @@ class ImportanceWeightedSettings(ObjectiveSettings):
         return ImportanceWeighted(self.gradient)
 
 
+class Objective(ABC):
+    """Terms → loss, with what the training loop asks beside it.
+
+    Attributes:
+        gradient: the estimator of the gradient.
+        bound: the name of the bound that is maximised.
+        tightens: whether each number of samples has a bound of its own, so that validation needs as many as training.
+        hold: whether log q has to depend on the parameters through z alone.
+        groups: whether the terms need the KL of each latent.
+        final: the weight at the end.
+        settled: updates until the weight has its final value.
+    """
+
+    gradient: Gradient
+    bound: ClassVar[str] = "ELBO"
+    tightens: ClassVar[bool] = False
+
+    @property
+    def hold(self) -> bool:
+        return self.gradient != "total"
+
+    @property
+    def groups(self) -> bool:
+        return False
+
+    @property
+    def final(self) -> float:
+        return 1.0
+
+    @property
+    def settled(self) -> int:
+        return 0
+
+    def weight(self, step: int) -> float:
+        """The weight β_t at an update (the first is 0)."""
+        return 1.0
+
+    def lower_bound(self, terms: Terms) -> Tensor:
+        """The bound on log p(x) of each example ``[B]``, nats: the mean of log w over its samples."""
+        return terms.log_weight.mean(0)
+
+    @abstractmethod
+    def __call__(self, terms: Terms, weight: float | Tensor) -> Tensor:
+        """The loss, a scalar in nats. ``weight`` is β_t, a float or (for a compiled step) a tensor."""
+
+
 @dataclass(frozen=True)
-class ELBO:
+class ELBO(Objective):
     """−E_q[log p(x|z)] + β_t E_q[log q(z|x) − log p(z)], with β_t = β·min(1, step / warmup).
 
     The KL term is a mean over samples for every posterior, minus a control variate of mean zero
@@ -115,29 +165,24 @@ class ELBO:
     control: bool = True
     free_bits: float = 0.0
     gradient: Literal["total", "path"] = "total"
-    bound: ClassVar[str] = "ELBO"
-
-    @property
-    def hold(self) -> bool:
-        """Whether log q has to depend on the parameters through z alone."""
-        return self.gradient == "path"
 
     @property
     def groups(self) -> bool:
-        """Whether the terms need the KL of each latent."""
         return self.free_bits > 0
 
     @property
     def final(self) -> float:
-        """The weight at the end."""
         return self.beta
+
+    @property
+    def settled(self) -> int:
+        return self.warmup
 
     def weight(self, step: int) -> float:
         """β_t at an update (the first is 0)."""
         return self.beta * min(1.0, step / self.warmup) if self.warmup else self.beta
 
     def __call__(self, terms: Terms, weight: float | Tensor) -> Tensor:
-        """The loss, a scalar in nats. ``weight`` is β_t, a float or (for a compiled step) a tensor."""
         if self.free_bits:
             if terms.kl_groups is None:
                 raise SpecError(
@@ -155,7 +200,7 @@ class ELBO:
 
 
 @dataclass(frozen=True)
-class AnnealedELBO:
+class AnnealedELBO(Objective):
     """E_q[log q(z) − β_t log p(x, z)], with β_t = min(1, start + step / steps).
 
     The whole log-joint is tempered, so that a fit to a density of several modes begins with a flat one
@@ -170,25 +215,21 @@ class AnnealedELBO:
     steps: int = 10_000
     start: float = 0.01
     gradient: Literal["total", "path"] = "total"
-    groups: ClassVar[bool] = False
-    final: ClassVar[float] = 1.0
-    bound: ClassVar[str] = "ELBO"
 
     @property
-    def hold(self) -> bool:
-        return self.gradient == "path"
+    def settled(self) -> int:
+        return math.ceil((1.0 - self.start) * self.steps)
 
     def weight(self, step: int) -> float:
         """β_t at an update (the first is 0)."""
         return min(1.0, self.start + step / self.steps) if self.steps else 1.0
 
     def __call__(self, terms: Terms, weight: float | Tensor) -> Tensor:
-        """The loss, a scalar in nats."""
         return (terms.log_q - weight * (terms.log_likelihood + terms.log_prior)).mean()
 
 
 @dataclass(frozen=True)
-class ImportanceWeighted:
+class ImportanceWeighted(Objective):
     """−E log (1/S) Σ_s w_s, the importance-weighted bound (Burda, Grosse and Salakhutdinov 2016, eq. 8).
 
     Args:
@@ -200,21 +241,16 @@ class ImportanceWeighted:
     """
 
     gradient: Literal["total", "dreg"] = "total"
-    groups: ClassVar[bool] = False
-    final: ClassVar[float] = 1.0
     bound: ClassVar[str] = "importance-weighted bound"
+    tightens: ClassVar[bool] = True
 
-    @property
-    def hold(self) -> bool:
-        return self.gradient == "dreg"
-
-    def weight(self, step: int) -> float:
-        return 1.0
+    def lower_bound(self, terms: Terms) -> Tensor:
+        """log (1/S) Σ_s w_s of each example ``[B]``, nats."""
+        log_w = terms.log_weight
+        return torch.logsumexp(log_w, 0) - math.log(log_w.shape[0])
 
     def __call__(self, terms: Terms, weight: float | Tensor = 1.0) -> Tensor:
-        """The loss, a scalar in nats."""
-        log_w = terms.log_weight
-        bound = (torch.logsumexp(log_w, 0) - math.log(log_w.shape[0])).mean()
+        log_w, bound = terms.log_weight, self.lower_bound(terms).mean()
         if not self.hold or not torch.is_grad_enabled():
             return -bound
         share = torch.softmax(log_w.detach(), 0)
@@ -225,6 +261,3 @@ class ImportanceWeighted:
         # The value of the bound, with the gradient of the weighted sum.
         weighted = (share * log_w).sum(0).mean()
         return -(weighted + (bound - weighted).detach())
-
-
-Objective = ELBO | AnnealedELBO | ImportanceWeighted

@@ -17,9 +17,9 @@ from varflow.cli import main
 from varflow.core.errors import RunError, SpecError
 from varflow.evaluation import Evaluation
 from varflow.figures import bound_by_samples, canvas, overlaid_curves
-from varflow.report.comparison import write
 from varflow.runs.comparison import compare
 from varflow.runs.run import Run
+from varflow.runs.side_by_side import write
 from varflow.settings import recipes
 
 SMALL = {"latent": 2, "hidden": 8, "layers": 1, "steps": 12, "threads": 1}

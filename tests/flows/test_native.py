@@ -261,7 +261,9 @@ def test_what_need_not_be_there(packed: bool) -> None:
     for i, x in enumerate(inputs):
         out = compiled_push(*inputs[:i], x.clone().requires_grad_(), *inputs[i + 1 :], length=2)
         leaf = out[0].grad_fn.next_functions[i][0].variable
-        assert torch.equal(torch.autograd.grad(out, leaf, cotangents)[0], whole[2 + i])
+        alone = torch.autograd.grad(out, leaf, cotangents)[0]
+        # Without sums over points the compiler may fuse other products and sums.
+        torch.testing.assert_close(alone, whole[2 + i], rtol=1e-12, atol=1e-12)
     z, *parameters = inputs
     strided = z.mT.contiguous().mT
     assert not strided.is_contiguous()

@@ -74,7 +74,8 @@ def test_no_example_touches_another(gated):
     jacobian = torch.autograd.functional.jacobian(network, x)
     for i, j in itertools.product(range(4), repeat=2):
         assert (jacobian[i, :, j].abs().max() > 0) == (i == j)
-    torch.testing.assert_close(network(x)[1:2], network(x[1:2]), rtol=0, atol=1e-15)
+    # One row may be multiplied by other code than four: rounding, some tens of units in the last place.
+    torch.testing.assert_close(network(x)[1:2], network(x[1:2]), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("settings", [{"activation": a} for a in ACTIVATIONS] + [{"gated": True}])

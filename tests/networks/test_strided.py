@@ -195,7 +195,8 @@ def test_settings_that_cannot_be(settings, message):
 def test_a_fit_with_it(settings, tmp_path):
     x = (torch.rand(64, 1, 8, 8) < torch.rand(64, 1, 1, 1)).float()
     run = vf.fit("digits", x, network="strided", channels="4-8", dense=10, kernel=3, activation="softplus",
-                 latent=2, steps=30, batch=32, warmup=0, out=tmp_path / "run", quiet=True, **settings)  # fmt: skip
+                 latent=2, steps=30, batch=32, warmup="0 steps", out=tmp_path / "run", quiet=True,
+                 **settings)  # fmt: skip
     train = [r["elbo"] for r in run.metrics if r["split"] == "train"]
     again = vf.load(tmp_path / "run", data=x)
     assert len(train) >= 1

@@ -34,7 +34,7 @@ def both(**settings):
         {},
         {"flow": "planar", "length": 4, "amortized": True},
         {"flow": "radial", "length": 3},
-        {"flow": "iaf", "length": 2, "amortized": True, "warmup": 1.0},
+        {"flow": "iaf", "length": 2, "amortized": True, "warmup": "1 epoch"},
         {"flow": "nice", "length": 3},
         {"objective": "iwae", "samples": 3, "gradient": "dreg"},
     ],

@@ -39,9 +39,11 @@ def weights(loop: Loop) -> torch.Tensor:
 def test_training_improves_the_validation_elbo():
     loop = make(steps=None, epochs=15)
     outcome = loop.run()
-    curve = [r["elbo"] for r in loop.sink.records if r["split"] == "validation"]
-    assert curve[-1] > curve[0] + 10
-    assert outcome.best_elbo == max(curve)
+    curve = {r["step"]: r["elbo"] for r in loop.sink.records if r["split"] == "validation"}
+    assert curve[300] > curve[0] + 10
+    assert outcome.best_elbo == curve[outcome.best_step]
+    # What was better than that was better by less than the standard error of the difference.
+    assert outcome.best_elbo > max(curve.values()) - 0.5
     assert outcome.finished
 
 
@@ -87,7 +89,7 @@ def test_records_hold_the_terms_and_they_add_up():
 
 def spoilt(**settings) -> Loop:
     """A loop whose updates lead away from the optimum after step 40."""
-    loop = make(lr=1e-2, steps=60, **settings)
+    loop = make(lr=1e-2, steps=60, validate_every="20 steps", **settings)
     update = loop.update
 
     def spoil() -> torch.Tensor:
@@ -113,13 +115,13 @@ def test_best_weights_are_kept_and_last_on_request():
 
 
 def test_patience_begins_after_the_warm_up():
-    loop = make(lr=0.5, steps=None, epochs=200, patience=3, warmup=9.0)
+    loop = make(lr=0.5, steps=None, epochs=200, patience="3 epochs", warmup="9 epochs", validate_every="1 epoch")
     loop.run()
     assert loop.step >= 12 * loop.steps_per_epoch
 
 
 def test_patience_stops_early():
-    loop = make(lr=0.5, steps=None, epochs=200, patience=3)
+    loop = make(lr=0.5, steps=None, epochs=200, patience="3 epochs", validate_every="1 epoch")
     outcome = loop.run()
     assert outcome.finished
     assert "no better validation ELBO" in outcome.reason
@@ -128,7 +130,7 @@ def test_patience_stops_early():
 
 
 def test_warm_up_is_linear_and_reaches_beta():
-    loop = make(warmup=2, beta=0.5)
+    loop = make(warmup="2 epochs", beta=0.5)
     half = loop.steps_per_epoch
     assert loop.objective.weight(0) == 0.0
     assert loop.objective.weight(half) == pytest.approx(0.25)
@@ -373,7 +375,8 @@ def test_adam_is_that_of_torch_to_the_bit(options):
 
 def test_the_bound_of_every_update_is_kept():
     x = (torch.rand(300, 6) < 0.5).float()
-    run = vf.fit("digits", x, latent=2, hidden=8, steps=23, batch=16, validate_every=10, epochs=None, quiet=True)
+    run = vf.fit("digits", x, latent=2, hidden=8, steps=23, batch=16, epochs=None, quiet=True,
+                 validate_every="10 steps")  # fmt: skip
     rows = [row for row in run.metrics if row["split"] == "train"]
     assert sum(len(row["elbos"]) for row in rows) == 23
     assert [row["step"] for row in rows] == list(np.cumsum([len(row["elbos"]) for row in rows]))

@@ -25,7 +25,7 @@ SETTINGS = {
     "amortized": True,
     "threads": 1,
     "quiet": True,
-    "warmup": 2.0,
+    "warmup": "2 epochs",
 }
 TIMES = ("seconds", "steps_per_second")
 
@@ -62,7 +62,7 @@ FLAGS += [
     "--epochs",
     "60",
     "--warmup",
-    "2",
+    "2 epochs",
     "--optimizer",
     "adamax",
 ]
@@ -219,7 +219,7 @@ def test_the_speed_after_a_resume_counts_its_own_steps_alone(tmp_path, monkeypat
 
     monkeypatch.setattr(Loop, "update", slow)
     told_at(monkeypatch, 9)
-    settings = {**SETTINGS, "keep": "last", "validate_every": 50.0}
+    settings = {**SETTINGS, "keep": "last", "validate_every": "50 epochs"}
     vf.fit("digits", steps=20, out=tmp_path / "run", **settings)
     run = vf.resume(tmp_path / "run", quiet=True)
     (record,) = [r for r in run.metrics if r["split"] == "train"]

@@ -39,7 +39,7 @@ TINY = {
     "prior_epochs": 4,
     "prior_batch": 16,
     "prior_lr": 5e-3,
-    "validate_every": 0.5,
+    "validate_every": "0.5 epochs",
     "threads": 1,
 }
 TIMES = ("seconds", "steps_per_second")
@@ -175,7 +175,7 @@ def test_a_signal_in_the_last_step_of_the_first_stage_ends_there(whole, tmp_path
 
 def test_a_refused_resume_leaves_a_finished_run_as_it_is(tmp_path):
     folder = tmp_path / "run"
-    fit(folder, patience=100.0)
+    fit(folder, patience="100 epochs")
     names = ("run.json", "spec.json", METRICS, WEIGHTS, f"prior/{METRICS}", f"prior/{WEIGHTS}")
     before = [(folder / name).read_bytes() for name in names]
     assert json.loads(before[0])["outcome"]["finished"]
@@ -392,7 +392,7 @@ def test_sizes_and_settings(shape, settings):
         ({"samples": 3}, "samples: was 3"),
         ({"posterior": "gaussian"}, "prior: pixelcnn is over the codes"),
         ({"posterior": "gaussian", "prior": "normal"}, "network: grid makes grids"),
-        ({"prior": "uniform-codes", "classes": 3}, "classes: is a setting of prior=pixelcnn, .* and prior=uniform-codes has none"),
+        ({"prior": "uniform-codes", "classes": 3}, "classes: is .* of prior=pixelcnn, .* prior=uniform-codes has none"),
         ({"codebook_decay": 1.0}, "codebook_decay: was 1.0"),
         ({"restarts": 1.0}, "restarts: was 1.0"),
         ({"prior_kernel": 4}, "prior_kernel: was 4"),

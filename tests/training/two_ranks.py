@@ -17,7 +17,7 @@ from varflow.networks.vq import VQDecoder, VQEncoder
 
 SMALL = {
     "hidden": 16, "layers": 1, "latent": 3, "steps": 12, "batch": 32, "precision": "float64", "threads": 1,
-    "quiet": True, "validate_every": 0.5,
+    "quiet": True, "validate_every": "0.5 epochs",
 }  # fmt: skip
 TAKEN = {**SMALL, "flow": "planar", "length": 2, "amortized": True, "keep": "last"}
 TARGET = {"precision": "float64", "threads": 1, "quiet": True, "steps": 12, "length": 2}
@@ -67,7 +67,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "planar, amortized": digits(flow="planar", length=2, amortized=True),
     "float32": digits(flow="planar", length=2, precision="float32"),
     "path gradient": digits(
-        flow="coupling", length=2, gradient="path", patience=0.25, steps=60, lr=0.1
+        flow="coupling", length=2, gradient="path", patience="0.25 epochs", steps=60, lr=0.1
     ),
     "importance-weighted": digits(objective="iwae", samples=4, gradient="dreg"),
     "free bits": digits(free_bits=0.3, lr=0.01, steps=30),

@@ -37,8 +37,8 @@ def main(arguments: list[str]) -> int:
     while words < len(arguments) and not arguments[words].startswith("-"):
         words += 1
     folders, options = arguments[:words], parse(Compare, arguments[words:])
-    from varflow.report.comparison import write
     from varflow.runs.comparison import compare
+    from varflow.runs.side_by_side import write
 
     say = printer(options.quiet)
     found = compare(folders, options.split)

@@ -38,6 +38,7 @@ from varflow.core.lazy import resolve
 #: Where a settings class that is read without its module finds what it uses.
 _LIGHT = (
     "typing", "math", "varflow.core.errors", "varflow.core.form", "varflow.core.lazy", "varflow.core.settings",
+    "varflow.core.durations",
 )  # fmt: skip
 
 #: (module, class) → the one class of that name.
@@ -79,7 +80,7 @@ class Settings:
         raise NotImplementedError
 
 
-# -- limits ------------------------------------------------------------------------------------------
+# -- limits: what they take is a number, a word, or anything at all, whatever its type -----------------
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class AtLeast:
     """value ≥ least."""
 
     least: float
+    takes: ClassVar[str] = "numbers"
 
     def refuses(self, value: Any) -> str | None:
         return None if value >= self.least else f"use {self.least} or more"
@@ -97,6 +99,7 @@ class Above:
     """value > limit."""
 
     limit: float
+    takes: ClassVar[str] = "numbers"
 
     def refuses(self, value: Any) -> str | None:
         return None if value > self.limit else f"use a number above {self.limit:g}"
@@ -109,6 +112,7 @@ class Between:
     low: float
     high: float
     open: bool = False
+    takes: ClassVar[str] = "numbers"
 
     def refuses(self, value: Any) -> str | None:
         if (self.low < value or (value == self.low and not self.open)) and value < self.high:
@@ -123,6 +127,7 @@ class Odd:
     """An odd number, ``least`` or more."""
 
     least: int = 1
+    takes: ClassVar[str] = "numbers"
 
     def refuses(self, value: Any) -> str | None:
         if value % 2 == 1 and value >= self.least:
@@ -135,6 +140,7 @@ class OneOf:
     """One of some names."""
 
     names: Iterable[str]
+    takes: ClassVar[str] = "words"
 
     def refuses(self, value: Any) -> str | None:
         return None if value in self.names else "unknown"
@@ -142,6 +148,8 @@ class OneOf:
 
 class Widths:
     """Positive numbers with dashes between them."""
+
+    takes = "words"
 
     def refuses(self, value: Any) -> str | None:
         if all(part.isdecimal() and int(part) > 0 for part in value.split("-")):
@@ -181,13 +189,21 @@ class Setting:
         Raises:
             SpecError: name, value, and what it should be.
         """
+        ahead = [limit for limit in self.limits if limit.takes == "anything" and value is not None]
+        for limit in ahead:
+            self._compare(name, value, limit)
         check_type(name, value, self.kind)
         for limit in self.limits:
-            said = None if value is None or isinstance(value, str) != _of_words(limit) else limit.refuses(value)
-            if said == "unknown":
-                raise unknown(name, value, limit.names)
-            if said is not None:
-                raise SpecError(f"{name}: was {value}; {said}")
+            if limit.takes == ("words" if isinstance(value, str) else "numbers") and value is not None:
+                self._compare(name, value, limit)
+
+    @staticmethod
+    def _compare(name: str, value: Any, limit: Any) -> None:
+        said = limit.refuses(value)
+        if said == "unknown":
+            raise unknown(name, value, limit.names)
+        if said is not None:
+            raise SpecError(f"{name}: was {value!r}; {said}")
 
 
 def described(kind: type) -> dict[str, Setting]:
@@ -241,10 +257,6 @@ _WORDS = {int: "int", float: "float", str: "str", bool: "bool", type(None): "not
 def alternatives(kind: Any) -> tuple[Any, ...]:
     """The members of a union; of any other type itself."""
     return get_args(kind) if get_origin(kind) is not Literal and get_args(kind) else (kind,)
-
-
-def _of_words(limit: Any) -> bool:
-    return isinstance(limit, OneOf | Widths)
 
 
 # -- classes and their modules -----------------------------------------------------------------------

@@ -51,6 +51,11 @@ class Dataset:
     torch.Size([4, 3])
     """
 
+    #: What several processes share of a step: the examples of its batch.
+    shared = "batch"
+    #: Whether the weights are kept now and then on the way.
+    keeps_snapshots = False
+
     def __init__(
         self,
         name: str,
@@ -104,6 +109,10 @@ class Dataset:
     def __repr__(self) -> str:
         sizes = "/".join(f"{size:,}" for size in self.sizes.values())
         return f"Dataset({self.name}, {self.protocol}, {list(self.event_shape)}, {sizes})"
+
+    def step_rows(self, batch: int) -> int:
+        """Training rows in a step, where ``batch`` are asked for."""
+        return min(batch, self.sizes["train"])
 
     def _check(self, split: str) -> None:
         if split not in self._raw:

@@ -9,9 +9,12 @@ from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """``x``: which rows or blocks of its own data the model reads ``[B]``; None where it reads no data."""
+    """``x``: which rows or blocks of its own data the model reads ``[B]``; None where it reads no data.
+    ``ladj``: None, for nothing is preprocessed.
+    """
 
     x: Tensor | None
+    ladj: None = None
 
 
 class Unobserved:
@@ -29,6 +32,10 @@ class Unobserved:
     support = "none"
     protocol = "none"
     levels = None
+    #: Nothing is shared out but the samples of q.
+    shared = "samples"
+    #: The weights of a fit to a target become an animation.
+    keeps_snapshots = True
 
     def __init__(
         self,
@@ -42,6 +49,10 @@ class Unobserved:
         self.event_shape = (features,)
         self.sizes = {"train": rows or 1, "validation": 0, "test": 0}
         self._facts = dict(facts or {})
+
+    def step_rows(self, batch: int) -> int:
+        """Rows in a step, where ``batch`` are asked for: a block is a batch by itself."""
+        return 1 if self.blocks else min(batch, self.sizes["train"])
 
     def batch(self, split: str, index: Tensor) -> Rows:
         """The rows of a step; ``split`` is always train."""

@@ -405,22 +405,7 @@ def _code_curves(scene: _Scene) -> Drawn | None:
 def _curves(scene: _Scene) -> Drawn | None:
     if not scene.metrics:
         return None
-    return draw_curves(scene.metrics), "curves", "Learning curves", CURVES_CAPTION
-
-
-#: The report draws the same figure where the gallery has not been drawn.
-CURVES_CAPTION = (
-    "ELBO, expected log-likelihood and KL term, nats for each example. Training values are means "
-    "over the minibatches between two records, while the weights move; validation values are means "
-    "over the whole split, with one draw of q(z|x) for each example."
-)
-
-
-def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
-    """The three panels of :func:`learning_curves` in a row."""
-    figure, axes = canvas(1, 3, 10.4, 3.4)
-    curves.learning_curves(metrics, axes[0])
-    return figure
+    return curves.curves_in_a_row(scene.metrics), "curves", "Learning curves", curves.CAPTION
 
 
 def _weights(scene: _Scene) -> Drawn | None:

@@ -1,4 +1,4 @@
-"""How training went, and how far an importance-sampled likelihood can be trusted."""
+"""Curves: how training went, of one run and of several, and how bounds move with their samples."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Float
 
 from varflow.core.errors import DataError, ShapeError
-from varflow.figures.base import AFTER, INK, TRAIN, VALIDATION, Array, as_numpy
+from varflow.figures.base import AFTER, INK, TRAIN, VALIDATION, Array, as_numpy, canvas, categories
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _PANELS = (
     ("elbo", "ELBO (nats)"),
@@ -63,6 +64,84 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], axes: Sequence[Axes]) 
     return axes
 
 
+#: What :func:`curves_in_a_row` shows.
+CAPTION = (
+    "ELBO, expected log-likelihood and KL term, nats for each example. Training values are means "
+    "over the minibatches between two records, while the weights move; validation values are means "
+    "over the whole split, with one draw of q(z|x) for each example."
+)
+
+
+def curves_in_a_row(metrics: Sequence[Mapping[str, Any]]) -> Figure:
+    """The three panels of :func:`learning_curves`, in a figure of their own."""
+    figure, axes = canvas(1, 3, 10.4, 3.4)
+    learning_curves(metrics, axes[0])
+    return figure
+
+
+def overlaid_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], axes: Axes) -> Axes:
+    """The validation ELBO of several runs against the step; the training ELBO where there is no validation.
+
+    The frame fits the last 80 % of the steps, so that a steep beginning does not flatten the differences.
+
+    Args:
+        runs: name → rows of metrics.jsonl.
+        axes: where to draw.
+
+    Raises:
+        DataError: no run has a row with a step and a finite ELBO.
+    """
+    drawn = {name: _bound(rows) for name, rows in runs.items()}
+    if not any(len(steps) for steps, _ in drawn.values()):
+        raise DataError(
+            "runs: none has a row with a step and a finite elbo; pass the rows of metrics.jsonl"
+        )
+    last = max(steps[-1] for steps, _ in drawn.values() if len(steps))
+    late = []
+    for (name, (steps, values)), colour in zip(drawn.items(), categories(len(drawn)), strict=True):
+        marker = "o" if len(steps) <= 60 else ""
+        axes.plot(steps, values, color=colour, marker=marker, markersize=3, label=name)
+        late.append(values[steps >= 0.2 * last])
+    kept = np.concatenate(late)
+    low, high = np.quantile(kept, [0.02, 1.0])
+    margin = 0.06 * (high - low) + 1e-9 * abs(high) + 1e-12
+    axes.set(
+        xlabel="step", ylabel="ELBO (nats)", xlim=(0, 1.02 * last), ylim=(low - margin, high + margin)
+    )  # fmt: skip
+    _legend(axes)
+    return axes
+
+
+def bound_by_samples(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]], axes: Axes
+) -> Axes:
+    """The importance-weighted bound against its number of samples, on a logarithmic axis.
+
+    Args:
+        curves: name → (k, the bound L_k in nats, its error), each of one length.
+        axes: where to draw.
+
+    Raises:
+        ShapeError: the three differ in length, or are empty.
+    """
+    if not curves:
+        raise ShapeError("curves: is empty; give one for each run")
+    for (name, curve), colour in zip(curves.items(), categories(len(curves)), strict=True):
+        counts = as_numpy("counts", curve[0], None)
+        values = as_numpy("values", curve[1], len(counts))
+        errors = as_numpy("errors", curve[2], len(counts))
+        if not len(counts):
+            raise ShapeError("curves: one has no points; give at least one number of samples")
+        known = np.where(np.isfinite(errors), errors, 0.0)
+        axes.errorbar(
+            counts, values, yerr=known, color=colour, marker="o", markersize=4, capsize=2, label=name
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set(xlabel="importance samples k", ylabel="bound of log p(x) (nats)")
+    _legend(axes)
+    return axes
+
+
 def weights(khat: Float[Array, " N"], axes: Axes) -> Axes:
     """Histogram of the Pareto k̂ of each test point's importance weights, with 0.7 marked.
 
@@ -100,6 +179,12 @@ def weights(khat: Float[Array, " N"], axes: Axes) -> Axes:
         title += f"; {constant:,} with constant weights"
     axes.set(xlabel="Pareto $\\hat{k}$", ylabel="test points", title=title)
     return axes
+
+
+def _bound(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """The ELBO of the validations; that of the training steps where there are none."""
+    steps, values = _curve(rows, "validation", "elbo")
+    return (steps, values) if steps.size else _curve(rows, "train", "elbo")
 
 
 def _curve(
@@ -181,3 +266,9 @@ def _warmup_end(metrics: Sequence[Mapping[str, Any]]) -> float:
     full = max((beta for _, beta in known), default=0.0)
     partial = [step for step, beta in known if beta < full]
     return float(max(partial, default=0.0))
+
+
+def _legend(axes: Axes) -> None:
+    handles, _ = axes.get_legend_handles_labels()
+    if len(handles) > 1:
+        axes.legend(loc="lower right", fontsize=8)

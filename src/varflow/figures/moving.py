@@ -9,7 +9,7 @@ from torch import Tensor
 
 from varflow.core import random
 from varflow.figures.base import canvas
-from varflow.figures.comparison import bound_by_samples
+from varflow.figures.curves import bound_by_samples
 from varflow.figures.trajectories import decoded_trajectories, hamiltonian_schedule
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 The library uses nothing of torch, so that this takes three or four seconds and needs a C++ compiler only.
 The cache is ``$VARFLOW_CACHE/native`` or ``~/.cache/varflow/native``. A file's name says what it was made
 from: source, flags, compiler and processor. Where the folder cannot be written, a temporary one serves.
+``$CXX`` chooses the compiler; ``$VARFLOW_NATIVE_FLAGS`` adds options, such as ``-march=x86-64-v2``.
 """
 
 from __future__ import annotations
@@ -105,7 +106,10 @@ def _compile(command: list[str], target: str) -> None:
 
 
 def _tuning() -> list[str]:
-    return ["-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"]
+    arm = platform.machine() in ("arm64", "aarch64")
+    # The user's come last: of two that contradict each other a compiler takes the second.
+    added = shlex.split(os.environ.get("VARFLOW_NATIVE_FLAGS", ""))
+    return ["-mcpu=native" if arm else "-march=native", *added]
 
 
 def _fingerprint(command: list[str]) -> str:

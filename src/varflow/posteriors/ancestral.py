@@ -169,6 +169,14 @@ class Ancestral(Posterior):
         self.features = width + conditional.features
         self.reads_x = bottom.reads_x
 
+    def refuses_compilation(self, gradient: str) -> str | None:
+        if gradient != "dreg":
+            return None
+        return (
+            "compile: the gradients that doubly reparameterised ones weigh are not seen in a compiled step of "
+            "several stochastic layers; leave compile off, or use gradient=total"
+        )
+
     def forward(self, x: Tensor | None = None) -> AncestralConditional:
         """q(z|x) for x ``[B, *event]``; raises as the bottom does."""
         return AncestralConditional(self.bottom(x), self.conditional)

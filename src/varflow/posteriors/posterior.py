@@ -96,10 +96,20 @@ class Posterior(nn.Module, ABC):
         reads_x: whether q depends on x through an encoder; if not, q is one distribution, with parameters of
             its own, and ``posterior()`` is called without x.
         discrete: whether z is looked up by codes, which the prior is over.
+        codes: how many codewords there are, for a posterior whose codes are counted; 0 for any other.
     """
 
     reads_x: bool = True
     discrete: bool = False
+    codes: int = 0
+
+    def monitor(self) -> dict[str, float]:
+        """What is worth a curve beside the terms, since the last call; nothing for most."""
+        return {}
+
+    def refuses_compilation(self, gradient: str) -> str | None:
+        """Why a training step with this estimator of the gradient cannot be compiled, a sentence; None if it can."""
+        return None
 
     @abstractmethod
     def forward(self, x: Tensor | None = None) -> Conditional:

@@ -244,6 +244,12 @@ class Quantizer(Posterior):
             raise DataError(f"codes: out of range; codes go from 0 to {self.codes - 1}") from None
         return words.movedim(-1, -1 - len(self.grid))
 
+    def refuses_compilation(self, gradient: str) -> str:
+        return (
+            "compile: a quantizer's codebook restarts and counts by the values of a batch, which a compiled step "
+            "cannot; leave compile off (its time is that of its convolutions)"
+        )
+
     def monitor(self) -> dict[str, float]:
         """Perplexity and usage of the codes of the training batches since the last call; empty without any."""
         counts = self.codebook.take_seen()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import shlex
 from collections.abc import Mapping
@@ -13,79 +12,10 @@ from varflow.core.errors import DataError, RunError
 from varflow.core.files import read_json, read_metrics, write_text
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import outdated
-from varflow.report import html
+from varflow.report.names import HEADLINES, KINDS, NAMES
+from varflow.report.render import Picture, drawn, picture, render
 from varflow.settings.flags import spec_types
 from varflow.settings.spec import RunSpec
-
-_NAMES = {
-    "elbo": "ELBO",
-    "log_likelihood": "E log p(x|z)",
-    "kl": "KL term",
-    "ladj": "log|det| of the flow",
-    "nll": "−log p(x)",
-    "bits_per_dim": "bits/dim",
-    "active_units": "active latents",
-    "aggregated_distance": "distance of q(z) from p(z)",
-    "code_bits": "bits of the prior per code",
-    "perplexity": "perplexity of the codes",
-    "usage": "codes in use",
-    "kl_q_p": "KL(q‖p)",
-    "kl_p_q": "KL(p‖q)",
-    "kl_q_p_grid": "KL(q‖p), quadrature",
-    "kl_p_q_grid": "KL(p‖q), quadrature",
-    "eubo": "EUBO",
-    "log_z": "log Z",
-    "log_z_error": "error of log Z",
-    "ess_reverse": "reverse effective sample size",
-    "ess_forward": "forward effective sample size",
-    "mode_coverage": "mode coverage",
-    "mode_divergence": "divergence over modes",
-    "mean_error": "error of the mean",
-    "covariance_error": "error of the covariance",
-    "log_evidence": "log p(D)",
-    "log_evidence_best": "log p(D), maximum likelihood",
-    "evidence_gap": "log p(D) short of the maximum",
-    "log_evidence_blocks": "Σ log p(block)",
-    "log_evidence_blocks_best": "Σ log p(block), maximum likelihood",
-    "diagonal_gap": "least gap of a diagonal q",
-    "shift_error": "‖Δ − x̄‖²",
-    "shift_error_truth": "‖Δ − Δ*‖²",
-    "scale_error": "‖σ − σ*‖²",
-    "scale_error_best": "‖σ − σ̂‖²",
-    "scale_floor": "floor of ‖σ − σ*‖²",
-    "scale_floor_expected": "expected floor of ‖σ − σ*‖²",
-    "noise_error": "‖Σ − Σ*‖²",
-    "noise_error_best": "‖Σ − Σ̂‖²",
-    "noise_floor": "floor of ‖Σ − Σ*‖²",
-    "noise_floor_expected": "expected floor of ‖Σ − Σ*‖²",
-    "nll_one_chain": "−log p(x), one chain",
-    "acceptance": "acceptance",
-    "lower": "log p(x), from below",
-    "upper": "log p(x), from above",
-    "gap": "upper − lower",
-    "elbo_refined": "ELBO, q refined",
-    "nll_expected": "−E log p*(x), exact",
-    "nll_true": "−log p*(x)",
-    "kl_true": "KL(p*‖p)",
-    "log_px": "log p(x)",
-    "log_px_annealed": "log p(x), annealed",
-    "log_px_importance": "log p(x), importance weights",
-    "inference_gap": "inference gap",
-    "approximation_gap": "approximation gap",
-    "amortization_gap": "amortization gap",
-}
-#: What a file of estimates is of, by the last word of its name.
-_KINDS = {
-    "target": "Against the exact answers",
-    "annealed": "Annealed importance sampling",
-    "simulated": "Data simulated from the model: bounds from both sides",
-    "gaps": "The inference gap taken apart",
-    "curve": "The bound against the number of samples",
-}
-#: The numbers that a reader looks for first.
-_HEADLINES = (
-    "nll", "elbo", "bits_per_dim", "perplexity", "kl_q_p", "kl_p_q", "mode_coverage", "evidence_gap", "scale_error",
-)  # fmt: skip
 
 _ERRORS = (
     "± is one standard error over the examples of the split: how far the mean would move with "
@@ -119,27 +49,34 @@ def write_report(folder: str | Path) -> Path:
     spec = _read(folder / "spec.json", dict)
     about, data = (_read(folder / name, dict, {}) for name in ("run.json", "data.json"))
     metrics = read_metrics(folder)
-    title = _title(spec, about, data)
-    body = [
-        html.heading(title, level=1),
-        _lead(spec, about, data),
-        html.heading("Results"),
-        *_results(folder, metrics),
-        html.heading("Figures"),
-        *_figures(folder / "figures"),
-        html.heading("Training"),
-        *_training(folder, metrics, about),
-        html.heading("Configuration"),
-        *_settings(spec),
-        html.heading("Target" if data.get("support") == "none" else "Data"),
-        _facts(data, "data.json"),
-        html.heading("Environment"),
-        _facts(_read(folder / "environment.json", dict, {}), "environment.json"),
-        html.heading("How to reproduce"),
-        *_reproduce(spec, about),
-    ]
+    later = read_metrics(folder / "prior")
+    of_target = data.get("support") == "none"
+    results = [_result(folder, file) for file in sorted((folder / "evaluation").glob("*.json"))]
+    text = render(
+        "run.html",
+        title=_title(spec, about, data),
+        lead=_lead(spec, about, data),
+        results=results,
+        explained=list(dict.fromkeys(result["explained"] for result in results)),
+        evaluate=shlex.join(["varflow", "evaluate", str(folder)]),
+        seen=_seen(metrics),
+        figures=_figures(folder / "figures"),
+        curves=_curves(folder / "figures", metrics),
+        trained=bool(metrics),
+        record_columns=_RECORD,
+        records=_records(metrics) + _records(later, "second stage, "),
+        second_stage=bool(later),
+        validated=bool(_scored(metrics, "validation")),
+        outcome=_outcome(about),
+        settings=_settings(spec),
+        of_target=of_target,
+        data=data,
+        environment=_read(folder / "environment.json", dict, {}),
+        given_in_python=bool(about.get("own_parts") or about.get("data_given")),
+        command=command(spec, about.get("recipe")),
+    )
     path = folder / "report.html"
-    write_text(path, html.page(title, body))
+    write_text(path, text)
     return path
 
 
@@ -205,73 +142,67 @@ def _lead(spec: Mapping[str, Any], about: Mapping[str, Any], data: Mapping[str, 
         names = ", ".join(map(str, own))
         said.append(f"Given in Python: {names}; the settings of these parts do not apply.")
     said += [f"Seed {value}." for _, name, value, _ in _rows(spec) if name == "seed"]
-    return html.paragraph(" ".join(said), soft=True)
+    return " ".join(said)
 
 
-def _results(folder: Path, metrics: list[dict[str, Any]]) -> list[str]:
-    files = sorted((folder / "evaluation").glob("*.json"))
-    if not files:
-        how = f"varflow evaluate {shlex.quote(str(folder))}"
-        out = [
-            html.paragraph("Not evaluated yet, so there are no estimates with errors. Make them:")
-        ]
-        out.append(html.code(how))
-        scored = _scored(metrics, "validation")
-        if scored:
-            best = max(scored, key=lambda row: row["elbo"])
-            out.append(
-                html.paragraph(
-                    f"Seen in training: a validation ELBO of {best['elbo']:.2f} nats at step "
-                    f"{best.get('step')}, one draw of q(z|x) for each example. It is the best of "
-                    f"{len(scored)} validations, which makes it optimistic, and has no error bar."
-                )
-            )
-        return out
-    out, explained = [], []
-    for file in files:
-        estimates = _estimates(file)
-        of_target = file.stem == "target"
-        # One fit has no spread over fits.
-        lone = of_target and all(e.points == 1 for e in estimates)
-        shown = Estimate.number if lone else Estimate.figures
-        split, _, kind = file.stem.rpartition("-")
-        name = _KINDS.get(kind, f"{file.stem} split") + (f", {split} split" if split else "")
-        out.append(html.heading(name, level=3))
-        if outdated(folder, _read(file, dict)):
-            out.append(html.paragraph(_OUTDATED))
-        headlines = [e for name in _HEADLINES for e in estimates if e.name == name]
-        out.append(html.cards((_NAMES[e.name], shown(e), e.unit) for e in headlines))
-        columns = (
-            "quantity", "value" if lone else "value ± standard error", "unit", "Monte-Carlo error",
-            "samples", "fits" if of_target else "points", "k̂ > 0.7", "estimator",
-        )  # fmt: skip
-        rows = [
-            (
-                _NAMES.get(e.name, e.name),
-                shown(e),
-                e.unit,
-                "unknown" if e.monte_carlo_error is None else f"{e.monte_carlo_error:.2g}",
-                f"{e.samples:,}",
-                f"{e.points:,}",
-                "–" if e.khat is None else f"{e.khat:.1%}",
-                e.estimator,
-            )
-            for e in estimates
-        ]
-        out.append(html.table(columns, rows, whole=range(len(columns) - 1)))
-        protocols = ", ".join(sorted({e.protocol for e in estimates}))
-        seeds = ", ".join(sorted({str(e.seed) for e in estimates}))
-        what = "Target" if of_target else "Protocol"
-        out.append(
-            html.paragraph(f"{what}: {protocols}. Seed of the estimates: {seeds}.", soft=True)
+def _result(folder: Path, file: Path) -> dict[str, Any]:
+    """One evaluation: its table, and the numbers that a reader looks for first."""
+    stored, estimates = _read(file, dict), _estimates(file)
+    of_target = file.stem == "target"
+    # One fit has no spread over fits.
+    lone = of_target and all(e.points == 1 for e in estimates)
+    shown = Estimate.number if lone else Estimate.figures
+    split, _, kind = file.stem.rpartition("-")
+    protocols = ", ".join(sorted({e.protocol for e in estimates}))
+    seeds = ", ".join(sorted({str(e.seed) for e in estimates}))
+    columns = (
+        "quantity", "value" if lone else "value ± standard error", "unit", "Monte-Carlo error",
+        "samples", "fits" if of_target else "points", "k̂ > 0.7", "estimator",
+    )  # fmt: skip
+    rows = [
+        (
+            NAMES.get(e.name, e.name),
+            shown(e),
+            e.unit,
+            "unknown" if e.monte_carlo_error is None else f"{e.monte_carlo_error:.2g}",
+            f"{e.samples:,}",
+            f"{e.points:,}",
+            "–" if e.khat is None else f"{e.khat:.1%}",
+            e.estimator,
         )
-        notes = _read(file, dict).get("notes")
-        out += [html.paragraph(f"Note: {note}", soft=True) for note in notes or []]
-        explained.append(_TARGET_ERRORS if of_target else _ERRORS)
-    return [*out, *(html.paragraph(text, soft=True) for text in dict.fromkeys(explained))]
+        for e in estimates
+    ]
+    return {
+        "title": KINDS.get(kind, f"{file.stem} split") + (f", {split} split" if split else ""),
+        "outdated": _OUTDATED if outdated(folder, stored) else "",
+        "cards": [
+            (NAMES[e.name], shown(e), e.unit)
+            for name in HEADLINES
+            for e in estimates
+            if e.name == name
+        ],
+        "columns": columns,
+        "rows": rows,
+        "about": f"{'Target' if of_target else 'Protocol'}: {protocols}. Seed of the estimates: {seeds}.",
+        "notes": stored.get("notes") or [],
+        "explained": _TARGET_ERRORS if of_target else _ERRORS,
+    }
 
 
-def _figures(folder: Path) -> list[str]:
+def _seen(metrics: list[dict[str, Any]]) -> str:
+    """What training saw of the bound, where there is no evaluation."""
+    scored = _scored(metrics, "validation")
+    if not scored:
+        return ""
+    best = max(scored, key=lambda row: row["elbo"])
+    return (
+        f"Seen in training: a validation ELBO of {best['elbo']:.2f} nats at step {best.get('step')}, one draw of "
+        f"q(z|x) for each example. It is the best of {len(scored)} validations, which makes it optimistic, and has "
+        "no error bar."
+    )
+
+
+def _figures(folder: Path) -> list[Picture]:
     entries = [e for e in _read(folder / "index.json", list, []) if isinstance(e, dict)]
     out = []
     for entry in entries:
@@ -280,67 +211,49 @@ def _figures(folder: Path) -> list[str]:
         if path.name == "curves.png":
             continue
         title, caption = str(entry.get("title", path.stem)), str(entry.get("caption", ""))
-        out.append(html.heading(title, level=3))
         try:
-            out.append(html.picture(path.read_bytes(), title, caption))
+            out.append(picture(path.read_bytes(), title, caption))
         except OSError:
-            out.append(html.paragraph(f"{path.name} is listed, but not in the folder."))
+            out.append(Picture(title, f"{path.name} is listed, but not in the folder."))
         except DataError as error:
-            out.append(html.paragraph(str(error)))
-    return out or [html.paragraph("No figures have been drawn for this run.")]
-
-
-def _training(folder: Path, metrics: list[dict[str, Any]], about: Mapping[str, Any]) -> list[str]:
-    if not metrics:
-        return [html.paragraph("No metrics have been recorded.")]
-    # The curves of a fit to a target have log Z drawn in, and stand among the figures.
-    drawn = (folder / "figures" / "bound.png").exists()
-    out = [] if drawn else [_curves(folder / "figures" / "curves.png", metrics)]
-    rows = []
-    later = read_metrics(folder / "prior")
-    if later:
-        note = "In the second stage the ELBO is log p(codes) of the prior that is fitted to them."
-        out.append(html.paragraph(note, soft=True))
-    for split, records, stage in (
-        *((split, metrics, "") for split in ("train", "validation")),
-        *((split, later, "second stage, ") for split in ("train", "validation")),
-    ):
-        scored = _scored(records, split)
-        if scored:
-            rows.append(_record(f"{stage}{split}, last", scored[-1]))
-        if scored and split == "validation":
-            rows.append(_record(f"{stage}validation, best", max(scored, key=lambda row: row["elbo"])))
-    columns = (
-        "record", "step", "epoch", "ELBO", "E log p(x|z)", "KL term", "log|det|", "steps/s",
-        "seconds",
-    )  # fmt: skip
-    out.append(html.table(columns, rows, whole=range(len(columns))))
-    each = "for each example" if _scored(metrics, "validation") else "of the training steps"
-    note = f"Terms in nats {each}. They steer the fit and carry no error estimates."
-    out.append(html.paragraph(note, soft=True))
-    if outcome := about.get("outcome"):
-        # Without validations there is no best one.
-        never = outcome.get("best_elbo") == -math.inf
-        told = {k: v for k, v in outcome.items() if not (never and k in ("best_step", "best_elbo"))}
-        out += [html.heading("How the fit ended", level=3), html.facts(told)]
+            out.append(Picture(title, str(error)))
     return out
 
 
-def _curves(drawn: Path, metrics: list[dict[str, Any]]) -> str:
-    from varflow.figures.album import CURVES_CAPTION, draw_curves
+def _curves(folder: Path, metrics: list[dict[str, Any]]) -> Picture | None:
+    """The learning curves; those of a fit to a target have log Z drawn in, and stand among the figures."""
     from varflow.figures.base import style
+    from varflow.figures.curves import CAPTION, curves_in_a_row
 
+    if not metrics or (folder / "bound.png").exists():
+        return None
+    title, path = "Learning curves", folder / "curves.png"
     try:
-        if drawn.exists():
-            picture = drawn.read_bytes()
-        else:
-            buffer = io.BytesIO()
-            with style():
-                draw_curves(metrics).savefig(buffer, dpi=150, format="png")
-            picture = buffer.getvalue()
-        return html.picture(picture, "Learning curves", CURVES_CAPTION)
+        if path.exists():
+            return picture(path.read_bytes(), title, CAPTION)
+        with style():
+            return drawn(curves_in_a_row(metrics), title, CAPTION)
     except DataError as error:
-        return html.paragraph(str(error))
+        return Picture(title, str(error))
+
+
+_RECORD = (
+    "record", "step", "epoch", "ELBO", "E log p(x|z)", "KL term", "log|det|", "steps/s", "seconds",
+)  # fmt: skip
+
+
+def _records(metrics: list[dict[str, Any]], stage: str = "") -> list[tuple[str, ...]]:
+    """The last record of each split, and the best validation."""
+    rows = []
+    for split in ("train", "validation"):
+        scored = _scored(metrics, split)
+        if scored:
+            rows.append(_record(f"{stage}{split}, last", scored[-1]))
+        if scored and split == "validation":
+            rows.append(
+                _record(f"{stage}validation, best", max(scored, key=lambda row: row["elbo"]))
+            )
+    return rows
 
 
 def _record(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -353,44 +266,21 @@ def _record(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     return (name, show("step", ",d"), show("epoch", "g"), *terms, *speed)
 
 
-def _settings(spec: Mapping[str, Any]) -> list[str]:
-    out = [
-        html.paragraph("Marked settings differ from the defaults in the last column.", soft=True)
-    ]
+def _outcome(about: Mapping[str, Any]) -> dict[str, Any]:
+    outcome = about.get("outcome") or {}
+    # Without validations there is no best one.
+    never = outcome.get("best_elbo") == -math.inf
+    return {k: v for k, v in outcome.items() if not (never and k in ("best_step", "best_elbo"))}
+
+
+def _settings(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = _rows(spec)
+    out = []
     for group in dict.fromkeys(group for group, *_ in rows):
         own = [(name, value, default) for at, name, value, default in rows if at == group]
-        out.append(html.heading(group, level=3))
-        out.append(
-            html.table(
-                ("setting", "value", "default"),
-                [tuple(map(html.plain, row)) for row in own],
-                marked=[k for k, (_, value, default) in enumerate(own) if value != default],
-                kind="settings",
-            )
-        )
+        marked = [k for k, (_, value, default) in enumerate(own) if value != default]
+        out.append({"name": group, "rows": own, "marked": marked})
     return out
-
-
-def _facts(values: Mapping[str, Any], file: str) -> str:
-    return html.facts(values) if values else html.paragraph(f"{file} is not in the folder.")
-
-
-def _reproduce(spec: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
-    out = []
-    if about.get("own_parts") or about.get("data_given"):
-        out.append(
-            html.paragraph(
-                "Parts or data were given in Python, so the command line alone does not repeat "
-                "this run: call varflow.fit with the same objects and the settings of this command."
-            )
-        )
-    out.append(html.code(command(spec, about.get("recipe"))))
-    note = (
-        "Same seed, versions, device, precision and number of threads: same numbers. spec.json, "
-        "data.json and environment.json in the run folder hold all of them."
-    )
-    return [*out, html.paragraph(note, soft=True)]
 
 
 def _rows(spec: Mapping[str, Any]) -> list[tuple[str, str, Any, Any]]:

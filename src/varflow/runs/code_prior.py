@@ -73,7 +73,7 @@ def settings(spec: RunSpec) -> RunSpec:
     stage = {name.removeprefix("prior_"): value for name, value in own.items()}
     unused = "epochs" if stage["epochs"] is None else "steps"
     del stage[unused]
-    return spec.replace(objective="elbo", beta=1.0, warmup=0.0, free_bits=0.0, **stage)
+    return spec.replace(objective="elbo", beta=1.0, warmup="0 steps", free_bits=0.0, **stage)
 
 
 def joined(

@@ -206,7 +206,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise RunError(
             f"{path}: damaged or not a varflow state ({_first_line(error)}); fit again"
         ) from error
-    keys = ("step", "model", "optimizer", "engine", "metrics_bytes", "pending", "best_weights")
+    keys = ("step", "model", "optimizer", "engine", "metrics_bytes", "pending", "best")
     if not isinstance(state, dict) or any(key not in state for key in keys):
         raise RunError(f"{path}: not a varflow state; fit again")
     return state

@@ -1,9 +1,10 @@
-"""What the processes of a fit tell each other at every step: gradients, metrics, and whether to stop."""
+"""Signals, and what the processes of a fit tell each other at every step: gradients, metrics, whether to stop."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,36 @@ from varflow.core import ranks
 WATCHED = (signal.SIGINT, signal.SIGTERM)
 #: Steps between two looks at the signals where reading a number means waiting for the device.
 _EVERY = 10
+
+
+class Signals:
+    """SIGINT and SIGTERM end a fit after the current step; a second one ends the program.
+
+    Attributes:
+        received: the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Signals can be watched from the main thread alone; elsewhere the caller keeps them."""
+        try:
+            before = [signal.signal(number, self._note) for number in WATCHED]
+        except ValueError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in zip(WATCHED, before, strict=True):
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
 
 
 class Exchange:
@@ -32,6 +63,8 @@ class Exchange:
         self.parameters = list(parameters)
         self.signal: int | None = None
         self._steps = 0
+        # On the device, so that a step without a signal copies nothing there.
+        self._nothing = torch.zeros(len(WATCHED), device=self.parameters[0].device)
 
     @torch.no_grad()
     def __call__(self, row: Tensor, received: int | None) -> Tensor:
@@ -41,8 +74,10 @@ class Exchange:
             RankError: another process has ended.
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        told = torch.tensor([float(received == number) for number in WATCHED])
-        flat = torch.cat([*(g.reshape(-1) for g in gradients), row, told.to(row)])
+        told = self._nothing.to(row)
+        if received is not None:
+            told = torch.tensor([float(received == number) for number in WATCHED]).to(row)
+        flat = torch.cat([*(g.reshape(-1) for g in gradients), row, told])
         ranks.all_reduce(flat)
         flat /= ranks.world()
         *means, row, told = flat.split([*(g.numel() for g in gradients), len(row), len(told)])

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from varflow.core import ranks
+from varflow.core.errors import NonFiniteError
 from varflow.ensemble import Ensemble
-from varflow.model import LogJoint, Model
+from varflow.model import Model
+
+if TYPE_CHECKING:
+    from varflow.training.loop import Loop
 
 
 class Finding:
@@ -62,49 +67,9 @@ def inspect_terms(
         finding.look(f"parameter '{name}'", parameter)
     if x is not None:
         finding.look("the batch x", x)
-    if isinstance(model, Ensemble):
-        _inspect_fits(model, x, samples, finding)
-        return
     with watched(model, finding):
-        q = model.infer(x)
-        for index, tensor in enumerate(q.local):
-            label = (
-                "the encoder's output"
-                if q.codes is not None
-                else ("the mean of q(z|x)", "the log-scale of q(z|x)")[index]
-                if index < 2
-                else "the flow's parameters"
-            )
-            finding.look(f"{label} (module 'posterior')", tensor)
-        draw = q.draw(samples, log_joint=LogJoint(model, x))
-        for label, tensor in (
-            ("z0", draw.z0),
-            ("z", draw.z),
-            ("ladj", draw.ladj),
-            ("log_q", draw.log_q),
-        ):
-            module = "posterior" if label == "z0" or not hasattr(model.posterior, "flow") else "posterior.flow"
-            finding.look(f"term {label} (module '{module}')", tensor)
-        if model.likelihood is not None:
-            log_likelihood = model.likelihood.log_prob(x, draw.z)
-            finding.look("term log_likelihood (module 'likelihood')", log_likelihood)
-        finding.look("term log_prior (module 'prior')", model.log_prior(q, draw.z))
-        for name, tensor in q.auxiliary.items():
-            finding.look(f"the {name} loss (module 'posterior')", tensor)
-
-
-def _inspect_fits(model: Ensemble, x: Tensor | None, samples: int, finding: Finding) -> None:
-    terms = model.terms(x, samples)
-    found = {
-        "z0": terms.draw.z0,
-        "z": terms.z,
-        "log_q": terms.log_q,
-        "log_likelihood": terms.log_likelihood,
-        "log_prior": terms.log_prior,
-    }
-    for label, tensor in found.items():
-        for fit, values in enumerate(tensor.unbind(1)):
-            finding.look(f"term {label} of fit {fit}", values)
+        for name, tensor in model.in_order(x, samples):
+            finding.look(name, tensor)
 
 
 def inspect_gradients(model: nn.Module, finding: Finding) -> None:
@@ -123,14 +88,65 @@ def advice(lr: float, clip: float | None, precision: str) -> str:
     return "try " + ", ".join(tries) + ", or a warm-up of the KL term"
 
 
-def snapshot(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Copies of the weights and of the optimizer's state."""
-    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    state = optimizer.state_dict()
-    state["state"] = {
+class LastGood:
+    """Copies of the weights and of the optimizer's state at the last step where all was finite.
+
+    Attributes:
+        step: that step.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.optimizer = model, optimizer
+
+    def remember(self, step: int) -> None:
+        self.step = step
+        self._weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self._state = _copied(self.optimizer.state_dict())
+
+    def restore(self) -> int:
+        """Put them back; returns the step."""
+        self.model.load_state_dict(self._weights)
+        self.optimizer.load_state_dict(_copied(self._state))
+        return self.step
+
+
+def diagnose(loop: Loop) -> NoReturn:
+    """Walk again from the last good state, looking at everything.
+
+    Raises:
+        NonFiniteError: always, with what was found. The loop is left at its last good state, which is saved.
+    """
+    noticed, finding = loop.step, Finding()
+    loop.restore()
+    at = loop.step
+    while loop.step < noticed and finding.where is None:
+        at = loop.step
+        with loop.noise(), loop.engine.autocast():
+            inspect_terms(loop.model, loop.batch_of(at).x, loop.samples, finding)
+        finding.where = ranks.first_of(finding.where)
+        if finding.where is None:
+            loop.update()
+            inspect_gradients(loop.model, finding)
+    for name, parameter in loop.model.named_parameters():
+        finding.look(f"parameter '{name}' after the update", parameter)
+    stop(loop, f"step {at}", finding.where or "the replay, run without compilation, stayed finite")
+
+
+def stop(loop: Loop, when: str, what: str) -> NoReturn:
+    """End a fit with its last good state. Raises NonFiniteError with what was found, and advice."""
+    loop.restore()
+    loop.save()
+    settings = loop.spec.optimizer
+    raise NonFiniteError(
+        f"{when}: {what}. The last good state (step {loop.step}) is kept; "
+        + advice(settings.lr, settings.clip, loop.engine.precision)
+    )
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state with tensors of its own."""
+    each = {
         index: {k: v.clone() if isinstance(v, Tensor) else v for k, v in entry.items()}
         for index, entry in state["state"].items()
     }
-    return weights, state
+    return {**state, "state": each}

@@ -10,13 +10,14 @@ Record = dict[str, Any]
 
 
 def describe(record: Record) -> str:
-    """The terms of a metrics record in one line; nats."""
+    """The terms of a metrics record in one line; nats, of x in the units of the data."""
     parts = [
         f"ELBO {record['elbo']:.2f}",
         f"log p(x|z) {record['log_likelihood']:.2f}",
         f"KL {record['kl']:.2f}",
     ]
-    if record["log_likelihood"] == 0 and record["kl"] == -record["elbo"]:
+    if record["log_likelihood"] == record["preprocessing_ladj"]:
+        # Nothing is said of x given z: the prior is of x itself.
         parts = [f"log p {record['elbo']:.2f}"]
     if record.get("ladj"):
         parts.append(f"ladj {record['ladj']:.2f}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from varflow.core.durations import PATIENCE, VALIDATION
 from varflow.core.errors import SpecError
 from varflow.core.settings import Above, AtLeast, Settings, settings
 
@@ -18,15 +19,20 @@ class TrainingSettings(Settings):
     epochs: Annotated[float | None, "Budget in passes over the training split.", Above(0)] = 20.0
     steps: Annotated[int | None, "Budget in updates, instead of epochs.", AtLeast(1)] = None
     patience: Annotated[
-        float | None,
-        "Stop when the validation ELBO has not improved for so many epochs, those of the warm-up not counted.",
-        Above(0),
+        str | None,
+        "Stop when the validation bound has not improved by more than its standard error for so long, a warm-up not "
+        'counted: e.g. "5 epochs", "2000 steps", or auto: the longer of 10 epochs and 1000 steps.',
+        PATIENCE,
     ] = None
     keep: Annotated[
         Literal["best", "last"],
-        "Weights kept at the end: those of the best validation ELBO, or the last.",
+        "Weights kept at the end: the best on the validation split, by more than the standard error, or the last.",
     ] = "best"
-    validate_every: Annotated[float, "Epochs between two validations.", Above(0)] = 1.0
+    validate_every: Annotated[
+        str,
+        'Between two validations: e.g. "5 epochs", "200 steps", or auto: the longer of 1 epoch and 100 steps.',
+        VALIDATION,
+    ] = "auto"
     save_every: Annotated[
         float,
         "Minutes between two resumable checkpoints; one is always written at the end.",
@@ -70,9 +76,9 @@ class SecondStageSettings(Settings):
     ] = None
     prior_batch: Annotated[int, "Grids of codes in a step of the second stage.", AtLeast(1)] = 128
     prior_patience: Annotated[
-        float | None,
-        "Stop the second stage when the validation codes' log p has not improved for so many epochs.",
-        Above(0),
+        str | None,
+        "Stop the second stage when the validation codes' log p has not improved for so long; as patience.",
+        PATIENCE,
     ] = None
 
     either = (("prior_epochs", "prior_steps"),)

@@ -14,7 +14,7 @@ DENSITY = Recipe(
         batch=128,
         lr=1e-3,
         epochs=100,
-        patience=10,
+        patience="auto",
     ),
     "Papamakarios, Pavlakou and Murray 2017, section 4",
     "no batch normalisation between the layers; early stopping after 10 epochs",

@@ -13,7 +13,7 @@ DIGITS = Recipe(
         batch=64,
         epochs=200,
         lr=2e-3,
-        warmup=20,
+        warmup="20 epochs",
         threads=1,
     ),
     "the first thing to try",

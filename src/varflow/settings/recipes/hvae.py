@@ -24,7 +24,7 @@ HVAE = Recipe(
         eps=1e-7,
         batch=100,
         epochs=2_000,
-        patience=100,
+        patience="100 epochs",
     ),
     "Caterini, Doucet and Sejdinovic 2018, section 4.2; anthonycaterini/hvae-nips",
     "symmetric padding; torch's initial weights and an output bias of 0; Adamax corrects its first moment; "

@@ -26,7 +26,7 @@ NF_CLUSTERS = Recipe(
         amortized=True,
         batch=999,
         steps=10_000,
-        validate_every=100.0,
+        validate_every="100 epochs",
     ),
     "weixsong/NormalizingFlow, nf.py; Rezende and Mohamed 2015",
     "the prior is charged at z_K; log-determinants are taken where each step acts, with their logarithm, for each "

@@ -1,0 +1,100 @@
+"""Pages from the templates beside this file: one file each, that needs no network, no script and no other file.
+
+Text is escaped by jinja2, once and everywhere; pictures stand inside the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from varflow.core.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Pixels of the page for each pixel of a figure, which is drawn at 150 dpi.
+_SCALE, _DPI = 0.6, 150
+
+
+class Picture(NamedTuple):
+    """A figure as a page shows it; without a ``source`` the caption says what is missing."""
+
+    title: str
+    caption: str
+    source: str = ""
+    width: int = 0
+    height: int = 0
+
+
+def render(template: str, **values: Any) -> str:
+    """The page that a template makes of plain values."""
+    return _environment().get_template(template).render(values)
+
+
+def picture(image: bytes, title: str, caption: str) -> Picture:
+    """A PNG, at one scale for all so that their letters match; or a GIF, pixel by pixel.
+
+    Raises:
+        DataError: neither a PNG nor a GIF.
+    """
+    if image[:8] == b"\x89PNG\r\n\x1a\n" and len(image) >= 24:
+        kind, sizes = "png", [round(_SCALE * n) for n in struct.unpack(">II", image[16:24])]
+    elif image[:6] in (b"GIF87a", b"GIF89a") and len(image) >= 10:
+        kind, sizes = "gif", list(struct.unpack("<HH", image[6:10]))
+    else:
+        raise DataError(f"{title}: not a PNG or GIF; draw the figures again")
+    source = f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+    return Picture(title, caption, source, *sizes)
+
+
+def drawn(figure: Figure, title: str, caption: str) -> Picture:
+    """A matplotlib figure as a picture of the page."""
+    buffer = io.BytesIO()
+    # Ticks settle in the first layout; without it the second can cut off what they push outwards.
+    figure.draw_without_rendering()
+    figure.savefig(buffer, dpi=_DPI, format="png")
+    return picture(buffer.getvalue(), title, caption)
+
+
+def plain(value: Any) -> str:
+    """A value of a JSON file as a reader writes it."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(plain(item) for item in value)
+    return str(value)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested values as rows: (``outer.inner``, value)."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", value))
+    return rows
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("varflow.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(plain=plain, flat=flat)
+    return made
