@@ -390,7 +390,7 @@ def test_sizes_and_settings(shape, settings):
         ({"flow": "planar"}, r"flow: belongs to q\(z\|x\), and a quantizer has no flow"),
         ({"leapfrog": 2}, "leapfrog: belongs to .*, and a quantizer has no flow, no leapfrog"),
         ({"samples": 3}, "samples: was 3"),
-        ({"posterior": "gaussian"}, "prior: pixelcnn is over the codes"),
+        ({"posterior": "gaussian", "network": "mlp"}, "prior: pixelcnn is over the codes"),
         ({"posterior": "gaussian", "prior": "normal"}, "network: grid makes grids"),
         ({"prior": "uniform-codes", "classes": 3}, "classes: is .* of prior=pixelcnn, .* prior=uniform-codes has none"),
         ({"codebook_decay": 1.0}, "codebook_decay: was 1.0"),
