@@ -36,10 +36,12 @@ class Prior(nn.Module, ABC):
     Attributes:
         event_shape: ``(D,)`` for a vector of latent features.
         discrete: whether events are integers.
+        standard: whether p(z) is N(0, I).
     """
 
     event_shape: tuple[int, ...]
     discrete: bool = False
+    standard: bool = False
 
     @abstractmethod
     def log_prob(self, z: Shaped[Tensor, "..."], context: Tensor | None = None) -> Tensor:
