@@ -13,7 +13,9 @@ import varflow as vf
 from varflow import figures
 from varflow.core.errors import DataError
 from varflow.data import from_tensor
-from varflow.figures import album
+from varflow.figures import gallery_examples
+from varflow.figures import gallery_scene as scene
+from varflow.figures.gallery_scene import Scene
 
 METRICS = [
     {"step": k, "split": split, "elbo": -9.0 + k, "log_likelihood": -5.0, "kl": 4.0}
@@ -24,7 +26,7 @@ METRICS = [
 
 @pytest.fixture(autouse=True)
 def _small_files(monkeypatch) -> None:
-    monkeypatch.setattr(album, "save", partial(figures.save, dpi=40))
+    monkeypatch.setattr(scene, "save", partial(figures.save, dpi=40))
 
 
 def pictures(colours: int = 1, protocol: str = "auto"):
@@ -38,7 +40,7 @@ def table(columns: int = 3):
 
 
 def model_of(dataset, **settings):
-    return vf.build(vf.RunSpec().replace(hidden=8, layers=1, length=1, **settings), dataset)
+    return vf.build(vf.RunSpec().preset(hidden=8, layers=1, length=1).replace(**settings), dataset)
 
 
 def names(entries) -> list[str]:
@@ -166,8 +168,7 @@ def test_mean_and_draw_show_the_same_latents(tmp_path, monkeypatch) -> None:
         monkeypatch.setattr(
             model.likelihood, method, lambda z, inner=inner: seen.append(z) or inner(z)
         )
-    scene = album._Scene(model, dataset, [], 0, None, "validation")
-    album._samples(scene)
+    gallery_examples.samples(Scene(model, dataset, [], 0, None, "validation"))
     # A likelihood's sample may itself ask for its mean; whatever was asked, it was of the same z.
     assert len(seen) >= 2
     assert all(torch.equal(z, seen[0]) for z in seen)
@@ -191,12 +192,12 @@ def test_a_split_without_examples_is_replaced_and_the_caption_says_so(tmp_path) 
 
 
 def test_long_encodings_do_not_depend_on_how_many_are_asked_for(monkeypatch) -> None:
-    monkeypatch.setattr(album, "_CHUNK", 4)
+    monkeypatch.setattr(scene, "CHUNK", 4)
     dataset = table()
-    scene = album._Scene(model_of(dataset, latent=2), dataset, [], 0, None, "train")
+    shown = Scene(model_of(dataset, latent=2), dataset, [], 0, None, "train")
     with torch.no_grad():
-        z0, z = scene.encode(10)
-        fewer, _ = scene.encode(8)
+        z0, z = shown.encode(10)
+        fewer, _ = shown.encode(8)
     assert z.shape == (10, 2)
     torch.testing.assert_close(z0[:8], fewer)
     assert len(torch.unique(z0, dim=0)) == 10

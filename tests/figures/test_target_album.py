@@ -13,8 +13,9 @@ import varflow as vf
 from varflow import figures
 from varflow.cli import main
 from varflow.core.errors import SpecError
-from varflow.figures import target_album
-from varflow.runs.build import Form
+from varflow.core.form import Form
+from varflow.figures import gallery_scene as scene
+from varflow.figures import gallery_target as target_gallery
 
 METRICS = [{"step": 200 * k, "split": "train", "elbo": -1.0 - 1 / k} for k in range(1, 4)]
 NOWHERE = Form((2,), "none")
@@ -27,10 +28,10 @@ def spec_of(**settings):
 
 @pytest.fixture(autouse=True)
 def _small_files(monkeypatch) -> None:
-    monkeypatch.setattr(target_album, "save", partial(figures.save, dpi=40))
-    monkeypatch.setattr(target_album, "_CELLS", 24)
-    monkeypatch.setattr(target_album, "_FRAME", 16)
-    monkeypatch.setattr(target_album, "_SAMPLES", 2000)
+    monkeypatch.setattr(scene, "save", partial(figures.save, dpi=40))
+    monkeypatch.setattr(target_gallery, "_CELLS", 24)
+    monkeypatch.setattr(target_gallery, "_FRAME", 16)
+    monkeypatch.setattr(target_gallery, "_SAMPLES", 2000)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from varflow import figures
 from varflow.core.errors import DataError, RunError, ShapeError, SpecError
 from varflow.evaluation import Evaluation
-from varflow.figures import animation as film
+from varflow.figures import targets as film
 
 WINDOW = (-2.0, 4.0, -1.0, 1.0)
 

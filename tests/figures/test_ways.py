@@ -12,7 +12,8 @@ import varflow as vf
 from varflow import figures
 from varflow.core.errors import ShapeError, SpecError
 from varflow.data import from_tensor
-from varflow.figures import album
+from varflow.figures import gallery_scene as scenes
+from varflow.figures.gallery_data import draw
 from varflow.priors import interpolation
 
 double = torch.float64
@@ -20,7 +21,7 @@ double = torch.float64
 
 @pytest.fixture(autouse=True)
 def _small_files(monkeypatch) -> None:
-    monkeypatch.setattr(album, "save", partial(figures.save, dpi=40))
+    monkeypatch.setattr(scenes, "save", partial(figures.save, dpi=40))
 
 
 def moved_prior(features: int = 4) -> vf.priors.Flow:
@@ -87,15 +88,15 @@ def pictures():
 
 
 def scene(dataset, **settings):
-    spec = vf.RunSpec().replace(hidden=8, layers=1, latent=3, **settings)
-    return album._Scene(vf.build(spec, dataset), dataset, [], 0, None, "validation")
+    spec = vf.RunSpec().preset(hidden=8, layers=1, latent=3).replace(**settings)
+    return scenes.Scene(vf.build(spec, dataset), dataset, [], 0, None, "validation")
 
 
 @pytest.mark.parametrize(("prior", "panels"), [("normal", 2), ("maf", 3), ("mixture", 2)])
 def test_interpolations_are_ten_by_ten_each_way(prior, panels):
     with torch.no_grad():
-        figure, name, _, caption = album.album_ways.interpolations(scene(pictures(), prior=prior))
-    assert name == "interpolations"
+        figure, title, caption = draw(scene(pictures(), prior=prior), "interpolations")
+    assert title == "Interpolations"
     assert "10 pairs of validation examples" in caption
     assert ("base points" in caption) == (panels == 3)
     shown = [axes.images[0].get_array().shape for axes in figure.axes]
@@ -105,7 +106,7 @@ def test_interpolations_are_ten_by_ten_each_way(prior, panels):
 def test_ends_of_the_rows_are_the_decoded_draws():
     one = scene(pictures(), prior="maf")
     with torch.no_grad():
-        figure, *_ = album.album_ways.interpolations(one)
+        figure, *_ = draw(one, "interpolations")
         _, z = one.encode(20)
         first = one.dataset.pictures(one.model.likelihood.mean(z[:1]))[0, 0]
         last = one.dataset.pictures(one.model.likelihood.mean(z[10:11]))[0, 0]
@@ -118,16 +119,16 @@ def test_ends_of_the_rows_are_the_decoded_draws():
 def test_few_pictures_give_few_rows_and_codes_none():
     x = torch.randint(0, 256, (30, 1, 6, 5), dtype=torch.uint8)
     with torch.no_grad():
-        drawn = album.album_ways.interpolations(scene(from_tensor(x)))
-        assert "1 pairs" in drawn[3]
-        assert album.album_ways.interpolations(scene(from_tensor(torch.randn(40, 3)))) is None
+        drawn = draw(scene(from_tensor(x)), "interpolations")
+        assert "1 pairs" in drawn.caption
+        assert draw(scene(from_tensor(torch.randn(40, 3))), "interpolations") is None
 
 
 def test_points_in_the_plane_share_their_axes():
     data = vf.data.load("three-clusters")
     with torch.no_grad():
-        figure, name, _, caption = album.album_ways.in_plane(scene(data, scale="decoder"))
-    assert name == "plane"
+        figure, title, caption = draw(scene(data, scale="decoder"), "plane")
+    assert title == "Data and samples"
     assert len(figure.axes) == 3
     assert "999 validation examples" in caption
     assert "Colours of the data are the labels" in caption
@@ -142,9 +143,9 @@ def test_points_in_the_plane_share_their_axes():
 def test_density_estimation_has_no_noise_to_leave_out():
     data = vf.data.load("gaussian-1")
     with torch.no_grad():
-        figure, *_ = album.album_ways.in_plane(scene(data, likelihood="identity", prior="maf"))
+        figure, *_ = draw(scene(data, likelihood="identity", prior="maf"), "plane")
         assert len(figure.axes) == 2
-        entries = album.album_ways.in_plane(scene(from_tensor(torch.randn(50, 3))))
+        entries = draw(scene(from_tensor(torch.randn(50, 3))), "plane")
     assert entries is None
     with pytest.raises(ShapeError, match="2 for 1 panels"):
         figures.plane({"data": torch.zeros(4, 2)}, figure.axes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,17 @@ import numpy as np
 from jaxtyping import Float
 
 from varflow.core.errors import DataError, ShapeError
-from varflow.figures.base import AFTER, INK, TRAIN, VALIDATION, Array, as_numpy, canvas, categories
+from varflow.figures.base import (
+    AFTER,
+    BEFORE,
+    INK,
+    TRAIN,
+    VALIDATION,
+    Array,
+    as_numpy,
+    canvas,
+    categories,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -181,6 +192,132 @@ def weights(khat: Float[Array, " N"], axes: Axes) -> Axes:
     return axes
 
 
+def code_usage(counts: Float[Array, " K"], axes: Axes) -> Axes:
+    """How often each code occurs, the most frequent first; the line is equal use of all.
+
+    Raises:
+        DataError: no code occurs.
+    """
+    values = as_numpy("counts", counts, None).astype(np.float64)
+    if not values.sum() > 0:
+        raise DataError("counts: no code occurs; count the codes of at least one example")
+    shares = np.sort(values / values.sum())[::-1]
+    entropy = -sum(p * math.log(p) for p in shares if p > 0)
+    axes.bar(np.arange(1, len(shares) + 1), shares, width=1.0, color=AFTER)
+    axes.axhline(1 / len(shares), color=BEFORE, linewidth=1.2)
+    used = int((shares > 0).sum())
+    axes.set(
+        xlabel="codes, the most frequent first",
+        ylabel="share of all codes",
+        xlim=(0.4, len(shares) + 0.6),
+        title=f"perplexity {math.exp(entropy):.1f}, {used} of {len(shares)} codes in use",
+    )
+    return axes
+
+
+def code_curves(
+    first: Sequence[Mapping[str, Any]],
+    second: Sequence[Mapping[str, Any]],
+    uniform: float,
+    axes_pair: Sequence[Axes],
+) -> Sequence[Axes]:
+    """Perplexity in the first stage, and −log p(codes) in the second, which starts at the uniform prior's.
+
+    Args:
+        first, second: records of both stages, by step, from 0: before training.
+        uniform: H·W·log K, nats.
+        axes_pair: left and right axes.
+
+    Raises:
+        DataError: neither stage has a record of these.
+    """
+    left, right = axes_pair
+    flipped = [{**row, "nll": -row["elbo"]} for row in second if "elbo" in row]
+    drawn = False
+    for panel, rows, key in ((left, first, "perplexity"), (right, flipped, "nll")):
+        for split, colour in (("train", TRAIN), ("validation", VALIDATION)):
+            steps, values = _curve(rows, split, key)
+            if steps.size:
+                _draw(panel, steps, values, split, colour)
+                drawn = True
+    if not drawn:
+        raise DataError("first: no record has a perplexity; pass the rows of metrics.jsonl")
+    left.set(xlabel="step of the first stage", ylabel="perplexity of the codes", ylim=(0, None))
+    right.set(xlabel="step of the second stage", ylabel="−log p(codes) (nats)")
+    if flipped:
+        right.axhline(uniform, color=BEFORE, linewidth=1.2, label="uniform prior")
+        right.set_ylim(top=1.05 * uniform)
+    else:
+        right.text(0.5, 0.5, "no second stage", ha="center", va="center", transform=right.transAxes)
+    for panel in axes_pair:
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=8)
+    return axes_pair
+
+
+def hamiltonian_schedule(
+    step_sizes: Float[Array, "K D"],
+    factors: Float[Array, " K"],
+    axes: Sequence[Axes],
+    bound: float | None = None,
+) -> Sequence[Axes]:
+    """What a Hamiltonian posterior learned: step sizes ε, and the temperature 1/√β_k along a trajectory.
+
+    Args:
+        step_sizes: ``[K, D]``. Where they differ over latents, sorted ones are drawn: one line where all steps
+            share them, else one for each step. Where they do not, ε against the step.
+        factors: ``[K]``, α_k; 1/√β_k is the product of those that follow, and 1 at the end.
+        axes: two: step sizes, temperature.
+        bound: the largest step size, drawn if given.
+
+    Raises:
+        ShapeError: the two have different K, or K = 0.
+    """
+    alpha = as_numpy("factors", factors, None)
+    sizes = as_numpy("step_sizes", step_sizes, len(alpha), None)
+    if not len(alpha):
+        raise ShapeError("factors: is empty; a trajectory has one leapfrog step or more")
+    from matplotlib.ticker import MaxNLocator
+
+    count, features = sizes.shape
+    left, right = axes[0], axes[1]
+    over_latents = features > 1 and np.ptp(sizes, 1).max() > 1e-12 * sizes.max()
+    if over_latents:
+        shared = np.ptp(sizes, 0).max() <= 1e-12 * sizes.max()
+        for k in range(1 if shared else count):
+            shade = AFTER if shared else (0.1 + 0.8 * k / max(1, count - 1))
+            colour = AFTER if shared else _shade(float(shade))
+            label = "all steps" if shared else f"step {k + 1}"
+            left.plot(
+                np.arange(1, features + 1), np.sort(sizes[k])[::-1], color=colour, label=label
+            )
+        left.set_xlabel("latents, by step size")
+        if not shared and count <= 10:
+            left.legend(fontsize=8, ncols=2)
+    else:
+        left.plot(np.arange(1, count + 1), sizes[:, 0], color=AFTER, marker="o", markersize=4)
+        left.set_xlabel("leapfrog step")
+    if bound is not None:
+        left.axhline(bound, color=BEFORE, linestyle="--", linewidth=1)
+        left.annotate(
+            "bound",
+            (1, bound),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+        )
+    left.set(ylabel="step size $\\varepsilon$", ylim=(0, 1.12 * max(sizes.max(), bound or 0)))
+    for panel in (left, right):
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # 1/√β_k = Π_{j > k} 1/α_j.
+    roots = np.concatenate([np.cumprod(1 / alpha[::-1])[::-1], [1.0]])
+    right.plot(np.arange(count + 1), roots, color=VALIDATION, marker="o", markersize=4)
+    right.axhline(1, color=INK, linewidth=0.6)
+    right.set(xlabel="leapfrog step k", ylabel="temperature $1/\\sqrt{\\beta_k}$")
+    return axes
+
+
 def _bound(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """The ELBO of the validations; that of the training steps where there are none."""
     steps, values = _curve(rows, "validation", "elbo")
@@ -272,3 +409,9 @@ def _legend(axes: Axes) -> None:
     handles, _ = axes.get_legend_handles_labels()
     if len(handles) > 1:
         axes.legend(loc="lower right", fontsize=8)
+
+
+def _shade(at: float) -> tuple[float, ...]:
+    from matplotlib import colormaps
+
+    return tuple(colormaps["viridis"](at))

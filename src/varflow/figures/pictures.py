@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from varflow.core.errors import ShapeError, positive
@@ -124,6 +125,126 @@ def decoded_grid(
     axes.set_xlabel("$z_1$ (steps of equal prior mass)")
     axes.set_ylabel("$z_2$")
     return axes
+
+
+def decoded_trajectories(
+    originals: Float[Array, "N C H W"],
+    steps: Float[Array, "K N C H W"],
+    axes: Axes,
+    labels: Sequence[str] | None = None,
+    sides: Sequence[str] | None = None,
+) -> Axes:
+    """A row for each example: the picture itself, then what the latents decode to, point by point.
+
+    Args:
+        originals: ``[N, C, H, W]`` in [0, 1].
+        steps: ``[K, N, C, H, W]`` in [0, 1], the decoded points of each trajectory.
+        axes: where to draw.
+        labels: over the K columns; z₀, z₁, … without it.
+        sides: to the right of the N rows.
+
+    Raises:
+        ShapeError: the two do not belong together, or are no pictures in [0, 1].
+    """
+    left = _pictures("originals", originals)
+    count = len(left)
+    moving = as_numpy("steps", steps, None, count, None, None, None)
+    points = len(moving)
+    if not points or moving.shape[2:] != np.shape(originals)[1:]:
+        raise ShapeError(
+            f"steps: shape {moving.shape}; expected [K, {', '.join(map(str, np.shape(originals)))}] with K ≥ 1"
+        )
+    rows = _pictures("steps", moving.swapaxes(0, 1).reshape(count * points, *moving.shape[2:]))
+    height, width = rows.shape[1:3]
+    gap = _gap(width)
+    sheet = _sheet(rows, points, gap)
+    # The examples stand apart from what the model makes of them.
+    data = _sheet(left, 1, gap)
+    space = np.ones((sheet.shape[0], 2 * gap, 3))
+    axes.imshow(np.concatenate([data, space, sheet], 1), interpolation="nearest")
+    bare(axes)
+    start = data.shape[1] + space.shape[1]
+    named = [f"$z_{{{k}}}$" for k in range(points)] if labels is None else list(labels)
+    places = [gap, *(start + gap + k * (width + gap) for k in range(points))]
+    for text, place in zip(["data", *named], places, strict=True):
+        axes.text(
+            place + width / 2 - 0.5, -0.12 * height, text, ha="center", va="bottom", fontsize=8
+        )
+    for row, text in enumerate(sides or []):
+        middle = gap + row * (height + gap) + height / 2
+        axes.text(sheet.shape[1] + start + gap, middle, text, va="center", fontsize=8)
+    axes.set_ylim(axes.get_ylim()[0], -0.5 * height)
+    return axes
+
+
+def code_maps(
+    codes: Int[Array, "N h w"],
+    colours: Float[Array, "K 3"],
+    axes: Axes,
+    decoded: Float[Array, "N C H W"],
+    originals: Float[Array, "N C H W"] | None = None,
+    columns: int = 4,
+) -> Axes:
+    """Each example as a row of tiles: the picture (where there is one), its codes, and what they decode to.
+
+    Args:
+        codes: ``[N, h, w]``.
+        colours: of the codewords, e.g. :func:`codeword_colours`.
+        axes: where to draw.
+        decoded: ``[N, C, H, W]`` in [0, 1].
+        originals: as ``decoded``.
+        columns: examples in a row.
+
+    Raises:
+        ShapeError: numbers of examples differ, or a code has no colour.
+    """
+    right = _pictures("decoded", decoded)
+    grid = as_numpy("codes", codes, len(right), None, None).astype(np.int64)
+    table = as_numpy("colours", colours, None, 3)
+    if grid.size and not 0 <= grid.min() <= grid.max() < len(table):
+        raise ShapeError(
+            f"codes: from {grid.min()} to {grid.max()}; there are colours for {len(table)}"
+        )
+    positive(columns=columns)
+    height, width = right.shape[1:3]
+    rows = np.arange(height) * grid.shape[1] // height
+    along = np.arange(width) * grid.shape[2] // width
+    tiles = [table[grid][:, rows][:, :, along], right]
+    names = ["codes", "decoded"]
+    if originals is not None:
+        tiles.insert(0, _pictures("originals", originals))
+        names.insert(0, "data")
+    between = _gap(height) // 2 or 1
+    joint = np.ones((len(right), height, between, 3))
+    parts = [part for tile in tiles for part in (joint, tile)][1:]
+    sheet, gap = np.concatenate(parts, 2), 3 * _gap(height)
+    columns = min(columns, len(right))
+    _show(_sheet(sheet, columns, gap), axes)
+    for column in range(columns):
+        start = gap + column * (sheet.shape[2] + gap)
+        for number, name in enumerate(names):
+            middle = start + number * (width + between) + width / 2 - 0.5
+            axes.text(middle, gap - 0.12 * height - 0.5, name, ha="center", va="bottom", fontsize=7)
+    axes.set_ylim(axes.get_ylim()[0], -0.25 * height)
+    return axes
+
+
+def codeword_colours(codewords: Float[Array, "K D"]) -> np.ndarray:
+    """A colour for each codeword ``[K, 3]``, alike for codewords that are near each other.
+
+    Red, green and blue are the ranks along the three directions in which the codewords differ most.
+
+    Raises:
+        ShapeError: not ``[K, D]``.
+    """
+    words = as_numpy("codewords", codewords, None, None).astype(np.float64)
+    directions = np.linalg.svd(words - words.mean(0), full_matrices=False)[2][:3]
+    seen = words @ directions.T
+    colours = np.full((len(words), 3), 0.5)
+    if len(words) > 1:
+        ranks = seen.argsort(0).argsort(0) / (len(words) - 1)
+        colours[:, : ranks.shape[1]] = 0.08 + 0.87 * ranks
+    return colours
 
 
 def _pictures(name: str, images: Array) -> np.ndarray:

@@ -27,6 +27,8 @@ class StandardNormal(Prior):
         -1.8379
     """
 
+    standard = True
+
     def __init__(self, features: int) -> None:
         super().__init__()
         positive(features=features)

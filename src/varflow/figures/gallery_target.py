@@ -1,4 +1,4 @@
-"""All figures that fit a run on a target, as files with captions."""
+"""Every figure that fits a run on a target, as files with captions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,23 +15,17 @@ from torch import Tensor
 
 from varflow.core import random
 from varflow.core.errors import DataError, SpecError
-from varflow.core.files import make_folder, write_json
+from varflow.core.files import make_folder
 from varflow.ensemble import Ensemble
-from varflow.figures import latent, targets, warp
-from varflow.figures.album import Entry
-from varflow.figures.animation import animate
-from varflow.figures.base import canvas, save, style
+from varflow.figures import scatter, targets, warp
+from varflow.figures.base import canvas, style
+from varflow.figures.gallery_scene import Drawn, Entry, keep, write_index
 from varflow.model import LogJoint, Model
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 #: Fits that get a panel; samples behind a histogram; cells of a picture and of a frame.
 _SHOWN, _SAMPLES, _CELLS, _FRAME = 4, 400_000, 200, 120
 _FRAMES = 40
 _BLOCK = 50_000
-
-Drawn = tuple["Figure", str, str, str]
 
 
 @dataclass(frozen=True)
@@ -102,18 +96,13 @@ def target_gallery(
     scene = _Scene(_members(model), metrics, seed, evaluation)
     entries = []
     with torch.no_grad(), style():
-        for draw in (_densities, _warped, _draws_by_direction, _bound, _evidence_bound):
-            drawn = draw(scene)
-            if drawn is not None:
-                figure, name, title, caption = drawn
-                entries.append(Entry(save(figure, folder / f"{name}.png"), title, caption))
+        for name, draw in _FIGURES:
+            if (drawn := draw(scene)) is not None:
+                entries.append(keep(name, drawn, folder))
         film = _film(scene, model, _with_the_end(snapshots, model, metrics), folder)
         if film is not None:
             entries.append(film)
-    write_json(
-        folder / "index.json",
-        [{"file": e.path.name, "title": e.title, "caption": e.caption} for e in entries],
-    )
+    write_index(folder, entries)
     return entries
 
 
@@ -195,16 +184,15 @@ def _densities(scene: _Scene) -> Drawn | None:
         "One colour scale for all panels, which ends at the highest point of the target."
         f"{only} KL(q‖p) in nats, where evaluated."
     )
-    return figure, "densities", "Target and posterior", caption
+    return Drawn(figure, "Target and posterior", caption)
 
 
 def _warped(scene: _Scene) -> Drawn | None:
     posterior: Any = scene.first.posterior
-    base = getattr(posterior, "base", posterior)
-    flow = getattr(base if not isinstance(base, str) else posterior, "flow", None)
+    gaussian = posterior.base if getattr(posterior, "uses_gradient", False) else posterior
+    flow = getattr(gaussian, "flow", None)
     if flow is None or flow.features != 2 or flow.context_features:
         return None
-    gaussian: Any = posterior if isinstance(base, str) else base
     q = gaussian()
     extent = tuple((3 * q.log_scale.exp()).tolist())
     figure, axes = canvas(1, 1, 6.6, 5.6)
@@ -215,7 +203,7 @@ def _warped(scene: _Scene) -> Drawn | None:
         f"A regular grid over three standard deviations of the base (light) and its image under the flow{fit}, "
         f"coloured by log|det| in nats.{moved}"
     )
-    return figure, "flow", "The flow", caption
+    return Drawn(figure, "The flow", caption)
 
 
 def _draws_by_direction(scene: _Scene) -> Drawn | None:
@@ -223,9 +211,9 @@ def _draws_by_direction(scene: _Scene) -> Drawn | None:
         return None
     z = _draws(scene.first, 2000, scene.seed)
     figure, axes = canvas(1, 1, 6.2, 6.0)
-    latent.latent_scatter(z, None, axes[0, 0], contours=False)
+    scatter.latent_scatter(z, None, axes[0, 0], contours=False)
     fit = " of the first fit" if len(scene.members) > 1 else ""
-    return figure, "draws", "Draws of q", f"2,000 draws of q(z){fit}."
+    return Drawn(figure, "Draws of q", f"2,000 draws of q(z){fit}.")
 
 
 def _bound(scene: _Scene) -> Drawn | None:
@@ -279,7 +267,16 @@ def _curves(
         f"The ELBO of the training samples{mean}, averaged over the steps up to each record, and what it falls "
         f"short of its exact value, which is KL(q‖p). {told}"
     )
-    return figure, "bound", "The bound and its exact value", caption
+    return Drawn(figure, "The bound and its exact value", caption)
+
+
+_FIGURES = (
+    ("densities", _densities),
+    ("flow", _warped),
+    ("draws", _draws_by_direction),
+    ("bound", _bound),
+    ("bound", _evidence_bound),
+)
 
 
 def _with_the_end(
@@ -316,7 +313,7 @@ def _film(
             again.load_state_dict(dict(weights))
             yield step, density_of(_members(again)[0], window, _FRAME, scene.seed)[0]
 
-    path = animate(exact, frames(), window, folder / "training.gif", scene.name)
+    path = targets.animate(exact, frames(), window, folder / "training.gif", scene.name)
     fit = " of the first fit" if len(scene.members) > 1 else ""
     caption = (
         f"Left: {scene.name}. Right: q{fit} at {len(chosen)} steps of training, ever further apart; "

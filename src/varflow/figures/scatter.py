@@ -1,17 +1,18 @@
-"""Where q puts the latents: before and after the flow, against the prior."""
+"""Points: where q puts the latents, before and after the flow; rows of data beside what a model makes up."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from varflow.core.errors import ShapeError
-from varflow.figures.base import AFTER, INK, Array, as_numpy, categories
+from varflow.figures.base import AFTER, BEFORE, INK, Array, as_numpy, categories
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from matplotlib.axes import Axes
 
 #: More classes than these are told apart by the names in the plot alone.
@@ -95,6 +96,107 @@ def aggregate(z: Float[Array, "N D"], axes: Axes) -> Axes:
     axes.set(xlabel="latent dimension", ylabel="value", xlim=(0.3, len(dimensions) + 0.7))
     axes.locator_params(axis="x", integer=True)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    return axes
+
+
+def plane(
+    panels: Mapping[str, Float[Array, "N 2"]],
+    axes: Sequence[Axes],
+    labels: Int[Array, " N"] | None = None,
+) -> Sequence[Axes]:
+    """A scatter for each title, all in the frame of the first, which holds all of its points.
+
+    Args:
+        panels: title → points ``[N, 2]``; the first are the data.
+        axes: one for each panel.
+        labels: classes of the data, told by colour.
+
+    Raises:
+        ShapeError: points that are not in the plane, or not as many axes as panels.
+    """
+    if len(axes) != len(panels):
+        raise ShapeError(f"axes: {len(axes)} for {len(panels)} panels; give one each")
+    points = {title: as_numpy(title, values, None, 2) for title, values in panels.items()}
+    data = next(iter(points.values()))
+    low, high = data.min(0), data.max(0)
+    margin = 0.08 * (high - low) + 1e-9 * np.maximum(np.abs(low), 1)
+    for number, ((title, values), panel) in enumerate(zip(points.items(), axes, strict=True)):
+        colour: Any = AFTER
+        if number == 0:
+            colour = "#555555"
+            if labels is not None:
+                classes = as_numpy("labels", labels, len(values)).astype(int)
+                names = np.unique(classes)
+                colours = dict(zip(names, categories(len(names)), strict=True))
+                colour = [colours[k] for k in classes]
+        panel.scatter(values[:, 0], values[:, 1], s=5, c=colour, alpha=0.6, linewidths=0)
+        panel.set_xlim(low[0] - margin[0], high[0] + margin[0])
+        panel.set_ylim(low[1] - margin[1], high[1] + margin[1])
+        panel.set_aspect("equal", adjustable="box")
+        outside = ((values < low - margin) | (values > high + margin)).any(-1).mean()
+        panel.set_title(title + (f"\n{outside:.1%} outside" if outside else ""))
+        panel.set_xlabel("column 1")
+    axes[0].set_ylabel("column 2")
+    return axes
+
+
+def pairs(
+    data: Float[Array, "N D"], samples: Float[Array, "M D"], axes: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
+    """Every pair of the first columns: data in grey, samples of the model in blue.
+
+    The diagonal has the columns' histograms as densities. Each frame is the central 99.8 % of the
+    data widened by a tenth to each side, so that a stray sample cannot shrink everything else.
+
+    Args:
+        data: ``[N, D]``.
+        samples: ``[M, D]``.
+        axes: ``[P, P]`` axes with P ≤ D, as :func:`canvas` gives them; the upper triangle
+            is left empty.
+
+    Raises:
+        ShapeError: data and samples differ in their columns, or there are fewer columns than axes.
+    """
+    real, made = as_numpy("data", data, None, None), as_numpy("samples", samples, None, None)
+    count = axes.shape[0]
+    if real.shape[1] != made.shape[1]:
+        raise ShapeError(
+            f"samples: {made.shape[1]} columns, the data have {real.shape[1]}; give the same"
+        )
+    if axes.shape != (count, count) or count > real.shape[1]:
+        raise ShapeError(
+            f"axes: shape {axes.shape} for {real.shape[1]} columns; give [P, P] with P ≤ columns"
+        )
+    low, high = np.quantile(real, [0.001, 0.999], axis=0)
+    margin = 0.1 * (high - low) + 1e-9 * np.maximum(np.abs(low), 1)
+    low, high = low - margin, high + margin
+    for i in range(count):
+        for j in range(count):
+            panel = axes[i, j]
+            if j > i:
+                panel.set_visible(False)
+                continue
+            panel.set_xlim(low[j], high[j])
+            if i == j:
+                bins = np.linspace(low[i], high[i], 41)
+                for values, name, look in (
+                    (real[:, i], "data", {"color": BEFORE}),
+                    (made[:, i], "samples of the model", {"color": AFTER, "histtype": "step"}),
+                ):
+                    # Densities of all values, also of those outside of the frame.
+                    share = np.full(len(values), 1 / (len(values) * (bins[1] - bins[0])))
+                    panel.hist(values, bins=bins.tolist(), weights=share, label=name, **look)
+                panel.set_yticks([])
+            else:
+                panel.scatter(real[:, j], real[:, i], s=5, color="#8A8A8A", alpha=0.5, linewidths=0)
+                panel.scatter(made[:, j], made[:, i], s=5, color=AFTER, alpha=0.5, linewidths=0)
+                panel.set_ylim(low[i], high[i])
+            panel.tick_params(labelsize=8, labelbottom=i == count - 1, labelleft=j == 0 and i > 0)
+            if i == count - 1:
+                panel.set_xlabel(f"column {j + 1}", color=INK)
+            if j == 0 and i > 0:
+                panel.set_ylabel(f"column {i + 1}", color=INK)
+    axes[0, 0].legend(loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8, borderaxespad=0.2)
     return axes
 
 
