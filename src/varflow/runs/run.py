@@ -280,13 +280,13 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path
             f"unexpected: {extra[:3] or 'none'}); the spec or the weights were changed"
         )
     for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise RunError(
-                f"{origin}: '{name}' has shape {tuple(tensor.shape)}, the spec needs "
-                f"{tuple(expected[name].shape)}; the spec or the weights were changed"
-            )
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise RunError(
                 f"{origin}: '{name}' holds a NaN or an infinity; fit again or restore the file"
             )
-    model.load_state_dict(dict(weights))
+    try:
+        # A module may take its sizes from the weights, so it is the module that compares them.
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        reason = str(error).split("\n")[-1].strip()
+        raise RunError(f"{origin}: {reason}; the spec or the weights were changed") from error
