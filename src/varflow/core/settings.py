@@ -146,10 +146,11 @@ class OneOf:
         return None if value in self.names else "unknown"
 
 
+@dataclass(frozen=True)
 class Widths:
     """Positive numbers with dashes between them."""
 
-    takes = "words"
+    takes: ClassVar[str] = "words"
 
     def refuses(self, value: Any) -> str | None:
         if all(part.isdecimal() and int(part) > 0 for part in value.split("-")):
@@ -283,6 +284,7 @@ def _one(kind: type, of: tuple[str, ...]) -> type:
     return _KNOWN[key]
 
 
+@cache
 def read(target: str) -> type[Settings] | None:
     """The settings class of the part ``"module:name"``, or of that name itself; None where the part has none.
 
@@ -303,10 +305,15 @@ def names_in(table: str) -> dict[str, str]:
     module, _, attribute = table.partition(":")
     if module in sys.modules or _is_room(module):
         return dict(resolve(table))
+    return _literal(module, attribute)
+
+
+@cache
+def _literal(module: str, attribute: str) -> dict[str, str]:
     for node in _source(module).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == attribute:
             return dict(ast.literal_eval(node.value))
-    raise LookupError(table)
+    raise LookupError(f"{module}: no {attribute}")
 
 
 def _source(module: str) -> ast.Module:
