@@ -9,11 +9,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import varflow as vf
 from varflow.core.errors import RunError, SpecError
 from varflow.core.lazy import resolve
 from varflow.core.settings import described, read
+from varflow.runs import assemble
 from varflow.settings.roles import ROLES, every_name, parts_with
 from varflow.settings.spec import RunSpec
 
@@ -21,6 +23,7 @@ from varflow.settings.spec import RunSpec
 READING = """
 import json, sys
 from varflow.core.settings import described
+from varflow.runs import assemble
 from varflow.settings.roles import ROLES
 found = {}
 for role in ROLES.values():
@@ -232,3 +235,75 @@ def test_a_folder_of_the_first_version_is_refused_in_one_sentence():
 def test_a_damaged_spec_is_refused(change, sentence):
     with pytest.raises((RunError, SpecError), match=sentence):
         RunSpec.from_dict({**RunSpec().to_dict(), **change})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A small run of each kind of model."""
+    from varflow.data import from_tensor
+
+    out = tmp_path_factory.mktemp("sizes")
+    x = torch.randint(0, 256, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    data = from_tensor(x, protocol="symmetric")
+    once = {"batch": 16, "steps": 1, "threads": 1, "quiet": True}
+    small = {"hidden": 8, "latent": 2, "codes": 4, "code_features": 4, "blocks": 1, "prior_channels": 4,
+             "prior_length": 1, "prior_hidden": 4, "prior_steps": 1, "length": 1, "components": 3}  # fmt: skip
+    vf.fit("digits", out=out / "flow", **once, latent=2, hidden=8, flow="planar", length=1, top_latent=2)
+    base = RunSpec().preset(**small)
+    vf.fit(base, data, network="conv", base=4, scales=1, prior="vamp", out=out / "conv", **once)
+    vf.fit(base, data, network="strided", channels="4-4", prior="maf", out=out / "strided", **once)
+    vf.fit(vf.recipes.find("vq-pixelcnn").spec.preset(**small), data, out=out / "codes", **once)
+    once["batch"] = 40
+    vf.fit("gaussian-model", dimensions=2, observations=40, out=out / "target", **once)
+    return out, data
+
+
+@pytest.mark.parametrize(
+    ("run", "name", "value"),
+    [
+        *[("flow", name, 10**9) for name in ("latent", "hidden", "layers", "length", "top_latent", "top_hidden")],
+        *[("conv", name, 10**9) for name in ("base", "blocks", "scales", "components", "latent")],
+        *[("strided", name, 10**9) for name in ("dense", "stem", "head", "prior_length", "prior_hidden")],
+        ("strided", "channels", "4-1000000000"),
+        *[("codes", name, 10**9) for name in ("codes", "code_features", "prior_channels", "prior_embedding")],
+        *[("target", name, 10**9) for name in ("dimensions", "observations")],
+        ("target", "fits", 10**9),
+        # Not large enough to be seen at once.
+        ("flow", "latent", 9_000),
+        ("flow", "hidden", 9_999),
+        ("codes", "code_features", 4_000),
+    ],
+)
+def test_sizes_that_are_not_those_of_the_weights_take_no_memory(runs, run, name, value, monkeypatch):
+    import varflow.runs.run as module
+
+    out, data = runs
+    folder = out / run
+    text = (folder / "spec.json").read_text()
+    spec = json.loads(text)
+    (role,) = (role for role, own in spec.items() if isinstance(own, dict) and name in own)
+    spec[role][name] = value
+
+    def build(*arguments, **more):
+        assert torch.empty(()).device.type == "meta", "built for real"
+        return assemble.build(*arguments, **more)
+
+    monkeypatch.setattr(module, "build", build)
+    monkeypatch.setattr(module, "build_ensemble", build)
+    try:
+        (folder / "spec.json").write_text(json.dumps(spec))
+        with pytest.raises(RunError, match="were changed"):
+            vf.load(folder, data=None if run == "target" else data)
+    finally:
+        (folder / "spec.json").write_text(text)
+
+
+@pytest.mark.parametrize("run", ["flow", "conv", "strided", "codes", "target"])
+def test_runs_load(runs, run):
+    out, data = runs
+    assert vf.load(out / run, data=None if run in ("flow", "target") else data).metrics
+
+
+def test_a_model_that_does_not_fit_into_memory_is_one_sentence():
+    with pytest.raises(SpecError, match="latent: was 1000000000000; a model of this size does not fit"):
+        vf.build(RunSpec().replace(latent=10**12), vf.Form((6,), "binary"))

@@ -95,6 +95,16 @@ class AtLeast:
 
 
 @dataclass(frozen=True)
+class Size(AtLeast):
+    """A whole number that weights of the model grow with; ``least`` or more."""
+
+    least: float = 1
+
+    def sizes(self, value: int) -> tuple[int, ...]:
+        return (value,)
+
+
+@dataclass(frozen=True)
 class Above:
     """value > limit."""
 
@@ -156,6 +166,9 @@ class Widths:
         if all(part.isdecimal() and int(part) > 0 for part in value.split("-")):
             return None
         return "use positive numbers with dashes between them, e.g. 16-32-32"
+
+    def sizes(self, value: str) -> tuple[int, ...]:
+        return widths(value)
 
 
 def widths(value: str) -> tuple[int, ...]:

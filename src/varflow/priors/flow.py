@@ -13,7 +13,7 @@ from varflow import flows
 from varflow.core.errors import SpecError, unknown
 from varflow.core.form import Form
 from varflow.core.lazy import resolve
-from varflow.core.settings import AtLeast, settings
+from varflow.core.settings import Size, settings
 from varflow.flows.flow import Flow as Map
 from varflow.flows.flow import full_precision
 from varflow.priors.normal import StandardNormal
@@ -27,7 +27,7 @@ _WITH_HIDDEN = ("maf", "iaf", "coupling", "additive", "spline")
 class FlowPriorSettings(PriorSettings):
     """A flow of N(0, I)."""
 
-    prior_length: Annotated[int, "Steps of the flow.", AtLeast(1)] = 5
+    prior_length: Annotated[int, "Steps of the flow.", Size()] = 5
 
     def build(self, part: Any, features: int, form: Form) -> Prior:
         prior: Prior = part(features, length=self.prior_length)
@@ -41,10 +41,10 @@ class NetworkFlowPriorSettings(FlowPriorSettings):
     prior_hidden: Annotated[
         int | None,
         "Units of each hidden layer of the flow's networks; without it the family's default.",
-        AtLeast(1),
+        Size(),
     ] = None
     prior_layers: Annotated[
-        int, "Hidden layers of those networks, where prior_hidden says how wide they are.", AtLeast(1)
+        int, "Hidden layers of those networks, where prior_hidden says how wide they are.", Size()
     ] = 1
 
     def build(self, part: Any, features: int, form: Form) -> Prior:

@@ -136,6 +136,17 @@ class RunSpec:
                     raise SpecError(f"{one}: set together with {other}; give one of the two")
             part.settings.check(self)
 
+    def sizes(self) -> dict[str, int]:
+        """The settings that weights of the model grow with; of widths the largest."""
+        out = {}
+        for part in self._parts.values():
+            known = part.role.settings(part.choice)
+            for name in part.shown:
+                limits = [limit for limit in known[name].limits if hasattr(limit, "sizes")]
+                if limits and self._values[name] is not None:
+                    out[name] = max(limits[0].sizes(self._values[name]))
+        return out
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values: the version of the format, then role → choice and settings."""
         return {"version": SPEC_VERSION, **{name: part.values() for name, part in self._parts.items()}}
