@@ -168,7 +168,7 @@ def rival(options: argparse.Namespace) -> None:
 
 def varflow_step(dataset: Any, options: argparse.Namespace, precision: str) -> Step:
     """The update of the loop that ``varflow fit vq-vae`` runs."""
-    from varflow.runs.build import build
+    from varflow.runs.assemble import build
     from varflow.runs.folder import Memory
     from varflow.settings import recipes
     from varflow.training.engine import Engine

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from varflow.core import random
 from varflow.data import load
 from varflow.data.dataset import Dataset
-from varflow.runs.build import build
+from varflow.runs.assemble import build
 from varflow.runs.folder import Memory
 from varflow.settings.spec import RunSpec
 from varflow.training.engine import Engine

@@ -65,7 +65,7 @@ def main() -> None:
 def models(options: argparse.Namespace, case: Case) -> tuple[list[tuple[str, int]], Any]:
     """Which fits a case has, and their ensemble."""
     import varflow as vf
-    from varflow.runs.build import Form
+    from varflow.core.form import Form
     from varflow.settings import recipes
 
     seeds = options.seeds or SEEDS[case.family]

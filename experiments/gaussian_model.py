@@ -143,9 +143,9 @@ def main() -> None:
 def build(case: Case, spec: Any) -> list[Any]:
     """The models of a case, one a data set."""
     import varflow as vf
+    from varflow.core.form import Form
     from varflow.flows import InverseAutoregressive
     from varflow.posteriors import Gaussian
-    from varflow.runs.build import Form
 
     models = []
     for index in range(DATA_SETS):

@@ -17,7 +17,7 @@ import torch
 from varflow.data import load
 from varflow.model import Terms
 from varflow.objectives import ELBO
-from varflow.runs.build import build
+from varflow.runs.assemble import build
 from varflow.runs.folder import Memory
 from varflow.settings import recipes
 from varflow.training import Engine, Loop, Progress

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,8 @@ import pytest
 from varflow.cli import VERBS, main
 from varflow.core.errors import SpecError
 from varflow.settings import recipes
-from varflow.settings.spec import setting_names
+from varflow.settings.flags import spec_types
+from varflow.settings.roles import every_name
 
 TINY = ["--latent", "2", "--hidden", "8", "--layers", "1", "--threads", "1", "--quiet"]
 
@@ -63,13 +65,22 @@ def test_help_and_names_need_no_torch():
     assert time.perf_counter() - began < 20
 
 
-def test_help_of_fit_has_every_setting_with_the_default_of_the_recipe(capsys):
+def test_help_of_fit_has_every_setting_of_the_chosen_parts_with_the_default_of_the_recipe(capsys):
     code, out, _ = call(capsys, "fit", "planar-2d", "--help")
     assert code == 0
-    for name in setting_names():
-        assert "--" + name.replace("_", "-") in out, name
+    words = set(re.findall(r"^\W*(--[a-z0-9-]+)", out, re.MULTILINE))
+    shown = {"--" + name.replace("_", "-") for name in spec_types(recipes.find("planar-2d").spec)}
+    every = {"--" + name.replace("_", "-") for name in every_name()}
+    assert shown <= words
+    assert not (every - shown) & words
+    assert {"--latent", "--length", "--flow"} <= shown
+    assert {"--channels", "--observations", "--prior-kernel", "--step-bound"} <= every - shown
     assert "500" in out
     assert "(default: planar)" in " ".join(out.split())
+    _, out, _ = call(capsys, "fit", "planar-2d", "--leapfrog", "2", "--network=strided", "--help")
+    assert "--step-bound" in out
+    assert "--channels" in out
+    assert "--hidden" not in out
 
 
 def test_recipes_are_listed_and_described(capsys):
@@ -96,8 +107,14 @@ def test_every_recipe_is_a_valid_spec_that_survives_writing(recipe):
         (["fit", "dens"], "recipe: unknown value 'dens'; did you mean 'dense'?"),
         (["fit", "digits", "--flow", "plannar"], "did you mean 'planar'?"),
         (["fit", "digits", "--flwo", "planar"], "--flwo: unknown setting; did you mean 'flow'?"),
-        (["fit", "digits", "--length", "0"], "length: was 0; use 1 or more"),
-        (["fit", "digits", "--length", "two"], "--length: was 'two'; use an integer"),
+        (["fit", "digits", "--flow", "maf", "--length", "0"], "length: was 0; use 1 or more"),
+        (["fit", "digits", "--length", "4"], "length: is a setting of flow="),
+        (["fit", "digits", "--length", "4"], "and flow=none has none; choose one of them, or leave length out"),
+        (["fit", "digits", "--step-bound", "1"], "without leapfrog steps there is none; set leapfrog"),
+        (["fit", "digits", "--observations", "9"], "observations: is a setting of target=gaussian-model"),
+        (["fit", "digits", "--classes", "9"], "classes: is a setting of prior=pixelcnn, gated-pixelcnn"),
+        (["fit", "digits", "--prior-lr", "0.1"], "prior_lr: belongs to the second stage"),
+        (["fit", "digits", "--flow", "maf", "--length", "two"], "--length: was 'two'; use an integer"),
         (["fit", "digits", "--lr", "fast"], "--lr: was 'fast'; use a number"),
         (["fit", "digits", "--lr", "-1"], "lr: was -1.0; use a number above 0"),
         (["fit", "digits", "--lr", "nan"], "lr: was nan; use a finite number"),
@@ -118,7 +135,7 @@ def test_every_recipe_is_a_valid_spec_that_survives_writing(recipe):
         (["fit", "digits", "--data", "mnits"], "mnits"),
         (["fit", "--resume", "/nowhere"], "holds no run"),
         (["fit", "digits", "--resume", "/nowhere"], "resume: given beside a recipe"),
-        (["fit", "dense", "--target", "u1", "--prior", "vamp"], "prior: was vamp, and a target"),
+        (["fit", "dense", "--target", "u1", "--prior", "vamp"], "prior: belongs to p(z), and a target"),
         (["fit", "digits", "--flwo", "planar"], "--flwo: unknown setting; did you mean 'flow'?\n"),
         (
             ["fit", "digits", "--free-bits", "0.1", "--prior", "maf", "--out", "run"],
@@ -129,7 +146,7 @@ def test_every_recipe_is_a_valid_spec_that_survives_writing(recipe):
             "free_bits: need a closed form for each latent, which the posterior Ancestral has not",
         ),
         (["fit", "density", "--flow", "planar"], "flow: belongs to q(z|x), and with likelihood=identity"),
-        (["fit", "density", "--leapfrog", "2"], "leapfrog: belongs to q(z|x)"),
+        (["fit", "density", "--leapfrog", "2"], "leapfrog: belongs to the Hamiltonian posterior, and with"),
         (
             ["fit", "digits", "--leapfrog", "2", "--tempering", "free", "--initial-temperature", "1"],
             "initial_temperature: was 1.0; use a number above 1, or tempering=none",

@@ -150,7 +150,7 @@ def test_a_nan_names_its_fit() -> None:
     [
         ({"fits": 0}, "fits: was 0"),
         ({"target": "u5"}, "u"),
-        ({"amortized": True}, "amortized: a target has no x"),
+        ({"amortized": True}, "amortized: .* a target has .* no x"),
         ({"target": "u1", "dimensions": 3}, "2"),
     ],
 )

@@ -10,10 +10,11 @@ import torch
 import varflow as vf
 from varflow.core import random
 from varflow.core.errors import SpecError
-from varflow.runs.build import Form, build
+from varflow.core.form import Form
+from varflow.runs.assemble import build
 from varflow.settings.recipes import find
-from varflow.settings.spec import OptimizerSpec, RunSpec
-from varflow.training.optimizers import learning_rate
+from varflow.settings.spec import RunSpec
+from varflow.training.optimizers import OptimizerSettings, learning_rate
 
 MNIST = Form((1, 28, 28), "binary")
 
@@ -35,7 +36,7 @@ def test_the_schedule_of_burda_et_al():
 
 
 def test_beyond_the_schedule_the_last_rate_stays():
-    spec = OptimizerSpec(decay="stages")
+    spec = OptimizerSettings(decay="stages")
     assert (
         learning_rate(spec, 5000, 6000, 1)
         == learning_rate(spec, 3279, 6000, 1)
@@ -80,7 +81,7 @@ def test_the_hvae_recipes_build_what_they_say():
         posterior = build(spec, MNIST).posterior
         assert posterior.steps == steps
         assert posterior.step_logit.shape == (1, 64)
-        assert (posterior.step_sizes - spec.posterior.initial_step).abs().max() < 1e-6
+        assert (posterior.step_sizes - spec.hamiltonian.initial_step).abs().max() < 1e-6
     torch.testing.assert_close(
         build(find("hvae").spec, MNIST).posterior.factors, torch.full((5,), 0.9)
     )
@@ -178,12 +179,14 @@ def test_validation_noise_of_the_first_examples_is_that_of_all():
     ("settings", "message"),
     [
         ({"top_latent": 2, "prior": "vamp"}, "top_latent: a VampPrior"),
-        ({"top_latent": 2, "target": "u1"}, "top_latent: a target"),
+        ({"top_latent": 2, "target": "u1"}, "top_latent: belongs to a second .* a target has"),
         ({"top_latent": -1}, "top_latent: was -1"),
         ({"top_latent": 2, "free_bits": 0.1}, "free_bits"),
     ],
 )
 def test_what_two_layers_do_not_go_with(settings, message):
-    data = None if "target" in settings else (torch.rand(64, 6) < 0.5).float()
+    data, small = ((torch.rand(64, 6) < 0.5).float(), {"latent": 2, "hidden": 8})
+    if "target" in settings:
+        data, small = None, {}
     with pytest.raises(SpecError, match=message):
-        vf.fit("digits", data, latent=2, hidden=8, steps=1, quiet=True, **settings)
+        vf.fit("digits", data, steps=1, quiet=True, **small, **settings)

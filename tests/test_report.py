@@ -253,8 +253,8 @@ def test_the_command_repeats_the_spec_exactly(recipe: str | None, monkeypatch, t
     from varflow.runs import fitting
 
     spec = RunSpec().replace(
-        data="digits", latent=3, flow="iaf", amortized=True, weight_norm=True, flip=False,
-        base_moments="fixed", scale="0.5", clip=2.5, steps=7, data_dir=str(tmp_path / "with space"),
+        data="digits", latent=3, flow="iaf", amortized=True, network="conv", weight_norm=True, flip=False,
+        base_moments="fixed", scale=0.5, clip=2.5, steps=7, data_dir=str(tmp_path / "with space"),
     )  # fmt: skip
     fitted = []
 

@@ -70,14 +70,14 @@ def test_loading_gives_the_same_model(finished):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.update(version=0), "format version 0, this varflow reads version 1"),
+        (lambda s: s.update(version=0), "format version 0, this varflow reads version 2"),
         (lambda s: s.pop("version"), "format version None"),
-        (lambda s: s["posterior"].update(flwo="x"), "unknown key 'posterior.flwo'; did you mean 'flow'"),
-        (lambda s: s.update(modle={}), "unknown group 'modle'"),
-        (lambda s: s["posterior"].update(flow="os.system"), "unknown value 'os.system'"),
+        (lambda s: s["flow"].update(flwo="x"), "unknown key 'flow.flwo'; did you mean 'flow'"),
+        (lambda s: s.update(modle={}), "unknown role 'modle'"),
+        (lambda s: s["flow"].update(flow="os.system"), "unknown value 'os.system'"),
         (lambda s: s["posterior"].update(latent=3), "the spec or the weights were changed"),
         (lambda s: s["posterior"].update(latent="2"), "latent: was '2'"),
-        (lambda s: s["posterior"].update(flow="none"), "the spec or the weights were changed"),
+        (lambda s: s.update(flow={"flow": "none"}), "the spec or the weights were changed"),
         (lambda s: s.update(posterior=[]), "not an object"),
     ],
 )

@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 
-from varflow.core import durations, ranks
+from varflow.core import ranks
+from varflow.core.durations import DURATION
 from varflow.core.errors import SpecError
-from varflow.core.lazy import resolve
+from varflow.core.settings import AtLeast, Settings, settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from varflow.model import Terms
-    from varflow.settings.spec import ObjectiveSpec
 
 #: name in a spec → the objective.
 TABLE = {
@@ -33,11 +33,62 @@ TABLE = {
 Gradient = Literal["total", "path", "dreg"]
 
 
-def build(spec: ObjectiveSpec, steps_per_epoch: int) -> Objective:
-    """The objective of ``spec``."""
-    kind = resolve(TABLE[spec.objective])
-    objective: Objective = kind.from_spec(spec, steps_per_epoch)
-    return objective
+@settings
+class ObjectiveSettings(Settings):
+    """What every objective can be told."""
+
+    samples: Annotated[
+        int, "Posterior samples for each example in a training step.", AtLeast(1)
+    ] = 1
+
+
+@settings("ELBO")
+class ELBOSettings(ObjectiveSettings):
+    beta: Annotated[
+        float,
+        "Weight of the KL term; anything but 1 trains something else than the ELBO.",
+        AtLeast(0),
+    ] = 1.0
+    warmup: Annotated[
+        str,
+        'How long the weight of the KL term grows linearly from 0 to beta, e.g. "10 epochs" or "2000 steps".',
+        DURATION,
+    ] = "0 steps"
+    control: Annotated[
+        bool,
+        "Subtract the control variate of mean zero from the KL term: the same objective with less noise.",
+    ] = True
+    free_bits: Annotated[float, "Nats that each latent may spend for free.", AtLeast(0)] = 0.0
+    gradient: Annotated[
+        Literal["total", "path"], "Total derivative; path: without the score of q."
+    ] = "total"
+
+    def build(self, part: Any, steps_per_epoch: int) -> ELBO:
+        warmup = DURATION.steps("warmup", self.warmup, steps_per_epoch)
+        return ELBO(self.beta, warmup, self.control, self.free_bits, self.gradient)
+
+
+@settings("AnnealedELBO")
+class AnnealedSettings(ObjectiveSettings):
+    gradient: Annotated[
+        Literal["total", "path"], "Total derivative; path: without the score of q."
+    ] = "total"
+    anneal: Annotated[
+        int, "Updates until the log-joint has its full weight.", AtLeast(0)
+    ] = 10_000
+
+    def build(self, part: Any, steps_per_epoch: int) -> AnnealedELBO:
+        return AnnealedELBO(self.anneal, gradient=self.gradient)
+
+
+@settings("ImportanceWeighted")
+class ImportanceWeightedSettings(ObjectiveSettings):
+    gradient: Annotated[
+        Literal["total", "dreg"], "Total derivative; dreg: doubly reparameterised."
+    ] = "total"
+
+    def build(self, part: Any, steps_per_epoch: int) -> ImportanceWeighted:
+        return ImportanceWeighted(self.gradient)
 
 
 class Objective(ABC):
@@ -115,16 +166,6 @@ class ELBO(Objective):
     free_bits: float = 0.0
     gradient: Literal["total", "path"] = "total"
 
-    @classmethod
-    def from_spec(cls, spec: ObjectiveSpec, steps_per_epoch: int) -> ELBO:
-        return cls(
-            beta=spec.beta,
-            warmup=durations.steps("warmup", spec.warmup, steps_per_epoch),
-            control=spec.control,
-            free_bits=spec.free_bits,
-            gradient=_one_of(spec, "total", "path"),  # type: ignore[arg-type]
-        )
-
     @property
     def groups(self) -> bool:
         return self.free_bits > 0
@@ -175,10 +216,6 @@ class AnnealedELBO(Objective):
     start: float = 0.01
     gradient: Literal["total", "path"] = "total"
 
-    @classmethod
-    def from_spec(cls, spec: ObjectiveSpec, steps_per_epoch: int) -> AnnealedELBO:
-        return cls(steps=spec.anneal, gradient=_one_of(spec, "total", "path"))  # type: ignore[arg-type]
-
     @property
     def settled(self) -> int:
         return math.ceil((1.0 - self.start) * self.steps)
@@ -207,10 +244,6 @@ class ImportanceWeighted(Objective):
     bound: ClassVar[str] = "importance-weighted bound"
     tightens: ClassVar[bool] = True
 
-    @classmethod
-    def from_spec(cls, spec: ObjectiveSpec, steps_per_epoch: int) -> ImportanceWeighted:
-        return cls(gradient=_one_of(spec, "total", "dreg"))  # type: ignore[arg-type]
-
     def lower_bound(self, terms: Terms) -> Tensor:
         """log (1/S) Σ_s w_s of each example ``[B]``, nats."""
         log_w = terms.log_weight
@@ -228,12 +261,3 @@ class ImportanceWeighted(Objective):
         # The value of the bound, with the gradient of the weighted sum.
         weighted = (share * log_w).sum(0).mean()
         return -(weighted + (bound - weighted).detach())
-
-
-def _one_of(spec: ObjectiveSpec, *choices: str) -> str:
-    if spec.gradient not in choices:
-        raise SpecError(
-            f"gradient: '{spec.gradient}' does not go with objective={spec.objective}; use {' or '.join(choices)}"
-        )
-    return spec.gradient
-

@@ -26,8 +26,12 @@ def pictures(shape=(1, 9, 7), rows=60, levels=256):
     return torch.randint(0, levels, (rows, *shape), generator=g, dtype=torch.uint8)
 
 
+def small(name: str) -> vf.RunSpec:
+    return recipes.find(name).spec.preset(**SMALL)
+
+
 def model_of(name: str, data, **settings):
-    spec = recipes.find(name).spec.replace(**{**SMALL, **settings})
+    spec = small(name).replace(**settings)
     model = vf.build(spec, data).to(double)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -39,7 +43,7 @@ CASES = {
     "vae-2d": ("vae-2d", "gaussian-1", {}),
     "nf-clusters": ("nf-clusters", "three-clusters", {}),
     "vae-cifar, learned scale": ("vae-cifar", (3, 9, 7), {}),
-    "vae-cifar, unit scale": ("vae-cifar", (3, 9, 7), {"scale": "1"}),
+    "vae-cifar, unit scale": ("vae-cifar", (3, 9, 7), {"scale": 1}),
     "vae-cifar, logistics": ("vae-cifar", (3, 9, 7), {"likelihood": "logistics"}),
     "vae-svhn, one channel": ("vae-svhn", (1, 11, 8), {}),
     "vlae": ("vlae", (3, 9, 7), {}),
@@ -93,7 +97,7 @@ def test_no_example_touches_another(name, training):
 def test_the_bound_before_training_is_recorded(name):
     """The first record is the validation bound at step 0, as a new model of the same seed has it."""
     given = None if name in ("vae-2d", "nf-clusters") else pictures((3, 9, 7))
-    run = vf.fit(name, given, steps=3, validate_every="1 epoch", quiet=True, **SMALL)
+    run = vf.fit(small(name), given, steps=3, validate_every="1 epoch", quiet=True)
     held_out = [record for record in run.metrics if record["split"] == "validation"]
     assert run.metrics[0] is held_out[0]
     assert (held_out[0]["step"], held_out[0]["epoch"]) == (0, 0.0)
@@ -135,13 +139,12 @@ def test_the_networks_of_the_picture_recipes_are_the_programs():
 @pytest.mark.parametrize("likelihood", ["auto", "logistics"])
 def test_odd_sizes_and_one_channel_train_and_evaluate(shape, likelihood, tmp_path):
     run = vf.fit(
-        "vlae",
+        small("vlae"),
         pictures(shape),
         likelihood=likelihood,
         steps=2,
         quiet=True,
         out=tmp_path / "r",
-        **SMALL,
     )
     found = run.evaluate(samples=3)
     unit = "bits_per_dim"
@@ -173,8 +176,8 @@ def test_a_folder_of_mixed_sizes_needs_one_number(tmp_path):
     with pytest.raises(DataError, match=r"pictures of 2 sizes.*--resize 32"):
         vf.fit("vae-cifar", data=str(path), steps=1, quiet=True)
     run = vf.fit(
-        "vae-cifar", data=str(path), resize=9, likelihood="logistics", steps=1, quiet=True,
-        out=tmp_path / "run", **SMALL,
+        small("vae-cifar"), data=str(path), resize=9, likelihood="logistics", steps=1, quiet=True,
+        out=tmp_path / "run",
     )  # fmt: skip
     assert run.dataset.event_shape == (1, 9, 9)
     assert run.dataset.protocol == "levels"
@@ -188,7 +191,7 @@ def test_a_folder_of_mixed_sizes_needs_one_number(tmp_path):
 
 def test_a_folder_of_colour_pictures_of_odd_sizes(tmp_path):
     path = folder(tmp_path, [(7, 11)] * 20, "RGB")
-    run = vf.fit("vlae", data=str(path), steps=1, quiet=True, **SMALL)
+    run = vf.fit(small("vlae"), data=str(path), steps=1, quiet=True)
     assert run.dataset.event_shape == (3, 7, 11)
     assert run.dataset.protocol == "logit"
     with pytest.raises(SpecError, match="resize: was 0"):

@@ -83,7 +83,7 @@ def test_text_markdown_csv_and_page(runs, tmp_path):
         "Learning curves",
         "Samples",
         "Reconstructions",
-        "posterior: flow",
+        "flow: flow",
         "varflow compare",
     ):
         assert word in page

@@ -40,7 +40,7 @@ def table(columns: int = 3):
 
 
 def model_of(dataset, **settings):
-    return vf.build(vf.RunSpec().replace(hidden=8, layers=1, length=1, **settings), dataset)
+    return vf.build(vf.RunSpec().preset(hidden=8, layers=1, length=1).replace(**settings), dataset)
 
 
 def names(entries) -> list[str]:

@@ -66,9 +66,9 @@ def test_curves_start_before_training():
 def test_the_gallery_of_a_quantizer(tmp_path, prior):
     x = torch.randint(0, 256, (60, 3, 8, 9), dtype=torch.uint8)
     data = from_tensor(x, torch.arange(60) % 3, protocol="symmetric")
-    spec = vf.recipes.find("vq-pixelcnn").spec.replace(
-        codes=5, code_features=4, blocks=1, prior=prior, prior_channels=4, prior_length=1
-    )
+    spec = vf.recipes.find("vq-pixelcnn").spec.preset(
+        codes=5, code_features=4, blocks=1, prior_channels=4, prior_length=1
+    ).replace(prior=prior)
     metrics = [
         {
             "step": k,

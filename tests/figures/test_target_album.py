@@ -13,9 +13,9 @@ import varflow as vf
 from varflow import figures
 from varflow.cli import main
 from varflow.core.errors import SpecError
+from varflow.core.form import Form
 from varflow.figures import gallery_scene as scene
 from varflow.figures import gallery_target as target_gallery
-from varflow.runs.build import Form
 
 METRICS = [{"step": 200 * k, "split": "train", "elbo": -1.0 - 1 / k} for k in range(1, 4)]
 NOWHERE = Form((2,), "none")

@@ -88,7 +88,7 @@ def pictures():
 
 
 def scene(dataset, **settings):
-    spec = vf.RunSpec().replace(hidden=8, layers=1, latent=3, **settings)
+    spec = vf.RunSpec().preset(hidden=8, layers=1, latent=3).replace(**settings)
     return scenes.Scene(vf.build(spec, dataset), dataset, [], 0, None, "validation")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
@@ -10,14 +11,13 @@ import torch.nn.functional as F
 
 from varflow.core.errors import ShapeError, SpecError
 from varflow.networks import MLP, Linear
-from varflow.networks.mlp import ACTIVATIONS
-from varflow.settings.spec import ACTIVATIONS as SPEC_ACTIVATIONS
+from varflow.networks.mlp import ACTIVATIONS, ActivationName
 
 double = torch.float64
 
 
 def test_the_spec_and_the_network_know_the_same_activations():
-    assert set(SPEC_ACTIVATIONS) == set(ACTIVATIONS)
+    assert set(get_args(ActivationName)) == set(ACTIVATIONS)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -184,7 +184,7 @@ def test_from_the_settings(tmp_path):
     assert found.estimates["elbo"].value <= -found.estimates["nll"].value
     assert run.outcome["finished"]
     for wrong, message in (
-        ({"leapfrog": 0}, "extended_flow: moves positions and momenta"),
+        ({"leapfrog": 0}, "extended_flow: belongs to the Hamiltonian posterior, and without leapfrog steps"),
         ({"extended_flow": "iav"}, "extended_flow: unknown value 'iav'"),
         ({"extended_length": 0}, "extended_length: was 0"),
     ):

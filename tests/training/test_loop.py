@@ -14,10 +14,11 @@ from varflow.core import random
 from varflow.core.errors import SpecError
 from varflow.runs.fitting import as_dataset
 from varflow.runs.folder import Memory
-from varflow.settings.spec import RunSpec, TrainingSpec
+from varflow.settings.spec import RunSpec
 from varflow.training import Loop, Progress
 from varflow.training.engine import Engine, denormals_flushed
-from varflow.training.optimizers import build_optimizer, learning_rate
+from varflow.training.optimizers import learning_rate
+from varflow.training.settings import TrainingSettings
 
 SMALL = {"data": "digits", "latent": 2, "hidden": 16, "layers": 1, "batch": 64, "threads": 1}
 
@@ -202,25 +203,19 @@ def test_the_control_variate_lowers_the_noise_of_the_gradient():
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "adamax", "rmsprop", "sgd"])
 def test_every_optimizer_takes_its_options(name):
-    spec = RunSpec().replace(
-        optimizer=name,
-        lr=0.01,
-        beta1=0.8,
-        beta2=0.9,
-        eps=1e-3,
-        momentum=0.5,
-        alpha=0.7,
-        weight_decay=0.1,
-    )
+    own = {"beta1": 0.8, "beta2": 0.9, "eps": 1e-3, "momentum": 0.5, "alpha": 0.7}
+    spec = RunSpec().replace(optimizer=name, lr=0.01, weight_decay=0.1).preset(**own)
     layer = torch.nn.Linear(3, 2)
-    optimizer = build_optimizer(layer, spec.optimizer)
+    optimizer = spec.optimizer.build(layer)
     group = optimizer.param_groups[0]
     assert group["weight_decay"] == 0.1
     if name.startswith("ada"):
         assert group["betas"] == (0.8, 0.9)
         assert group["eps"] == 1e-3
     if name == "rmsprop":
-        assert (group["alpha"], group["momentum"]) == (0.7, 0.5)
+        assert (group["alpha"], group["momentum"], group["eps"]) == (0.7, 0.5, 1e-3)
+    if name == "sgd":
+        assert group["momentum"] == 0.5
     assert group.get("fused") is (True if name in ("adam", "adamw", "sgd") else None)
     layer(torch.ones(1, 3)).sum().backward()
     before = layer.weight.detach().clone()
@@ -230,7 +225,7 @@ def test_every_optimizer_takes_its_options(name):
 
 def test_gain_decay_reaches_the_gains_alone():
     network = vf.networks.ConvEncoder((1, 8, 8), base=4, scales=1, weight_norm=True)
-    groups = build_optimizer(network, RunSpec().replace(gain_decay=1e-4).optimizer).param_groups
+    groups = RunSpec().replace(gain_decay=1e-4).optimizer.build(network).param_groups
     assert [g["weight_decay"] for g in groups] == [0.0, 1e-4]
     gains = {id(p) for n, p in network.named_parameters() if n.endswith("original0")}
     assert gains
@@ -319,10 +314,10 @@ def test_denormals_are_flushed_here():
 
 def test_devices_that_do_not_exist_are_refused():
     with pytest.raises(SpecError, match="device: unknown device 'gpu0'"):
-        Engine.start(TrainingSpec(device="gpu0"))
+        Engine.start(TrainingSettings(device="gpu0"))
     if not torch.cuda.is_available():
         with pytest.raises(SpecError, match="no CUDA device"):
-            Engine.start(TrainingSpec(device="cuda"))
+            Engine.start(TrainingSettings(device="cuda"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -337,8 +332,8 @@ def test_denormals_that_cannot_be_flushed_are_noticed():
     # A pool started before the flag was set keeps its own: the flag belongs to each thread.
     script = (
         "import torch; torch.ones(1 << 22).add_(1.0)\n"
-        "from varflow.settings.spec import TrainingSpec\nfrom varflow.training import Engine\n"
-        "print(torch.get_num_threads(), Engine.start(TrainingSpec()).denormals_flushed)"
+        "from varflow.training.settings import TrainingSettings\nfrom varflow.training import Engine\n"
+        "print(torch.get_num_threads(), Engine.start(TrainingSettings()).denormals_flushed)"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
@@ -354,7 +349,7 @@ def test_adam_is_that_of_torch_to_the_bit(options):
         network = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(5, 3))
         network.unused = torch.nn.Parameter(torch.ones(2))
         spec = RunSpec().replace(lr=0.05, **options).optimizer
-        made = build_optimizer(network, spec)
+        made = spec.build(network)
         assert isinstance(made, torch.optim.Adam)
         if kind is not None:
             first = made.param_groups

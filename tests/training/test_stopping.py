@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow.core.durations import steps
+from varflow.core.durations import DURATION, PATIENCE, VALIDATION
 from varflow.core.errors import SpecError
 from varflow.training.stopping import Best, paired
 
@@ -69,25 +69,25 @@ def test_patience_counts_updates_after_the_weight_has_settled():
      ("0 steps", 0), ("0.01 epochs", 1), ("auto", 1000)],
 )  # fmt: skip
 def test_durations(value, expected):
-    assert steps("patience", value, 7) == expected
+    assert PATIENCE.steps("patience", value, 7) == expected
 
 
 def test_auto_is_the_longer_of_epochs_and_steps():
-    assert steps("patience", "auto", 500) == 5000
-    assert steps("validate_every", "auto", 3) == 100
-    assert steps("validate_every", "auto", 300) == 300
+    assert PATIENCE.steps("patience", "auto", 500) == 5000
+    assert VALIDATION.steps("validate_every", "auto", 3) == 100
+    assert VALIDATION.steps("validate_every", "auto", 300) == 300
 
 
 @pytest.mark.parametrize("name", ["warmup", "patience", "validate_every", "prior_patience"])
 def test_a_number_without_a_unit_is_refused(name):
     with pytest.raises(SpecError, match=rf"{name}: was 20; .*'20 epochs' or '20 steps'"):
-        vf.fit("digits", **{name: 20})
+        vf.fit("vq-pixelcnn", **{name: 20})
 
 
 @pytest.mark.parametrize("value", ["-1 epochs", "ten epochs", "3 days", "", "auto"])
 def test_durations_that_are_none(value):
     with pytest.raises(SpecError, match="warmup: was"):
-        steps("warmup", value, 7)
+        DURATION.steps("warmup", value, 7)
 
 
 def test_records_are_in_the_units_of_the_data():

@@ -30,10 +30,10 @@ class RunOptions:
     def open(self) -> Any:
         """The run, its model on the device that is asked for."""
         from varflow.runs.run import load
-        from varflow.settings.spec import TrainingSpec
         from varflow.training.engine import Engine
+        from varflow.training.settings import TrainingSettings
 
-        engine = Engine.start(TrainingSpec(device=self.device, threads=self.threads))
+        engine = Engine.start(TrainingSettings(device=self.device, threads=self.threads))
         run = load(self.run, device=engine.device)
         if self.data_dir is not None:
             run.spec = run.spec.replace(data_dir=self.data_dir)

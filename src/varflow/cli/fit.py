@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from varflow.cli.common import beside
 from varflow.core.errors import SpecError, suggestion
-from varflow.settings.flags import check_flags, spelled_out
-from varflow.settings.spec import RunSpec, group_names, setting_types
+from varflow.settings.flags import check_flags, spec_flags, spec_types, spelled_out, with_choices
+from varflow.settings.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,8 @@ class Fit:
     """Draw the figures and write report.html at the end."""
 
 
-@dataclass(frozen=True)
-class FitCommand:
-    """Train a recipe; every setting has the recipe's value unless given."""
-
-    run: Fit
-    spec: RunSpec
+#: A spec that has every budget.
+_BUDGETS = RunSpec().replace(posterior="quantizer", network="grid", prior="pixelcnn")
 
 
 def main(arguments: list[str]) -> int:
@@ -44,29 +41,28 @@ def main(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         name, arguments = arguments[0], arguments[1:]
     asks_help = any(a in ("-h", "--help") for a in arguments)
-    default = recipes.find(name).spec if name else RunSpec()
-    types = {**setting_types(), **get_type_hints(Fit)}
+    spec = recipes.find(name).spec if name else RunSpec()
+    resumes = any(word.partition("=")[0] == "--resume" for word in arguments)
+    # A run that goes on has a second stage if it has one; its budgets are read without knowing.
+    base = _BUDGETS if resumes else with_choices(spec, arguments)
+    types = {**spec_types(base), **get_type_hints(Fit)}
     arguments = spelled_out(arguments, types)
-    given = check_flags(arguments, types)
-    if "steps" in given and "epochs" not in given:
-        default = default.replace(steps=1)
-    if "epochs" in given and "steps" not in given:
-        default = default.replace(epochs=1.0)
-    if "prior_steps" in given and "prior_epochs" not in given:
-        default = default.replace(prior_steps=1)
-    if "prior_epochs" in given and "prior_steps" not in given:
-        default = default.replace(prior_epochs=1.0)
+    given = check_flags(arguments, types, base)
 
     import tyro
 
+    fields: list[Any] = [("run", Fit, dataclasses.field(default_factory=Fit)), *spec_flags(base)]
+    kind: Any = dataclasses.make_dataclass("FitCommand", fields, frozen=True)
+    kind.__doc__ = "Train a recipe; every setting has the recipe's value unless given."
+    flat: Any = tyro.conf.OmitArgPrefixes
     parsed = tyro.cli(
-        tyro.conf.OmitArgPrefixes[FitCommand],
+        flat[kind],
         prog=f"varflow fit {name or 'RECIPE'}",
         description=None if name else "Recipes: " + ", ".join(recipes.TABLE),
         args=arguments,
-        default=FitCommand(Fit(), default),
     )
-    command, spec = parsed.run, parsed.spec
+    command: Fit = parsed.run
+    typed = {n: v for role in base.parts for n, v in vars(getattr(parsed, role)).items() if n in given}
     if not asks_help and name is None and command.resume is None:
         raise SpecError(f"recipe: missing; {suggestion('', recipes.TABLE)}, or --resume RUN")
     from varflow.runs import fitting
@@ -74,7 +70,7 @@ def main(arguments: list[str]) -> int:
     if command.resume is not None:
         if name is not None:
             raise SpecError("resume: given beside a recipe; a run knows its own settings")
-        budget = {key: spec.get(key) for key in fitting.BUDGETS if key in given}
+        budget = {key: typed[key] for key in fitting.BUDGETS if key in typed}
         for key in sorted(given - set(budget) - {"resume", "quiet", "report"}):
             raise SpecError(
                 f"{key}: a resumed run keeps its settings; only --epochs or --steps, --prior-epochs or "
@@ -82,13 +78,8 @@ def main(arguments: list[str]) -> int:
             )
         run = fitting.resume(command.resume, quiet=command.quiet, **budget)
     else:
+        spec = base.replace(**typed)
         spec.validate()
-        beside = sorted(given & set(group_names("data")))
-        if beside and spec.target.target != "none":
-            raise SpecError(
-                f"{beside[0]}: given beside the target {spec.target.target}, which has no data; "
-                "leave one of the two out"
-            )
         out = (
             command.out
             or f"runs/{name}-{_subject(spec)}-{_flow_name(spec)}-seed{spec.training.seed}"
@@ -132,19 +123,18 @@ def _finish(run: Any, command: Fit) -> int:
 
 def _subject(spec: RunSpec) -> str:
     """What is modelled or inferred, for the name of a folder."""
-    target = spec.target
-    if target.target == "none":
-        return Path(spec.data.data).stem
-    return target.target + ("" if target.dimensions == 2 else f"-{target.dimensions}d")
+    target, dimensions = spec.get("target"), spec.get("dimensions")
+    if target == "none":
+        return Path(spec.get("data")).stem
+    return str(target) + ("" if dimensions == 2 else f"-{dimensions}d")
 
 
 def _flow_name(spec: RunSpec) -> str:
-    posterior = spec.posterior
-    if posterior.posterior == "quantizer":
-        return f"{spec.quantizer.codes}codes-{spec.prior.prior}"
-    moved = f"-top{posterior.top_latent}" if posterior.top_latent else ""
-    moved += f"-leapfrog{posterior.leapfrog}" if posterior.leapfrog else ""
-    if posterior.flow == "none":
+    if spec.get("posterior") == "quantizer":
+        return f"{spec.get('codes')}codes-{spec.get('prior')}"
+    moved = f"-top{spec.get('top_latent')}" if spec.get("top_latent") else ""
+    moved += f"-leapfrog{spec.get('leapfrog')}" if spec.get("leapfrog") else ""
+    if spec.get("flow", "none") == "none":
         return "none" + moved
-    seen = "-amortized" if posterior.amortized else ""
-    return f"{posterior.flow}{posterior.length}{seen}{moved}"
+    seen = "-amortized" if spec.get("amortized") else ""
+    return f"{spec.get('flow')}{spec.get('length')}{seen}{moved}"

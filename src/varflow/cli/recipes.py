@@ -16,9 +16,8 @@ def main(arguments: list[str]) -> int:
         print(
             f"{recipe.name}: {recipe.summary}\nsource: {recipe.source}\ndiffers: {recipe.differs or 'nothing'}"
         )
-        for group, values in recipe.spec.to_dict().items():
-            if isinstance(values, dict):
-                print(f"{group}: " + ", ".join(f"{k}={v}" for k, v in values.items()))
+        for role, part in recipe.spec.parts.items():
+            print(f"{role}: " + ", ".join(f"{k}={v}" for k, v in part.values().items()))
         return 0
     width = max(len(name) for name in recipes.TABLE)
     for recipe in recipes.every():

@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import ClassVar
 
 from varflow.core.errors import SpecError
 
 _FORM = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(epoch|step)s?\s*")
-#: What "auto" means: the longer of (epochs, steps).
-AUTO = {"patience": (10, 1000), "prior_patience": (10, 1000), "validate_every": (1, 100)}
 
 
-def check(name: str, value: object) -> None:
-    """Whether ``value`` is a duration of the setting ``name``.
+@dataclass(frozen=True)
+class Lasting:
+    """The limit of a setting that is a duration (:mod:`varflow.core.settings`).
 
-    Raises:
-        SpecError: no number, no unit, or "auto" where that has no meaning.
+    Attributes:
+        auto: what "auto" means, the longer of (epochs, steps); None where it means nothing.
     """
-    steps(name, value, 1)
 
+    auto: tuple[int, int] | None = None
+    takes: ClassVar[str] = "anything"
 
-def steps(name: str, value: object, steps_per_epoch: int) -> int:
-    """The duration in updates, rounded; at least one where it is not zero.
-
-    Raises:
-        SpecError: as :func:`check`.
-    """
-    if value == "auto" and name in AUTO:
-        epochs, least = AUTO[name]
-        return max(epochs * steps_per_epoch, least)
-    text = str(value).strip()
-    found = _FORM.fullmatch(text)
-    if found is None:
+    def refuses(self, value: object) -> str | None:
+        """What is wrong with a value, the end of a sentence; None where it is a duration."""
+        text = str(value).strip()
+        if _FORM.fullmatch(text) or (value == "auto" and self.auto):
+            return None
         number = text.replace(".", "", 1).isdecimal()
         shown = f"'{text} epochs' or '{text} steps'" if number else "e.g. '10 epochs' or '2000 steps'"
-        automatic = ", or auto" if name in AUTO else ""
-        raise SpecError(f"{name}: was {value!r}; give a number with its unit, {shown}{automatic}")
-    updates = float(found[1]) * (steps_per_epoch if found[2] == "epoch" else 1)
-    return max(1, round(updates)) if updates else 0
+        return f"give a number with its unit, {shown}" + (", or auto" if self.auto else "")
+
+    def steps(self, name: str, value: object, steps_per_epoch: int) -> int:
+        """The duration in updates, rounded; at least one where it is not zero.
+
+        Raises:
+            SpecError: no number, no unit, or "auto" where that has no meaning.
+        """
+        if value == "auto" and self.auto is not None:
+            return max(self.auto[0] * steps_per_epoch, self.auto[1])
+        said = self.refuses(value)
+        if said is not None:
+            raise SpecError(f"{name}: was {value!r}; {said}")
+        found = _FORM.fullmatch(str(value))
+        assert found is not None
+        updates = float(found[1]) * (steps_per_epoch if found[2] == "epoch" else 1)
+        return max(1, round(updates)) if updates else 0
+
+
+#: Without "auto"; how long to wait for something better; between two validations.
+DURATION, PATIENCE, VALIDATION = Lasting(), Lasting((10, 1000)), Lasting((1, 100))

@@ -32,14 +32,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import ShapeError, SpecError, positive
+from varflow.core.settings import AtLeast, Settings, settings
 
 Local = tuple[Tensor, ...]
+
+
+@settings
+class FlowSettings(Settings):
+    """What every flow can be told; a flow with settings of its own adds them in its file."""
+
+    length: Annotated[int, "Steps of the flow.", AtLeast(1)] = 8
+
+    def build(self, part: Any, features: int, context_features: int = 0) -> Flow:
+        flow: Flow = part(features, length=self.length, context_features=context_features)
+        return flow
 
 
 class Flow(nn.Module, ABC):

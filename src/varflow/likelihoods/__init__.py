@@ -2,21 +2,25 @@
 
 from varflow.core.lazy import attach
 
-_EXPORTS = {
-    "Likelihood": "varflow.likelihoods.likelihood:Likelihood",
-    "Bernoulli": "varflow.likelihoods.bernoulli:Bernoulli",
-    "Gaussian": "varflow.likelihoods.gaussian:Gaussian",
-    "Logistics": "varflow.likelihoods.logistics:Logistics",
-    "Categorical": "varflow.likelihoods.categorical:Categorical",
-    "Identity": "varflow.likelihoods.identity:Identity",
-}
-
-#: name in a spec → a callable ``(decoder, event_shape, **options) -> Likelihood``; "identity" has no decoder.
+#: name in a spec → a callable ``(decoder, event_shape, **options) -> Likelihood``.
 TABLE = {
     "bernoulli": "varflow.likelihoods.bernoulli:Bernoulli",
     "gaussian": "varflow.likelihoods.gaussian:Gaussian",
     "logistics": "varflow.likelihoods.logistics:Logistics",
     "categorical": "varflow.likelihoods.categorical:Categorical",
+}
+
+#: All names in a spec.
+CHOICES = {
+    "auto": "varflow.likelihoods.auto:AutoSettings",
+    "identity": "varflow.likelihoods.identity:Identity",
+    **TABLE,
+}
+
+_EXPORTS = {
+    "Likelihood": "varflow.likelihoods.likelihood:Likelihood",
+    "Identity": CHOICES["identity"],
+    **{part.partition(":")[2]: part for part in TABLE.values()},
 }
 
 __getattr__, __dir__ = attach(__name__, _EXPORTS)

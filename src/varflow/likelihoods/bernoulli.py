@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,21 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from varflow.core import random
-from varflow.likelihoods.likelihood import Likelihood, batch_dim
+from varflow.core.form import Form
+from varflow.core.settings import settings
+from varflow.likelihoods.likelihood import Likelihood, LikelihoodSettings, batch_dim
 from varflow.native import bernoulli as compiled
+
+
+@settings("Bernoulli")
+class BernoulliSettings(LikelihoodSettings):
+    grey: Annotated[
+        bool,
+        "Allow grey values under a Bernoulli: a pseudo-likelihood, not comparable with anything.",
+    ] = False
+
+    def options(self, form: Form) -> dict[str, Any]:
+        return {"grey": self.grey}
 
 
 class Bernoulli(Likelihood):

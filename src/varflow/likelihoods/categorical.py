@@ -9,7 +9,13 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from varflow.likelihoods.levels import OnLevels, positive_levels
+from varflow.core.settings import settings
+from varflow.likelihoods.levels import OnLevels, OnLevelsSettings, positive_levels
+
+
+@settings("Categorical")
+class CategoricalSettings(OnLevelsSettings):
+    """Nothing to be told."""
 
 
 class Categorical(OnLevels):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -12,9 +12,26 @@ from torch import Tensor, nn
 
 from varflow.core import random
 from varflow.core.errors import SpecError, unknown
-from varflow.likelihoods.likelihood import Likelihood, batch_dim
+from varflow.core.form import Form
+from varflow.core.settings import Above, settings
+from varflow.likelihoods.likelihood import Likelihood, LikelihoodSettings, batch_dim
 
 _NAMED = ("learned", "per-dimension", "decoder")
+
+
+@settings("Gaussian")
+class GaussianSettings(LikelihoodSettings):
+    scale: Annotated[
+        float | Literal["learned", "per-dimension", "decoder"],
+        "Scale of the gaussian: a number, or learned, per-dimension, decoder.",
+        Above(0),
+    ] = "learned"
+    initial_scale: Annotated[
+        float, "Where a learned or per-dimension scale of the gaussian starts.", Above(0)
+    ] = 1.0
+
+    def options(self, form: Form) -> dict[str, Any]:
+        return {"scale": self.scale, "initial": self.initial_scale}
 
 
 class Gaussian(Likelihood):

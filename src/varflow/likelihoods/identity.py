@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from varflow.core.errors import SpecError
+from varflow.core.form import Form
+from varflow.core.settings import Settings, settings
 from varflow.networks.mlp import as_shape
+
+
+@settings("Identity")
+class IdentitySettings(Settings):
+    """No latents, so neither networks nor a posterior."""
+
+    protocol: ClassVar[str] = "auto"
+    continuous: ClassVar[bool] = True
+    alone = (
+        "with likelihood=identity the prior is of x itself; leave it out, or use prior=planar and the like"
+    )
+
+    def build(self, part: Any, form: Form) -> Identity:
+        return Identity(form.event_shape)
 
 
 class Identity(nn.Module):

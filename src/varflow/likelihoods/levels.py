@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,7 +13,19 @@ from torch.distributions import constraints
 
 from varflow.core import random
 from varflow.core.errors import DataError, SpecError
-from varflow.likelihoods.likelihood import Likelihood, batch_dim
+from varflow.core.form import Form
+from varflow.core.settings import settings
+from varflow.likelihoods.likelihood import Likelihood, LikelihoodSettings, batch_dim
+
+
+@settings
+class OnLevelsSettings(LikelihoodSettings):
+    """What likelihoods of levels share: they see stored levels as they are."""
+
+    protocol: ClassVar[str] = "levels"
+
+    def options(self, form: Form) -> dict[str, Any]:
+        return {"levels": form.levels} if form.support == "levels" else {}
 
 
 class OnLevels(Likelihood):

@@ -16,7 +16,7 @@ What every likelihood promises (``tests/test_likelihoods.py`` checks it for all)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +24,34 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from varflow.core.errors import DataError, ShapeError, SpecError
+from varflow.core.form import Form
+from varflow.core.settings import Settings, settings
 from varflow.networks.mlp import Shape, as_shape
+
+
+@settings
+class LikelihoodSettings(Settings):
+    """What every likelihood brings: networks and a posterior. One with settings of its own adds them in its file.
+
+    Attributes:
+        protocol: the protocol of the data where that is left to be chosen.
+        continuous: whether the data must have a density.
+    """
+
+    roles = ("network", "posterior")
+    protocol: ClassVar[str] = "auto"
+    continuous: ClassVar[bool] = False
+
+    def options(self, form: Form) -> dict[str, Any]:
+        """What the likelihood is built with, beside its decoder and the event shape."""
+        return {}
+
+    def build(self, part: Any, decoder: Callable[[Shape], nn.Module], form: Form) -> nn.Module:
+        """p(x|z) of data of a form; ``decoder`` makes the network for an ``out_shape``."""
+        options = self.options(form)
+        shape = part.decoder_shape(form.event_shape, **options)
+        likelihood: nn.Module = part(decoder(shape), form.event_shape, **options)
+        return likelihood
 
 
 class Likelihood(nn.Module, ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,22 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from varflow.core.errors import positive
-from varflow.likelihoods.levels import OnLevels, positive_levels
+from varflow.core.form import Form
+from varflow.core.settings import AtLeast, settings
+from varflow.likelihoods.levels import OnLevels, OnLevelsSettings, positive_levels
 
 #: Largest |log s| around its start; see :class:`Logistics`.
 BOUND = 20.0
+
+
+@settings("Logistics")
+class LogisticsSettings(OnLevelsSettings):
+    likelihood_components: Annotated[
+        int, "Components of the mixture of logistics of each element.", AtLeast(1)
+    ] = 5
+
+    def options(self, form: Form) -> dict[str, Any]:
+        return {**OnLevelsSettings.options(self, form), "components": self.likelihood_components}
 
 
 class Logistics(OnLevels):

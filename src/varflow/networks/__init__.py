@@ -15,4 +15,12 @@ _EXPORTS = {
     "VQDecoder": "varflow.networks.vq:VQDecoder",
 }
 
+#: name in a spec → the encoder of a pair, whose settings build both.
+TABLE = {
+    "mlp": "varflow.networks.mlp:MLP",
+    "conv": "varflow.networks.conv:ConvEncoder",
+    "strided": "varflow.networks.strided:StridedEncoder",
+    "grid": "varflow.networks.vq:VQEncoder",
+}
+
 __getattr__, __dir__ = attach(__name__, _EXPORTS)

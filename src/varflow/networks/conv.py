@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,52 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from varflow.core.errors import SpecError, unknown
+from varflow.core.settings import AtLeast, Settings, settings
 from varflow.networks.linear import Linear
 from varflow.networks.mlp import Shape, as_shape, check_input
 
-NORMALIZATIONS = ("none", "group", "layer", "batch")
+Normalization = Literal["none", "group", "layer", "batch"]
+NORMALIZATIONS = get_args(Normalization)
+
+
+@settings("ConvEncoder")
+class ConvSettings(Settings):
+    """The residual convolutional pair."""
+
+    base: Annotated[int, "Channels of the first convolution.", AtLeast(1)] = 32
+    scales: Annotated[
+        int | None,
+        "Halvings of the picture; without it three, or as many as the picture allows.",
+        AtLeast(1),
+    ] = None
+    blocks: Annotated[int, "Residual blocks at each scale.", AtLeast(1)] = 1
+    bottleneck: Annotated[bool, "Residual blocks 1-3-1 instead of 3-3."] = False
+    weight_norm: Annotated[bool, "Weight-normalised convolutions."] = False
+    normalization: Annotated[
+        Normalization,
+        "Normalisation of the convolutional networks; batch couples the examples of a batch.",
+    ] = "group"
+
+    def encoder(self, event_shape: Shape, latent: int) -> nn.Module:
+        return ConvEncoder(pictures("conv", event_shape), **self._options())
+
+    def decoder(self, latent: int, out_shape: Shape) -> nn.Module:
+        return ConvDecoder(latent, pictures("conv", out_shape), **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("base", "scales", "blocks", "bottleneck", "weight_norm")}
+        return {n: v for n, v in own.items() if v is not None} | {"normalization": self.normalization}
+
+
+def pictures(network: str, shape: Shape, instead: str = "use network=mlp") -> Shape:
+    """``shape``, where it is one of pictures.
+
+    Raises:
+        SpecError: it is not.
+    """
+    if len(shape) != 3:
+        raise SpecError(f"network: {network} needs pictures [C, H, W], the data have shape {shape}; {instead}")
+    return shape
 
 
 class _Options:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, is_autocast_enabled, nn
 
 from varflow.core.errors import ShapeError, SpecError, unknown
+from varflow.core.settings import AtLeast, Settings, settings
 from varflow.networks.linear import Linear, linear, rectified
 
 Shape = tuple[int, ...]
+ActivationName = Literal["relu", "tanh", "softplus", "elu", "gelu", "silu"]
 
 #: name in a spec → the function.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -32,6 +35,24 @@ SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "tanh": lambda a, h: 1 - h * h,
     "softplus": lambda a, h: torch.sigmoid(a),
 }
+
+
+@settings("MLP")
+class MLPSettings(Settings):
+    """The fully connected pair."""
+
+    layers: Annotated[int, "Hidden layers of each network.", AtLeast(1)] = 2
+    hidden: Annotated[int, "Units of each hidden layer.", AtLeast(1)] = 400
+    activation: Annotated[ActivationName, "Activation of the hidden layers."] = "relu"
+    gated: Annotated[bool, "Gated hidden layers: Linear(x)·sigmoid(Linear(x))."] = False
+
+    def encoder(self, event_shape: Shape, latent: int) -> nn.Module:
+        """x → features; ``latent`` is for the networks that need to know it."""
+        return MLP(event_shape, None, (self.hidden,) * self.layers, self.activation, self.gated)
+
+    def decoder(self, latent: int, out_shape: Shape) -> nn.Module:
+        """z → parameters of the likelihood."""
+        return MLP(latent, out_shape, (self.hidden,) * self.layers, self.activation, self.gated)
 
 
 class MLP(nn.Module):

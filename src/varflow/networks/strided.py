@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,68 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import SpecError, unknown
-from varflow.networks.conv import NORMALIZATIONS, _picture
+from varflow.core.settings import AtLeast, Odd, Settings, Widths, settings, widths
+from varflow.networks.conv import NORMALIZATIONS, Normalization, _picture, pictures
 from varflow.networks.linear import Linear
-from varflow.networks.mlp import ACTIVATIONS, Shape, as_shape, check_input
+from varflow.networks.mlp import ACTIVATIONS, ActivationName, Shape, as_shape, check_input
 
 UPSAMPLINGS = ("transposed", "nearest")
+
+
+@settings("StridedEncoder")
+class StridedSettings(Settings):
+    """The plain strided convolutional pair."""
+
+    channels: Annotated[str, "Channels after each halving of the picture.", Widths()] = "16-32-32"
+    up_channels: Annotated[
+        str | None,
+        "Channels of the decoder before each doubling; without it those of channels, backwards.",
+        Widths(),
+    ] = None
+    stem: Annotated[
+        int, "Channels of an encoder convolution before the first halving; 0 for none.", AtLeast(0)
+    ] = 0
+    head: Annotated[
+        int,
+        "Channels of the decoder after the last doubling, before its last convolution; 0 for none.",
+        AtLeast(0),
+    ] = 0
+    kernel: Annotated[int, "Side of the convolutions' kernels, odd.", Odd()] = 5
+    up: Annotated[
+        Literal["transposed", "nearest"],
+        "Doublings by transposed convolutions, or by a convolution and copied pixels.",
+    ] = "transposed"
+    up_kernel: Annotated[
+        int | None,
+        "Side of the transposed convolutions' kernels; without it that of kernel.",
+        AtLeast(1),
+    ] = None
+    dense: Annotated[
+        int,
+        "Width of the fully connected layer between convolutions and latents; 0 for none.",
+        AtLeast(0),
+    ] = 450
+    activation: Annotated[ActivationName, "Activation of every layer."] = "relu"
+    normalization: Annotated[
+        Normalization,
+        "Normalisation after each activation; batch couples the examples of a batch.",
+    ] = "group"
+
+    def encoder(self, event_shape: Shape, latent: int) -> nn.Module:
+        shape = pictures("strided", event_shape)
+        return StridedEncoder(shape, widths(self.channels), self.stem, **self._options())
+
+    def decoder(self, latent: int, out_shape: Shape) -> nn.Module:
+        channels = widths(self.up_channels) if self.up_channels else widths(self.channels)[::-1]
+        return StridedDecoder(
+            latent, pictures("strided", out_shape), channels, self.head, up=self.up, up_kernel=self.up_kernel,
+            **self._options(),
+        )  # fmt: skip
+
+    def _options(self) -> dict[str, Any]:
+        dense = (self.dense,) if self.dense else ()
+        names = ("kernel", "activation", "normalization")
+        return {"dense": dense, **{name: getattr(self, name) for name in names}}
 
 
 class StridedEncoder(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,39 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import SpecError
-from varflow.networks.conv import _Options, _picture
-from varflow.networks.mlp import as_shape, check_input
+from varflow.core.settings import AtLeast, Settings, settings
+from varflow.networks.conv import Normalization, _Options, _picture, pictures
+from varflow.networks.mlp import Shape, as_shape, check_input
+
+
+@settings("VQEncoder")
+class GridSettings(Settings):
+    """Pictures to grids of vectors and back, for a quantizer."""
+
+    scales: Annotated[int | None, "Halvings of the picture; without it two.", AtLeast(1)] = None
+    blocks: Annotated[int, "Residual blocks.", AtLeast(1)] = 1
+    normalization: Annotated[
+        Normalization, "Normalisation of the networks; batch couples the examples of a batch."
+    ] = "group"
+
+    def check(self, spec: Any) -> None:
+        if spec.get("posterior") != "quantizer":
+            raise SpecError(
+                "network: grid makes grids of vectors for a quantizer; use posterior=quantizer, or "
+                "network=conv"
+            )
+
+    def encoder(self, event_shape: Shape, latent: int) -> nn.Module:
+        return VQEncoder(pictures("grid", event_shape, _CODES), latent, *self._options())
+
+    def decoder(self, latent: int, out_shape: Shape) -> nn.Module:
+        return VQDecoder(pictures("grid", out_shape, _CODES), latent, *self._options())
+
+    def _options(self) -> tuple[int, int, Normalization]:
+        return self.scales or 2, self.blocks, self.normalization
+
+
+_CODES = "a quantizer codes pictures"
 
 
 class GridBlock(nn.Module):

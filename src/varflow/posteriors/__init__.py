@@ -14,4 +14,10 @@ _EXPORTS = {
     "Quantizer": "varflow.posteriors.quantizer:Quantizer",
 }
 
+#: name in a spec → the posterior.
+TABLE = {
+    "gaussian": "varflow.posteriors.gaussian:Gaussian",
+    "quantizer": "varflow.posteriors.quantizer:Quantizer",
+}
+
 __getattr__, __dir__ = attach(__name__, _EXPORTS)

@@ -2,13 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from varflow.core.errors import ShapeError, SpecError
+from varflow.core.settings import AtLeast, Settings, settings
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
+from varflow.priors.ancestral import Ancestral as AncestralPrior
 from varflow.priors.layer import GaussianLayer, detached
+from varflow.priors.prior import Prior
+
+
+@settings("Ancestral")
+class AncestralSettings(Settings):
+    """A second stochastic layer."""
+
+    top_latent: Annotated[
+        int,
+        "Latents of a second stochastic layer h₂ above the first: p(h₂) p(h₁|h₂) and q(h₁|x) q(h₂|h₁); 0 for none.",
+        AtLeast(0),
+    ] = 0
+    top_hidden: Annotated[
+        int,
+        "Units of each of the two hidden layers between the stochastic layers.",
+        AtLeast(1),
+    ] = 100
+
+    def shown(self, given: Mapping[str, Any]) -> Iterable[str]:
+        if given.get("target") != "none":
+            return ()
+        return Settings.shown(self, given) if self.top_latent else ("top_latent",)
+
+    def missing(self, given: Mapping[str, Any]) -> str:
+        if given.get("target") != "none":
+            return "a target has its own latents and no layers; leave it out"
+        return "without latents of its own there is none; set top_latent"
+
+    def build(self, bottom: Posterior, activation: str) -> Posterior:
+        """q(h₁|x) q(h₂|h₁) on top of q(h₁|x); without a second layer that itself."""
+        if not self.top_latent:
+            return bottom
+        width = int(bottom.features)  # type: ignore[arg-type]
+        return Ancestral(bottom, GaussianLayer(width, self.top_latent, self._hidden, activation))
+
+    def prior(self, top: Prior, features: int, activation: str) -> Prior:
+        """p(h₂) p(h₁|h₂) over a prior of the second layer alone, for ``features`` latents below it."""
+        return AncestralPrior(top, GaussianLayer(self.top_latent, features, self._hidden, activation))
+
+    @property
+    def _hidden(self) -> tuple[int, int]:
+        return (self.top_hidden, self.top_hidden)
 
 
 class AncestralConditional(Conditional):

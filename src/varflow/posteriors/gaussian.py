@@ -10,8 +10,8 @@ the decoder can undo must not be free.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive, unknown
+from varflow.core.settings import AtLeast, Settings, settings
 from varflow.flows.flow import Flow, Local, full_precision, without_autocast
 from varflow.networks.linear import Linear
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
@@ -26,6 +27,48 @@ from varflow.priors.normal import StandardNormal
 from varflow.priors.prior import Prior
 
 FlowFactory = Callable[..., Flow]
+
+
+@settings("Gaussian")
+class GaussianSettings(Settings):
+    """A diagonal Gaussian, then a flow, then leapfrog steps; and layers above it."""
+
+    latent: Annotated[int, "D, the number of latent features.", AtLeast(1)] = 20
+    amortized: Annotated[
+        bool, "Flow parameters computed from x, instead of being shared by all x."
+    ] = False
+    context: Annotated[
+        Literal["features", "moments"],
+        "What an amortized flow sees: the encoder's features, or a linear map of the base moments.",
+    ] = "features"
+    base_moments: Annotated[
+        Literal["learned", "fixed"],
+        "Base of the flow: a learned mean and scale (of x, where there is an encoder), or N(0, I).",
+    ] = "learned"
+
+    roles = ("flow", "hamiltonian", "layers_above")
+    alone = "a target has its own latents, and no x to compute anything from; leave it out"
+
+    def shown(self, given: Mapping[str, Any]) -> Iterable[str]:
+        everything = ("latent", "amortized", "context", "base_moments")
+        return everything if given.get("target") == "none" else ("base_moments",)
+
+    @property
+    def width(self) -> int:
+        """Features that the decoder reads."""
+        return self.latent
+
+    def check(self, spec: Any) -> None:
+        sees_x = self.amortized and spec.get("flow") != "none"
+        if self.base_moments == "fixed" and not (sees_x or spec.get("target") != "none"):
+            raise SpecError(
+                "base_moments: a fixed base under a flow that does not see x leaves nothing that depends "
+                "on x; set amortized, or base_moments=learned"
+            )
+
+    def build(self, part: Any, features: int, encoder: nn.Module | None, flow: FlowFactory | None) -> Posterior:
+        """q(z|x) over ``features`` latents; without an encoder q(z)."""
+        return Gaussian(features, encoder, flow, self.amortized, self.context, self.base_moments)
 
 
 class GaussianConditional(Conditional):

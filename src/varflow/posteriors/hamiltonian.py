@@ -15,8 +15,8 @@ A flow f may follow on positions and momenta together, (z, ρ) = f(z_K, ρ_K): t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -25,11 +25,68 @@ from torch import Tensor, nn
 from varflow import hmc
 from varflow.core import random
 from varflow.core.errors import SpecError, unknown
+from varflow.core.settings import Above, AtLeast, Settings, settings
 from varflow.flows.flow import Flow, without_autocast
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 
 Tempering = Literal["none", "fixed", "free"]
 Step = Literal["scalar", "dimension", "step", "both"]
+
+
+@settings("Hamiltonian")
+class HamiltonianSettings(Settings):
+    """Leapfrog steps after the flow."""
+
+    leapfrog: Annotated[
+        int, "Hamiltonian posterior: leapfrog steps after the flow; 0 for none.", AtLeast(0)
+    ] = 0
+    tempering: Annotated[
+        Tempering, "No tempering, the quadratic schedule, or a free factor for each step."
+    ] = "none"
+    step_shape: Annotated[
+        Step, "One step size, one for each latent, for each leapfrog step, or for both."
+    ] = "scalar"
+    step_bound: Annotated[float, "The largest step size.", Above(0)] = 0.5
+    initial_step: Annotated[float, "Step size at the start.", Above(0)] = 0.05
+    initial_temperature: Annotated[float, "1/√β₀ at the start."] = 1.5
+
+    alone = "without leapfrog steps there is none; set leapfrog, or leave it out"
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("extended_flow",) if self.leapfrog else ()
+
+    def shown(self, given: Mapping[str, Any]) -> Iterable[str]:
+        return Settings.shown(self, given) if self.leapfrog else ("leapfrog",)
+
+    def check(self, spec: Any) -> None:
+        if not self.leapfrog:
+            return
+        if self.initial_step >= self.step_bound:
+            raise SpecError(
+                f"initial_step: was {self.initial_step}; use less than step_bound={self.step_bound}"
+            )
+        if self.initial_temperature < 1 or (
+            self.tempering != "none" and self.initial_temperature == 1
+        ):
+            raise SpecError(
+                f"initial_temperature: was {self.initial_temperature}; use a number above 1, or tempering=none"
+            )
+
+    def build(self, base: Posterior, flow: Callable[..., Flow] | None) -> Posterior:
+        """The Hamiltonian posterior around ``base``; without leapfrog steps that itself."""
+        if not self.leapfrog:
+            return base
+        return Hamiltonian(
+            base,
+            self.leapfrog,
+            tempering=self.tempering,
+            step=self.step_shape,
+            bound=self.step_bound,
+            initial_step=self.initial_step,
+            initial_temperature=self.initial_temperature,
+            flow=flow,
+        )
 
 
 class HamiltonianConditional(Conditional):

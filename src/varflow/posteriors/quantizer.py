@@ -4,18 +4,95 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from varflow.core.errors import DataError, ShapeError, SpecError, positive
+from varflow.core.settings import AtLeast, Between, Settings, settings
 from varflow.flows.flow import full_precision, without_autocast
 from varflow.posteriors.codebook import Codebook, count, perplexity, usage, used
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 
 _PIECE = 1 << 17
+
+
+@settings("Quantizer")
+class QuantizerSettings(Settings):
+    """The codebook of a vector quantizer."""
+
+    codes: Annotated[int, "K, the number of codewords.", AtLeast(1)] = 128
+    code_features: Annotated[
+        int, "D, the size of a codeword, and the channels of encoder and decoder.", AtLeast(1)
+    ] = 256
+    codebook: Annotated[
+        Literal["learned", "average"],
+        "Learned by a loss term, or moving averages of what each codeword stands for.",
+    ] = "learned"
+    codebook_decay: Annotated[
+        float, "average: what a moving average keeps at each update.", Between(0, 1, open=True)
+    ] = 0.99
+    codebook_weight: Annotated[
+        float,
+        "Weight of the codebook and commitment terms, sums over the grid, against nats.",
+        AtLeast(0),
+    ] = 1.0
+    commitment: Annotated[
+        float, "Weight of the commitment term against the codebook term.", AtLeast(0)
+    ] = 0.25
+    restarts: Annotated[
+        float,
+        "A code used less than this share of the mean starts again at a vector of the batch; 0 for never.",
+        Between(0, 1),
+    ] = 0.05
+    kmeans: Annotated[
+        int,
+        "Iterations of k-means on the first batch, where the codebook then starts; 0 for a random start.",
+        AtLeast(0),
+    ] = 0
+
+    alone = (
+        "a quantizer has no flow, no leapfrog steps and no layers above it; leave it out, or use posterior=gaussian"
+    )
+
+    @property
+    def width(self) -> int:
+        """Features that the decoder reads at each place of the grid."""
+        return self.code_features
+
+    def check(self, spec: Any) -> None:
+        if spec.get("target") != "none":
+            raise SpecError(
+                "posterior: a quantizer codes data, and a target has none; use posterior=gaussian"
+            )
+        if not spec.prior.discrete:
+            raise SpecError(
+                f"prior: {spec.get('prior')} is not over codes; with posterior=quantizer use uniform-codes, or "
+                "pixelcnn or gated-pixelcnn"
+            )
+        if spec.get("network") != "grid":
+            raise SpecError(
+                f"network: {spec.get('network')} makes no grid of vectors; with posterior=quantizer use network=grid"
+            )
+        if spec.get("samples", 1) > 1:
+            raise SpecError(
+                f"samples: was {spec.get('samples')}; q of a quantizer is one code for sure, use samples=1"
+            )
+
+    def build(self, part: Any, encoder: nn.Module) -> Quantizer:
+        """q(codes|x)."""
+        return Quantizer(
+            encoder,
+            self.codes,
+            self.code_features,
+            decay=self.codebook_decay if self.codebook == "average" else None,
+            beta=self.commitment,
+            weight=self.codebook_weight,
+            restarts=self.restarts,
+            kmeans=self.kmeans,
+        )
 
 
 class Quantized(Conditional):

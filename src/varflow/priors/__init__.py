@@ -43,4 +43,7 @@ CODES = {
     "gated-pixelcnn": "varflow.priors.gated_pixelcnn:GatedPixelCNN",
 }
 
+#: All names in a spec.
+CHOICES = {**TABLE, **CODES}
+
 __getattr__, __dir__ = attach(__name__, _EXPORTS)

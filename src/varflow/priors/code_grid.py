@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from varflow.core import random
 from varflow.core.errors import DataError, ShapeError, SpecError, positive
+from varflow.core.settings import settings
 from varflow.flows.flow import full_precision, without_autocast
-from varflow.priors.prior import Prior
+from varflow.priors.prior import Prior, PriorSettings
 
 #: Takes the codes ``[N]`` of a position, gives the logits ``[N, K]`` of the next.
 Walk = Generator[Tensor, Tensor, None]
@@ -56,6 +58,28 @@ class CodeGrid(Prior):
 
     def extra_repr(self) -> str:
         return f"shape={self.event_shape}, codes={self.codes}, classes={self.classes}"
+
+
+@settings("UniformCodes")
+class CodeGridSettings(PriorSettings):
+    """What priors over grids of codes share: they stand behind a quantizer and nowhere else."""
+
+    discrete: ClassVar[bool] = True
+
+    def check(self, spec: Any) -> None:
+        if spec.get("posterior") == "quantizer":
+            return
+        prior, posterior = spec.get("prior"), spec.get("posterior")
+        has = "there is none" if posterior is None else f"posterior={posterior} has none"
+        raise SpecError(
+            f"prior: {prior} is over the codes of a quantizer, and {has}; use posterior=quantizer, e.g. the recipe "
+            "vq-pixelcnn, or prior=normal"
+        )
+
+    def build(self, part: Any, grid: Any, codes: Any) -> Prior:
+        """p(codes) over a ``grid`` (H, W) of one of so many codes."""
+        prior: Prior = part(grid, codes)
+        return prior
 
 
 class UniformCodes(CodeGrid):

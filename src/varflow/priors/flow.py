@@ -4,21 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from varflow import flows
 from varflow.core.errors import SpecError, unknown
+from varflow.core.form import Form
 from varflow.core.lazy import resolve
+from varflow.core.settings import AtLeast, settings
 from varflow.flows.flow import Flow as Map
 from varflow.flows.flow import full_precision
 from varflow.priors.normal import StandardNormal
-from varflow.priors.prior import Prior
+from varflow.priors.prior import Prior, PriorSettings
 
 #: Families whose networks have hidden layers to choose.
 _WITH_HIDDEN = ("maf", "iaf", "coupling", "additive", "spline")
+
+
+@settings("planar", "radial", "sylvester", "triangular", "nice")
+class FlowPriorSettings(PriorSettings):
+    """A flow of N(0, I)."""
+
+    prior_length: Annotated[int, "Steps of the flow.", AtLeast(1)] = 5
+
+    def build(self, part: Any, features: int, form: Form) -> Prior:
+        prior: Prior = part(features, length=self.prior_length)
+        return prior
+
+
+@settings("maf", "iaf", "coupling", "spline")
+class NetworkFlowPriorSettings(FlowPriorSettings):
+    """A flow of N(0, I) whose steps are networks with hidden layers."""
+
+    prior_hidden: Annotated[
+        int | None,
+        "Units of each hidden layer of the flow's networks; without it the family's default.",
+        AtLeast(1),
+    ] = None
+    prior_layers: Annotated[
+        int, "Hidden layers of those networks, where prior_hidden says how wide they are.", AtLeast(1)
+    ] = 1
+
+    def build(self, part: Any, features: int, form: Form) -> Prior:
+        hidden = (self.prior_hidden,) * self.prior_layers if self.prior_hidden else None
+        prior: Prior = part(features, length=self.prior_length, hidden=hidden)
+        return prior
 
 
 class Flow(Prior):

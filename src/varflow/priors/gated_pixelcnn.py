@@ -9,10 +9,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import positive
+from varflow.core.settings import settings
 from varflow.networks.linear import Linear
 from varflow.networks.masked import LeftConv, RowConv, check_kernel, shift_down
 from varflow.priors.code_grid import AutoregressiveGrid, Walk
-from varflow.priors.pixelcnn import norm, zero_embedding, zero_linear
+from varflow.priors.pixelcnn import PixelCNNSettings, norm, zero_embedding, zero_linear
+
+
+@settings("GatedPixelCNN")
+class GatedPixelCNNSettings(PixelCNNSettings):
+    """Those of a PixelCNN."""
 
 
 def gate(x: Float[Tensor, "... double"]) -> Float[Tensor, "... single"]:

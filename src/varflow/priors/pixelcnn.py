@@ -4,19 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from varflow.core.errors import positive, unknown
+from varflow.core.settings import AtLeast, Odd, settings
 from varflow.networks.linear import Linear
 from varflow.networks.masked import MaskedConv
-from varflow.priors.code_grid import AutoregressiveGrid, Walk
+from varflow.priors.by_class import ByClass
+from varflow.priors.code_grid import AutoregressiveGrid, CodeGridSettings, Walk
+from varflow.priors.prior import Prior
 
 NORMALIZATIONS = ("layer", "none")
 #: A masked convolution, of a whole grid or of one position.
 Convolve = Callable[[Tensor], Tensor]
+
+
+@settings("PixelCNN")
+class PixelCNNSettings(CodeGridSettings):
+    """A network over a grid of codes; it is fitted in a second stage, with a budget and an optimizer of its own."""
+
+    prior_length: Annotated[int, "Residual blocks, or gated layers.", AtLeast(1)] = 5
+    prior_channels: Annotated[int, "Channels.", AtLeast(1)] = 64
+    prior_kernel: Annotated[int, "Side of the kernels, odd.", Odd(3)] = 7
+    prior_embedding: Annotated[int, "Features of an embedded code.", AtLeast(1)] = 64
+    prior_hidden: Annotated[
+        int | None,
+        "Channels of the layer before the logits; without it the family's default.",
+        AtLeast(1),
+    ] = None
+    classes: Annotated[
+        int, "Condition on labels 0 … classes − 1; 0 for no labels.", AtLeast(0)
+    ] = 0
+
+    roles = ("second_stage", "prior_optimizer")
+
+    def build(self, part: Any, grid: Any, codes: Any) -> Prior:
+        options = {"hidden": self.prior_hidden} if self.prior_hidden else {}
+        made = part(
+            grid,
+            codes,
+            channels=self.prior_channels,
+            layers=self.prior_length,
+            kernel=self.prior_kernel,
+            embedding=self.prior_embedding,
+            classes=self.classes or None,
+            **options,
+        )
+        return ByClass(made) if self.classes else made
 
 
 class Block(nn.Module):

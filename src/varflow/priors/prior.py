@@ -4,10 +4,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Shaped
 from torch import Tensor, nn
+
+from varflow.core.form import Form
+from varflow.core.settings import Settings, settings
+
+
+@settings
+class PriorSettings(Settings):
+    """What every prior over vectors has, which is nothing to be told; a prior with settings adds them in its file.
+
+    Attributes:
+        discrete: whether events are codes.
+    """
+
+    discrete: ClassVar[bool] = False
+    alone = "only a prior over codes that learns has one; use prior=pixelcnn or gated-pixelcnn"
+
+    def build(self, part: Any, features: int, form: Form) -> Prior:
+        """p(z) over ``features`` numbers, for data of a form."""
+        prior: Prior = part(features)
+        return prior
 
 
 class Prior(nn.Module, ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -12,14 +12,32 @@ from torch import Tensor, nn
 
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive, unknown
+from varflow.core.form import Form
+from varflow.core.settings import AtLeast, settings
 from varflow.networks.mlp import as_shape
 from varflow.priors._components import by_rows, pick
-from varflow.priors.prior import Prior
+from varflow.priors.prior import Prior, PriorSettings
 
 #: What the data may be → whether pseudo-inputs live between 0 and 1.
 _BOUNDED = {"binary": True, "grey": True, "unit": True, "real": False}
 #: Data values v enter as logits of ½ + 0.9 (v − ½): 0 and 1 themselves have none.
 _SHRINK = 0.9
+
+
+@settings("Vamp")
+class VampSettings(PriorSettings):
+    components: Annotated[int, "Pseudo-inputs of the VampPrior.", AtLeast(1)] = 100
+
+    def check(self, spec: Any) -> None:
+        if spec.get("top_latent"):
+            raise SpecError(
+                "top_latent: a VampPrior averages q(z|x) over all latents at once, and two layers need a prior of "
+                "the second alone; use prior=normal, mixture or a flow"
+            )
+
+    def build(self, part: Any, features: int, form: Form) -> Prior:
+        support = "real" if form.support == "real" else "unit"
+        return Vamp(features, form.event_shape, self.components, support)
 
 
 class Vamp(Prior):

@@ -14,7 +14,8 @@ from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import outdated
 from varflow.report.names import HEADLINES, KINDS, NAMES
 from varflow.report.render import Picture, drawn, picture, render
-from varflow.settings.spec import RunSpec, setting_types
+from varflow.settings.flags import spec_types
+from varflow.settings.spec import RunSpec
 
 _ERRORS = (
     "± is one standard error over the examples of the split: how far the mean would move with "
@@ -25,9 +26,6 @@ _ERRORS = (
 )
 
 _OUTDATED = "The run has gone on since: these estimates are of weights that it no longer has. Make them again."
-
-#: Groups of settings that a fit to a target does not read.
-_OF_DATA = ("data", "network", "prior", "likelihood")
 
 _TARGET_ERRORS = (
     "± is one standard error over fits that differ in their seeds; one fit has none. The Monte-Carlo "
@@ -95,12 +93,11 @@ def command(spec: Mapping[str, Any], recipe: str | None = None) -> str:
 
     name = recipe if recipe in recipes.TABLE else next(iter(recipes.TABLE))
     words = ["varflow", "fit", str(name)]
-    types = setting_types()
-    for _, setting, value, default in _rows(spec, recipes.find(str(name)).spec):
-        if value == default:
-            continue
+    whole = RunSpec.from_dict(spec)
+    types = spec_types(whole)
+    for setting, value in whole.changes(recipes.find(str(name)).spec).items():
         flag = setting.replace("_", "-")
-        if types.get(setting) is bool:
+        if types[setting] is bool:
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", str(value)]
@@ -279,8 +276,6 @@ def _outcome(about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _settings(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = _rows(spec)
-    if any(name == "target" and value != "none" for _, name, value, _ in rows):
-        rows = [row for row in rows if row[0] not in _OF_DATA]
     out = []
     for group in dict.fromkeys(group for group, *_ in rows):
         own = [(name, value, default) for at, name, value, default in rows if at == group]
@@ -289,14 +284,12 @@ def _settings(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     return out
 
 
-def _rows(spec: Mapping[str, Any], base: RunSpec | None = None) -> list[tuple[str, str, Any, Any]]:
-    """(group, setting, value, value in ``base``) in the order of the spec."""
-    defaults = (base or RunSpec()).to_dict()
+def _rows(spec: Mapping[str, Any]) -> list[tuple[str, str, Any, Any]]:
+    """(role, setting, value, default of the chosen part) in the order of the spec."""
     return [
-        (str(group), str(name), value, defaults.get(group, {}).get(name))
-        for group, settings in spec.items()
-        if isinstance(settings, Mapping)
-        for name, value in settings.items()
+        (role, name, value, default)
+        for role, part in RunSpec.from_dict(spec).parts.items()
+        for (name, value), default in zip(part.values().items(), part.defaults().values(), strict=True)
     ]
 
 

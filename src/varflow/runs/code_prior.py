@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from varflow.core import random, ranks
-from varflow.runs.build import density
+from varflow.runs.assemble import density
 from varflow.data.codes import from_codes
 from varflow.data.dataset import SPLITS, Dataset
 from varflow.core.errors import DataError, RunError
@@ -44,16 +44,6 @@ from varflow.training.progress import Progress
 FOLDER, CODES = "prior", "codes.safetensors"
 #: Pictures coded at once; a change changes the noise that training pictures are coded with.
 _CHUNK = 500
-#: spec of the second stage → where its value is.
-_SETTINGS = {
-    "batch": "prior_batch",
-    "optimizer": "prior_optimizer",
-    "lr": "prior_lr",
-    "weight_decay": "prior_weight_decay",
-    "decay": "prior_decay",
-    "clip": "prior_clip",
-    "patience": "prior_patience",
-}
 
 
 def needed(model: Any) -> bool:
@@ -76,11 +66,14 @@ def first(model: Model) -> Model:
 
 def settings(spec: RunSpec) -> RunSpec:
     """What the loop reads in the second stage: maximum likelihood with a budget and an optimizer of its own."""
-    steps = spec.second_stage.prior_steps
-    budget = {"steps": steps} if steps else {"epochs": spec.second_stage.prior_epochs}
-    own = {name: spec.get(source) for name, source in _SETTINGS.items()}
-    plain = {"objective": "elbo", "beta": 1.0, "warmup": "0 steps", "free_bits": 0.0, "gain_decay": 0.0}
-    return spec.replace(**plain, **own, **budget)
+    if not spec.has("second_stage"):
+        # The quantizer and its prior were given in Python.
+        spec = spec.replace(posterior="quantizer", network="grid", prior="pixelcnn")
+    own = {**spec.parts["second_stage"].values(), **spec.prior_optimizer.values()}
+    stage = {name.removeprefix("prior_"): value for name, value in own.items()}
+    unused = "epochs" if stage["epochs"] is None else "steps"
+    del stage[unused]
+    return spec.replace(objective="elbo", beta=1.0, warmup="0 steps", free_bits=0.0, **stage)
 
 
 def joined(

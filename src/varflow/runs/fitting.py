@@ -18,12 +18,13 @@ from varflow import native
 from varflow.core import ranks
 from varflow.runs import code_prior as second_stage
 from varflow.settings import recipes
-from varflow.runs.build import PARTS, Form, build, build_ensemble, unobserved
+from varflow.runs.assemble import PARTS, build, build_ensemble, unobserved
 from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble
 from varflow.core.errors import RunError, SpecError
 from varflow.core.files import read_json, read_metrics, write_json
+from varflow.core.form import Form
 from varflow.model import Model
 from varflow.runs.run import Run
 from varflow.runs.folder import (
@@ -159,6 +160,8 @@ def resume(
                 f"{name}: the second stage of {path} is fitted to the codes of the first, which cannot grow any "
                 "more; give prior_epochs or prior_steps, or fit again"
             )
+        if name in BUDGETS[2:] and not spec.has("second_stage"):
+            raise SpecError(f"{name}: this run has no second stage; give epochs or steps")
     before = spec
     if budget:
         spec = spec.replace(**budget)
@@ -182,8 +185,6 @@ def resume(
     else:
         dataset = as_dataset(data, spec).to(engine.device, engine.dtype)
         model = build(spec, dataset, parts)
-    if not second_stage.needed(model) and any(name.startswith("prior_") for name in budget):
-        raise SpecError("prior_epochs: this run has no second stage; give epochs or steps")
     check_data(dataset, path)
     return _train(spec, model, dataset, engine, path, about, quiet, state, before=before)
 
@@ -194,9 +195,9 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
 
     settings = spec.data
     protocol = settings.protocol
-    if protocol == "auto" and spec.likelihood.likelihood in ("logistics", "categorical"):
-        protocol = "levels"
-    continuous = spec.likelihood.likelihood == "identity"
+    if protocol == "auto":
+        protocol = spec.likelihood.protocol
+    continuous = spec.likelihood.continuous
     if data is None:
         found = room.load(
             settings.data,
@@ -207,7 +208,7 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
             levels=settings.levels,
             resize=settings.resize,
             verify=settings.verify,
-            data_seed=spec.target.data_seed,
+            data_seed=settings.data_seed,
         )
     elif isinstance(data, Dataset):
         found = data
@@ -255,7 +256,10 @@ def _what(
         if own:
             raise SpecError("parts: given beside a model, which has its own; give one of the two")
         named = {name: getattr(what, name) for name in PARTS}
-        return RunSpec(), {name: part for name, part in named.items() if part is not None}
+        spec = RunSpec()
+        if second_stage.needed(what):
+            spec = spec.replace(posterior="quantizer", network="grid", prior="pixelcnn")
+        return spec, {name: part for name, part in named.items() if part is not None}
     raise SpecError(
         f"what: was {type(what).__name__}; use the name of a recipe, a RunSpec or a Model"
     )
@@ -402,7 +406,7 @@ def _train(
 def _jumps(before: RunSpec, spec: RunSpec, folder: Path) -> list[str]:
     """What to say where a budget has changed that the learning rate falls over."""
     changed = [""] if before.training != spec.training else []
-    if before.second_stage != spec.second_stage and started(folder / second_stage.FOLDER):
+    if any(before.get(n) != spec.get(n) for n in BUDGETS[2:]) and started(folder / second_stage.FOLDER):
         changed.append("prior_")
     out = []
     for stage in changed:

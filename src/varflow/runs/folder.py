@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varflow.runs.build import Form
+from varflow.core.form import Form
 from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
 from varflow.core.errors import RunError

@@ -1,16 +1,20 @@
 """Flags: what was typed, checked before anything is imported or built.
 
-tyro makes the help and the values from the dataclasses; mistakes are found here, where each is one
-sentence with the nearest valid choice.
+tyro makes the help and the values from dataclasses: those of the commands, and for ``fit`` one that is made of the
+settings of the chosen parts. So the choices are read first. Mistakes are found here, where each is one sentence with
+the nearest valid choice.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import fields
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from varflow.core.errors import SpecError, suggestion, unknown
+from varflow.core.settings import alternatives
+from varflow.settings.roles import ROLES, Chosen, every_name, parts_with
+from varflow.settings.spec import RunSpec
 
 
 def parse(kind: type, arguments: list[str], *positional: str) -> Any:
@@ -56,13 +60,22 @@ def spelled_out(arguments: list[str], types: dict[str, Any]) -> list[str]:
 
 
 def _is_open_switch(kind: Any) -> bool:
-    return isinstance(kind, UnionType) and {bool, type(None)} == set(get_args(kind))
+    return kind is not None and {bool, type(None)} == set(alternatives(kind))
 
 
-def check_flags(arguments: list[str], types: dict[str, Any]) -> set[str]:
+def check_flags(
+    arguments: list[str],
+    types: dict[str, Any],
+    spec: RunSpec | None = None,
+) -> set[str]:
     """The settings named on a command line, each with a value that fits its type.
 
     tyro reports the same mistakes in a box of several lines; here they are one sentence.
+
+    Args:
+        arguments: what was typed.
+        types: setting → its type.
+        spec: whose settings they are; it knows what to say of a setting of other parts.
     """
     if any(a in ("-h", "--help") for a in arguments):
         return set()
@@ -77,7 +90,10 @@ def check_flags(arguments: list[str], types: dict[str, Any]) -> set[str]:
         name = flag.replace("-", "_")
         plain = name.removeprefix("no_") if name.startswith("no_") and name not in types else name
         if plain not in types or (plain != name and types[plain] is not bool):
-            known = [n.replace("_", "-") for n in types]
+            if spec is not None and parts_with(name):
+                raise spec.refusal(name)
+            names = [*types, *(every_name() if spec is not None else [])]
+            known = [n.replace("_", "-") for n in names]
             raise SpecError(f"--{flag}: unknown setting; {suggestion(flag, known)}")
         if plain in given:
             raise SpecError(f"--{flag}: given twice; give it once")
@@ -96,14 +112,14 @@ def check_flags(arguments: list[str], types: dict[str, Any]) -> set[str]:
 
 
 def _check_value(flag: str, value: str, kind: Any) -> None:
-    options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    options = alternatives(kind)
     if type(None) in options and value == "None":
         return
     literals = [c for option in options if get_origin(option) is Literal for c in get_args(option)]
     if literals:
-        if value not in literals:
-            raise unknown(f"--{flag}", value, literals)
-        return
+        if value in literals or (float in options and _is_number(value)):
+            return
+        raise unknown(f"--{flag}", value, [*literals, *(["a number"] if float in options else [])])
     if bool in options and value not in ("True", "False"):
         raise unknown(f"--{flag}", value, ["True", "False"])
     for number, words in ((int, "an integer"), (float, "a number")):
@@ -112,3 +128,75 @@ def _check_value(flag: str, value: str, kind: Any) -> None:
                 number(value)
             except ValueError:
                 raise SpecError(f"--{flag}: was '{value}'; use {words}") from None
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+# -- the flags of a spec -----------------------------------------------------------------------------
+
+
+def with_choices(spec: RunSpec, arguments: list[str]) -> RunSpec:
+    """``spec`` with the parts that a command line chooses, and the numbers that bring parts with them.
+
+    Raises:
+        SpecError: a name that its table has not.
+    """
+    chosen: dict[str, Any] = {}
+    for word, after in zip(arguments, [*arguments[1:], "--"], strict=False):
+        flag, has_value, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        value = value if has_value else after
+        if not word.startswith("--") or value.startswith("--"):
+            continue
+        if name in ROLES and ROLES[name].table:
+            if value not in ROLES[name].names():
+                raise unknown(flag, value, ROLES[name].names())
+            chosen[name] = value
+        elif name in _BRINGING and value.isdecimal():
+            chosen[name] = int(value)
+    # One at a time: each may bring the role of the next.
+    return spec.replace(**chosen) if chosen else spec
+
+
+#: Numbers that bring further settings where they are not 0.
+_BRINGING = ("leapfrog", "top_latent")
+
+
+def spec_types(spec: RunSpec) -> dict[str, Any]:
+    """setting → its type, of the chosen parts and of the choices."""
+    out: dict[str, Any] = {}
+    for part in spec.parts.values():
+        if part.role.table:
+            out[part.role.name] = Literal[tuple(part.role.names())]
+        known = part.role.settings(part.choice)
+        out |= {name: known[name].kind for name in part.shown}
+    return out
+
+
+def spec_flags(spec: RunSpec) -> list[tuple[str, Any, Any]]:
+    """A field for each role, as :func:`dataclasses.make_dataclass` takes them: a dataclass of its flags."""
+    return [
+        (name, group, dataclasses.field(default_factory=group))
+        for name, part in spec.parts.items()
+        for group in [_group(name, part)]
+    ]
+
+
+def _group(name: str, part: Chosen) -> type:
+    from tyro.conf import arg
+
+    def flag(setting: str, kind: Any, words: str, value: Any) -> tuple[str, Any, Any]:
+        return (setting, Annotated[kind, arg(help=words)], dataclasses.field(default=value))
+
+    known, values = part.role.settings(part.choice), part.values()
+    choice = [flag(part.role.name, Literal[tuple(part.role.names())], part.role.help, part.choice)]
+    own = [flag(n, known[n].kind, known[n].help, values[n]) for n in part.shown]
+    made = dataclasses.make_dataclass(name, [*(choice if part.role.table else []), *own], frozen=True)
+    made.__doc__ = None
+    return made

@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from varflow.core import random
 from varflow.core.errors import SpecError, positive, unknown
+from varflow.core.settings import AtLeast, settings
+from varflow.priors.normal import StandardNormal
+from varflow.priors.prior import Prior
 from varflow.targets.full_covariance import CorrelatedGaussianModel
 from varflow.targets.gaussian_model import Batches, GaussianModel
+from varflow.targets.target import TargetSettings
+
+
+@settings("simulate")
+class GaussianModelSettings(TargetSettings):
+    """One global z behind simulated observations."""
+
+    observations: Annotated[int, "How many observations are simulated.", AtLeast(1)] = 10_000
+    noise: Annotated[Literal["diagonal", "full"], "Noise covariance."] = "diagonal"
+    correlation: Annotated[
+        float, "Correlation of neighbouring dimensions of the noise where it is full."
+    ] = 0.9
+    batches: Annotated[
+        Literal["full", "minibatch", "separate"],
+        "All data by sufficient statistics; minibatches whose likelihood is scaled up to the whole; or every batch a "
+        "complete data set, each paying its own KL.",
+    ] = "full"
+    data_seed: Annotated[int, "Seed of the simulated data.", AtLeast(0)] = 0
+
+    def build(self, part: Any) -> Prior:
+        return StandardNormal(self.dimensions)
+
+    def likelihood(self, part: Any, block: int) -> nn.Module:
+        made: nn.Module = part(
+            self.dimensions, self.observations, self.noise, self.batches, block, self.data_seed, self.correlation
+        )
+        return made
+
+    def facts(self) -> dict[str, Any]:
+        names = ("observations", "noise", "correlation", "batches", "data_seed")
+        return {name: getattr(self, name) for name in names}
 
 
 class GaussianData(NamedTuple):

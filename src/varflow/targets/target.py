@@ -5,17 +5,41 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive
+from varflow.core.settings import AtLeast, Settings, settings
 from varflow.priors.prior import Prior
 
 Window = tuple[float, float, float, float]
+
+
+@settings
+class TargetSettings(Settings):
+    """What every target can be told; a target is inferred without data, so it brings a posterior alone."""
+
+    dimensions: Annotated[int, "D of a target of any dimension.", AtLeast(1)] = 2
+
+    roles = ("posterior",)
+    alone = "a target is a density of its own, without data, prior and likelihood; leave it out"
+
+    def build(self, part: Any) -> Prior:
+        """The density, as a prior that nothing is observed about."""
+        target: Prior = part(self.dimensions)
+        return target
+
+    def likelihood(self, part: Any, block: int) -> nn.Module | None:
+        """What is observed all the same, inside the target: nothing, but for models that hold their data."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """What data.json says beside the name."""
+        return {}
 
 
 class Target(Prior):

@@ -6,16 +6,15 @@ _EXPORTS = {
     "Engine": "varflow.training.engine:Engine",
     "Loop": "varflow.training.loop:Loop",
     "Progress": "varflow.training.progress:Progress",
-    "build_optimizer": "varflow.training.optimizers:build_optimizer",
 }
 
 #: name in a spec → its builder.
 OPTIMIZERS = {
     "adam": "varflow.training.optimizers:FusedAdam",
-    "adamw": "torch.optim:AdamW",
-    "adamax": "torch.optim:Adamax",
-    "rmsprop": "torch.optim:RMSprop",
-    "sgd": "torch.optim:SGD",
+    "adamw": "varflow.training.optimizers:AdamW",
+    "adamax": "varflow.training.optimizers:Adamax",
+    "rmsprop": "varflow.training.optimizers:RMSprop",
+    "sgd": "varflow.training.optimizers:SGD",
 }
 
 __getattr__, __dir__ = attach(__name__, _EXPORTS)

@@ -13,7 +13,7 @@ from varflow import native
 from varflow.core import ranks
 from varflow.core.errors import SpecError
 from varflow.networks import linear
-from varflow.settings.spec import TrainingSpec
+from varflow.training.settings import TrainingSettings
 
 #: Of glibc's malloc.h, and the largest value they take.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST = -1, -3, 2**31 - 1
@@ -43,7 +43,7 @@ class Engine:
     denormals_flushed: bool
 
     @staticmethod
-    def start(spec: TrainingSpec, decided: dict[str, Any] | None = None) -> Engine:
+    def start(spec: TrainingSettings, decided: dict[str, Any] | None = None) -> Engine:
         """Set up the process for ``spec``; ``decided`` is what an interrupted run had chosen.
 
         Raises:

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from varflow import combinations, objectives
-from varflow.core import durations, random, ranks
+from varflow import combinations
+from varflow.core import random, ranks
+from varflow.core.durations import PATIENCE, VALIDATION
 from varflow.core.errors import RunError, SpecError
 from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
@@ -29,7 +30,7 @@ from varflow.training import guard
 from varflow.training.engine import Engine
 from varflow.training.exchange import Exchange, Signals
 from varflow.training.forward import METRICS, Forward
-from varflow.training.optimizers import build_optimizer, learning_rate
+from varflow.training.optimizers import learning_rate
 from varflow.training.progress import Progress, Record
 from varflow.training.stopping import Best
 from varflow.training.validation import Validation
@@ -111,7 +112,7 @@ class Loop:
         self.batch = dataset.step_rows(spec.training.batch)
         self.steps_per_epoch = size // self.batch
         self.steps = total_steps(spec, self.steps_per_epoch)
-        self.objective = objectives.build(spec.objective, self.steps_per_epoch)
+        self.objective = spec.objective.build(self.steps_per_epoch)
         for member in model.members():
             combinations.check(
                 member, dataset.support, self.objective, ranks.world(), dataset.levels, engine.compile
@@ -123,11 +124,15 @@ class Loop:
         self._exchange = Exchange(model.parameters()) if ranks.several() else None
         self._signals = Signals()
         self.forward = Forward(model, self.objective, engine, self.samples)
-        self.optimizer = build_optimizer(model, spec.optimizer)
+        self.optimizer = spec.optimizer.build(model)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.validation = Validation(model, dataset, self.objective, engine, spec.objective.samples)
-        self.validate_every = self._steps("validate_every") if self.validation.size else self.steps
-        self.patience = None if spec.training.patience is None else self._steps("patience")
+        self.validate_every = self.steps
+        if self.validation.size:
+            every = spec.training.validate_every
+            self.validate_every = VALIDATION.steps("validate_every", every, self.steps_per_epoch)
+        patience = spec.training.patience
+        self.patience = patience and PATIENCE.steps("patience", patience, self.steps_per_epoch)
         self.best = Best()
         self.step = 0
         self.seconds = 0.0
@@ -285,10 +290,6 @@ class Loop:
         took, self._clock = now - self._clock, now
         self.seconds += took
         return took
-
-    def _steps(self, name: str) -> int:
-        """A duration among the training settings in updates."""
-        return durations.steps(name, self.spec.get(name), self.steps_per_epoch)
 
     def _outcome(self, finished: bool, reason: str) -> Outcome:
         best = self.best

@@ -3,24 +3,95 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Adamax, AdamW, RMSprop
 
-from varflow.core.lazy import resolve
-from varflow.settings.spec import OptimizerSpec
-from varflow.training import OPTIMIZERS
+from varflow.core.errors import SpecError
+from varflow.core.settings import Above, AtLeast, Between, Settings, settings
 
-_OPTIONS = {
-    "adam": ("betas", "eps", "amsgrad"),
-    "adamw": ("betas", "eps", "amsgrad"),
-    "adamax": ("betas", "eps"),
-    "rmsprop": ("alpha", "eps", "momentum", "centered"),
-    "sgd": ("momentum", "nesterov"),
-}
+__all__ = ["SGD", "AdamW", "Adamax", "FusedAdam", "OptimizerSettings", "RMSprop", "learning_rate"]
+
 _STAGES = 8
-_FUSED = ("adam", "adamw", "sgd")
+
+
+@settings
+class OptimizerSettings(Settings):
+    """What every optimizer can be told."""
+
+    lr: Annotated[float, "Learning rate.", Above(0)] = 1e-3
+    weight_decay: Annotated[
+        float, "L2 penalty on all parameters (adamw: decoupled).", AtLeast(0)
+    ] = 0.0
+    gain_decay: Annotated[
+        float, "L2 penalty on the gains of weight-normalised layers alone.", AtLeast(0)
+    ] = 0.0
+    decay: Annotated[
+        Literal["none", "cosine", "linear", "stages"],
+        "Learning rate over the run: constant; to zero along a cosine or a line; or eight stages of 1, 3, 9, … "
+        "epochs, each at 10^(-1/7) of the rate before.",
+    ] = "none"
+    clip: Annotated[
+        float | None, "Largest norm of the whole gradient; without it no clipping.", Above(0)
+    ] = None
+
+    def options(self) -> dict[str, Any]:
+        """What torch's optimizer takes beside the rate and the penalty."""
+        return {"foreach": True}
+
+    def build(self, part: Any, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer over the parameters of ``model`` that require gradients."""
+        groups = _groups(model, self.weight_decay, self.gain_decay)
+        made: torch.optim.Optimizer = part(
+            groups, lr=self.lr, weight_decay=self.weight_decay, **self.options()
+        )
+        return made
+
+
+@settings("Adamax")
+class AdamaxSettings(OptimizerSettings):
+    beta1: Annotated[float, "Decay of the first moment.", Between(0, 1)] = 0.9
+    beta2: Annotated[float, "Decay of the second moment.", Between(0, 1)] = 0.999
+    eps: Annotated[float, "Added to the denominator of the update.", AtLeast(0)] = 1e-8
+
+    def options(self) -> dict[str, Any]:
+        return {"foreach": True, "betas": (self.beta1, self.beta2), "eps": self.eps}
+
+
+@settings("FusedAdam", "AdamW")
+class AdamSettings(AdamaxSettings):
+    amsgrad: Annotated[bool, "The AMSGrad variant."] = False
+
+    def options(self) -> dict[str, Any]:
+        betas = (self.beta1, self.beta2)
+        return {"fused": True, "betas": betas, "eps": self.eps, "amsgrad": self.amsgrad}
+
+
+@settings("RMSprop")
+class RMSpropSettings(OptimizerSettings):
+    alpha: Annotated[float, "Smoothing constant.", Between(0, 1)] = 0.99
+    eps: Annotated[float, "Added to the denominator of the update.", AtLeast(0)] = 1e-8
+    momentum: Annotated[float, "Momentum.", AtLeast(0)] = 0.0
+    centered: Annotated[bool, "Normalise by the centred second moment."] = False
+
+    def options(self) -> dict[str, Any]:
+        names = ("alpha", "eps", "momentum", "centered")
+        return {"foreach": True, **{name: getattr(self, name) for name in names}}
+
+
+@settings("SGD")
+class SGDSettings(OptimizerSettings):
+    momentum: Annotated[float, "Momentum.", AtLeast(0)] = 0.0
+    nesterov: Annotated[bool, "Nesterov momentum."] = False
+
+    def check(self, spec: Any) -> None:
+        if self.nesterov and self.momentum == 0:
+            raise SpecError("nesterov: needs momentum; set momentum=0.9 or leave it out")
+
+    def options(self) -> dict[str, Any]:
+        return {"fused": True, "momentum": self.momentum, "nesterov": self.nesterov}
 
 
 class FusedAdam(torch.optim.Adam):
@@ -77,27 +148,7 @@ class FusedAdam(torch.optim.Adam):
         return lists
 
 
-def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """The optimizer of ``spec`` over the parameters of ``model`` that require gradients."""
-    values: dict[str, Any] = {
-        "betas": (spec.beta1, spec.beta2),
-        "eps": spec.eps,
-        "amsgrad": spec.amsgrad,
-        "alpha": spec.alpha,
-        "momentum": spec.momentum,
-        "centered": spec.centered,
-        "nesterov": spec.nesterov,
-    }
-    options = {name: values[name] for name in _OPTIONS[spec.optimizer]}
-    options["fused" if spec.optimizer in _FUSED else "foreach"] = True
-    kind = resolve(OPTIMIZERS[spec.optimizer])
-    optimizer: torch.optim.Optimizer = kind(
-        _groups(model, spec), lr=spec.lr, weight_decay=spec.weight_decay, **options
-    )
-    return optimizer
-
-
-def _groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
+def _groups(model: nn.Module, weight_decay: float, gain_decay: float) -> list[dict[str, Any]]:
     """All parameters, those of weight normalisation's gains apart where they have a penalty of their own."""
     gains: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -107,27 +158,27 @@ def _groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
             (gains if name.endswith("parametrizations.weight.original0") else others).append(
                 parameter
             )
-    if not (gains and spec.gain_decay):
+    if not (gains and gain_decay):
         return [{"params": others + gains}]
     return [
         {"params": others},
-        {"params": gains, "weight_decay": spec.weight_decay + spec.gain_decay},
+        {"params": gains, "weight_decay": weight_decay + gain_decay},
     ]
 
 
-def learning_rate(spec: OptimizerSpec, step: int, steps: int, steps_per_epoch: int = 1) -> float:
-    """The rate at an update: constant, or to zero over ``steps`` along a cosine or a line.
+def learning_rate(spec: Any, step: int, steps: int, steps_per_epoch: int = 1) -> float:
+    """The rate at an update: constant, or to zero over ``steps`` along a cosine or a line; ``spec`` an optimizer's.
 
     ``"stages"``: lr·10^(−i/7) for 3ⁱ epochs, i = 0 … 7: 3,280 epochs in all, of which a shorter run is the beginning
     (Burda, Grosse and Salakhutdinov 2016, section 5).
     """
     if spec.decay == "none":
-        return spec.lr
+        return float(spec.lr)
     if spec.decay == "stages":
         # Stages before the i-th take 1 + 3 + … + 3^(i−1) = (3^i − 1)/2 epochs.
         begun = sum(step >= (3**i - 1) // 2 * steps_per_epoch for i in range(1, _STAGES))
         return float(spec.lr * 10 ** (-begun / (_STAGES - 1)))
     done = min(1.0, step / steps)
     if spec.decay == "linear":
-        return spec.lr * (1.0 - done)
-    return spec.lr * 0.5 * (1.0 + math.cos(math.pi * done))
+        return float(spec.lr * (1.0 - done))
+    return float(spec.lr * 0.5 * (1.0 + math.cos(math.pi * done)))

@@ -11,7 +11,6 @@ DIGITS = Recipe(
         hidden=200,
         latent=8,
         batch=64,
-        length=8,
         epochs=200,
         lr=2e-3,
         warmup="20 epochs",

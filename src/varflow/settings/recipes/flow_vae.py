@@ -10,10 +10,10 @@ _DIFFERS = (
 )
 
 _DENSE = RunSpec().replace(
-    hidden=400, layers=2, latent=20, batch=128, lr=1e-3, length=8, steps=10_000
+    hidden=400, layers=2, latent=20, batch=128, lr=1e-3, steps=10_000
 )
 _CONV = RunSpec().replace(
-    network="conv", base=32, blocks=1, latent=32, batch=128, lr=1e-3, length=8, steps=20_000, gain_decay=1e-4
+    network="conv", base=32, blocks=1, latent=32, batch=128, lr=1e-3, steps=20_000, gain_decay=1e-4
 )
 
 DENSE_STATIC = Recipe(
@@ -52,7 +52,7 @@ CONV_AMORTIZED = Recipe(
 DENSE = Recipe(
     "dense",
     "the network of the README's comparison: 784-400-400-40, 16 steps, 60 epochs",
-    RunSpec().replace(latent=40, length=16, epochs=60),
+    RunSpec().replace(latent=40, epochs=60).preset(length=16),
     "dense network of flow-VAE with 40 latents, as in Rezende and Mohamed 2015",
     _DIFFERS,
 )

@@ -1,0 +1,51 @@
+"""Settings of the data."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from varflow.core.settings import AtLeast, OneOf, Settings, settings
+from varflow.data import PROTOCOLS
+
+
+@settings
+class DataSettings(Settings):
+    """What is modelled."""
+
+    data: Annotated[
+        str,
+        "A named data set (`varflow data` lists them), or a path to your own .npy, .npz, table or folder of "
+        "pictures.",
+    ] = "mnist"
+    protocol: Annotated[
+        str,
+        "How stored values become model inputs: dynamic, static, threshold, logit, uniform, symmetric, levels, grey, "
+        "none, standardize, or auto.",
+        OneOf(PROTOCOLS),
+    ] = "auto"
+    data_dir: Annotated[
+        str | None,
+        "Folder of the named data sets; without it VARFLOW_DATA, then ~/.cache/varflow.",
+    ] = None
+    flip: Annotated[
+        bool | None, "Horizontal flips in training; without it the data set's own default."
+    ] = None
+    levels: Annotated[
+        int | None,
+        "Your own data: how many values a dimension takes; without it 256 for bytes, real numbers otherwise.",
+    ] = None
+    resize: Annotated[
+        int | None,
+        "A folder of pictures: the side of the square that each is brought to.",
+        AtLeast(1),
+    ] = None
+    verify: Annotated[bool, "Compare the checksums of a named data set with the official ones."] = True
+    train_limit: Annotated[
+        int | None, "The first examples of the training split alone.", AtLeast(1)
+    ] = None
+    validation_limit: Annotated[
+        int | None, "The first examples of the validation split alone.", AtLeast(1)
+    ] = None
+    data_seed: Annotated[
+        int, "Seed of the simulated data: gaussian-1, gaussian-2, three-clusters.", AtLeast(0)
+    ] = 0

@@ -1,0 +1,31 @@
+"""The likelihood that fits the values of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import nn
+
+from varflow.core.form import Form
+from varflow.core.lazy import resolve
+from varflow.core.settings import described, read, settings
+from varflow.likelihoods import TABLE
+from varflow.likelihoods.bernoulli import BernoulliSettings
+from varflow.likelihoods.gaussian import GaussianSettings
+from varflow.likelihoods.logistics import LogisticsSettings
+from varflow.networks.mlp import Shape
+
+
+@settings
+class AutoSettings(GaussianSettings, LogisticsSettings, BernoulliSettings):
+    """Bernoulli for binary data, logistics for levels, Gaussian otherwise, each with its own settings."""
+
+    protocol: ClassVar[str] = "auto"
+
+    def build(self, part: Any, decoder: Callable[[Shape], nn.Module], form: Form) -> nn.Module:
+        target = TABLE[{"binary": "bernoulli", "levels": "logistics"}.get(form.support, "gaussian")]
+        kind: Any = read(target)
+        own = kind(**{name: getattr(self, name) for name in described(kind)})
+        made: nn.Module = own.build(resolve(target), decoder, form)
+        return made
