@@ -68,7 +68,7 @@ def demo(out: Path, epochs: float = 200.0, seed: int = 0, quiet: bool = False) -
     for number, (title, settings) in enumerate(_POSTERIORS, 1):
         began = time.perf_counter()
         chosen = spec.replace(**settings)
-        latent = chosen.posterior.latent
+        latent = chosen.get("latent")
         name = title.replace(", ", "-").replace(" ", "-").lower()
         say(f"{number} of {len(_POSTERIORS)}: {title}")
         run = fitting.fit(chosen, out=out / name, overwrite=True, quiet=quiet, recipe="digits")

@@ -1,4 +1,4 @@
-"""From a spec and the form of the data to a model: each part is built by its own settings, sizes follow from the data."""
+"""From a spec and the form of the data to a model: each part by its own settings, sizes from the data."""
 
 from __future__ import annotations
 
