@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from varflow.core import ranks
-from varflow.runs import code_prior as second_stage
-from varflow.runs.assemble import PARTS, build, build_ensemble, unobserved
-from varflow.data.dataset import Dataset
-from varflow.data.unobserved import Unobserved
-from varflow.ensemble import Ensemble
 from varflow.core.errors import RunError, SpecError
 from varflow.core.files import read_json, read_metrics
 from varflow.core.form import Form
+from varflow.data.dataset import Dataset
+from varflow.data.unobserved import Unobserved
+from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.posteriors.observed import Observed
+from varflow.runs import code_prior as second_stage
+from varflow.runs.assemble import PARTS, build, build_ensemble, unobserved
 from varflow.runs.folder import (
     DATA,
     SNAPSHOTS,
