@@ -23,7 +23,6 @@ from varflow.settings.spec import RunSpec
 READING = """
 import json, sys
 from varflow.core.settings import described
-from varflow.runs import assemble
 from varflow.settings.roles import ROLES
 found = {}
 for role in ROLES.values():
@@ -136,6 +135,8 @@ def test_presets_wait_for_their_parts():
     assert spec.get("hidden") == 8
     assert spec.replace(flow="iaf").get("length") == 16
     assert spec.replace(flow="iaf", length=4).get("length") == 4
+    with pytest.raises(SpecError, match="lenght: unknown setting; did you mean 'length'"):
+        RunSpec().preset(lenght=3)
     assert vf.recipes.find("dense").spec.replace(flow="planar").get("length") == 16
 
 

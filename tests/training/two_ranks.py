@@ -56,7 +56,8 @@ def two_stages() -> Any:
 
 
 def digits(**settings: Any) -> Callable[[], Any]:
-    return lambda: vf.fit("digits", **{**SMALL, **settings})
+    small = vf.recipes.find("digits").spec.preset(hidden=16, layers=1, latent=3)
+    return lambda: vf.fit(small, **{**LOOP, **settings})
 
 
 def target(name: str, **settings: Any) -> Callable[[], Any]:

@@ -61,7 +61,13 @@ class RunSpec:
         >>> spec = RunSpec().preset(length=16)
         >>> spec.get("length"), spec.replace(flow="iaf").get("length")
         (None, 16)
+
+        Raises:
+            SpecError: a name that no part has, with the nearest one.
         """
+        for name in settings:
+            if name not in self._values and not parts_with(name):
+                raise self.refusal(name)
         later = {**self._later, **settings}
         return RunSpec.__new__(RunSpec)._put(choose(dict(settings), {**later, **self._values}), later)
 
