@@ -52,16 +52,20 @@ class Settings:
         of: names in its module of the parts that it builds.
         roles: the roles that this choice brings with it (:mod:`varflow.settings.roles`).
         alone: why it brings no others: the end of a sentence that refuses a setting of one of them.
+        switch: the setting without which (0) the others mean nothing, where there is such a one.
         either: pairs of settings of which exactly one is set; giving one clears the other.
     """
 
     of: ClassVar[tuple[str, ...]] = ()
     roles: Any = ()
     alone: ClassVar[str] = ""
+    switch: ClassVar[str] = ""
     either: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def shown(self, given: Mapping[str, Any]) -> Iterable[str]:
-        """The settings that mean something beside the others and what was chosen before (``given``): all of them."""
+        """The settings that mean something beside the others and what was chosen before (``given``)."""
+        if self.switch and not getattr(self, self.switch):
+            return (self.switch,)
         return described(type(self))
 
     def missing(self, given: Mapping[str, Any]) -> str:

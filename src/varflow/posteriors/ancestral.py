@@ -32,10 +32,12 @@ class AncestralSettings(Settings):
         Size(),
     ] = 100
 
+    switch = "top_latent"
+
     def shown(self, given: Mapping[str, Any]) -> Iterable[str]:
         if given.get("target") != "none":
             return ()
-        return Settings.shown(self, given) if self.top_latent else ("top_latent",)
+        return Settings.shown(self, given)
 
     def missing(self, given: Mapping[str, Any]) -> str:
         if given.get("target") != "none":
