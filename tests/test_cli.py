@@ -135,6 +135,10 @@ def test_every_recipe_is_a_valid_spec_that_survives_writing(recipe):
         (["fit", "digits", "--data", "mnits"], "mnits"),
         (["fit", "--resume", "/nowhere"], "holds no run"),
         (["fit", "digits", "--resume", "/nowhere"], "resume: given beside a recipe"),
+        (["fit", "--resume", "/nowhere", "--latent", "3"], "latent: a resumed run keeps its settings; only --epochs"),
+        (["fit", "--resume", "/nowhere", "--flow=iaf"], "flow: a resumed run keeps its settings"),
+        (["fit", "--resume", "/nowhere", "--out", "x"], "out: a resumed run keeps its settings"),
+        (["fit", "--resume", "/nowhere", "--prior-epochs", "3"], "holds no run"),
         (["fit", "dense", "--target", "u1", "--prior", "vamp"], "prior: belongs to p(z), and a target"),
         (["fit", "digits", "--flwo", "planar"], "--flwo: unknown setting; did you mean 'flow'?\n"),
         (

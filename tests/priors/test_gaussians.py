@@ -41,7 +41,7 @@ def test_a_new_one_is_standard_normal():
 
 def test_two_lines_are_found_in_their_units():
     prior = started(two_lines(400), two_lines(200, 1))
-    assert len(prior.means) == 2
+    assert prior.components == 2
     test = two_lines(2000, 2)
     found = prior.log_prob(test)
     assert torch.allclose(found, as_torch(prior).log_prob(test), rtol=1e-9)
@@ -69,7 +69,7 @@ def test_gaussian_rows_are_one_gaussian():
     generator = torch.Generator().manual_seed(3)
     mix = torch.tensor([[1.0, 0.0], [0.9, 0.1]], dtype=torch.float64)
     x = torch.randn(600, 2, generator=generator, dtype=torch.float64) @ mix.mT
-    assert len(started(x[:400], x[400:]).means) == 1
+    assert started(x[:400], x[400:]).components == 1
 
 
 @pytest.mark.parametrize("rows", [3, 12])
@@ -158,7 +158,7 @@ def test_a_density_begins_at_the_mixture_and_is_read_back(tmp_path):
     x = two_lines(300).float()
     settings = {"prior_length": 1, "steps": 5, "quiet": True, "threads": 1, "protocol": "standardize"}
     run = vf.fit("density", x, out=tmp_path / "run", **settings)
-    assert len(run.model.prior.base.means) == 2
+    assert run.model.prior.base.components == 2
     first = next(r for r in run.metrics if r["split"] == "validation")
     # The entropy of the two lines, within the noise of 30 held-out rows; a single Gaussian is 2 nats worse.
     entropy = math.log(2) + math.log(2 * math.pi * math.e) + math.log(0.2) + 2 * math.log(1000)

@@ -16,7 +16,7 @@ from varflow.core import random
 from varflow.core.errors import SpecError, unknown
 from varflow.core.form import Form
 from varflow.core.lazy import resolve
-from varflow.core.settings import AtLeast, Between, settings
+from varflow.core.settings import Between, Size, settings
 from varflow.flows.flow import Flow as Map
 from varflow.flows.flow import full_precision
 from varflow.priors.gaussians import LARGEST, Gaussians
@@ -31,7 +31,7 @@ _WITH_HIDDEN = ("maf", "iaf", "coupling", "additive", "spline")
 class FlowPriorSettings(PriorSettings):
     """A flow of a simple density."""
 
-    prior_length: Annotated[int, "Steps of the flow.", AtLeast(1)] = 5
+    prior_length: Annotated[int, "Steps of the flow.", Size()] = 5
     prior_base: Annotated[
         Literal["normal", "gaussians"],
         "What it is a flow of: N(0, I); or, with likelihood=identity, a mixture of Gaussians with full covariances "
@@ -65,10 +65,10 @@ class NetworkFlowPriorSettings(FlowPriorSettings):
     prior_hidden: Annotated[
         int | None,
         "Units of each hidden layer of the flow's networks; without it the family's default.",
-        AtLeast(1),
+        Size(),
     ] = None
     prior_layers: Annotated[
-        int, "Hidden layers of those networks, where prior_hidden says how wide they are.", AtLeast(1)
+        int, "Hidden layers of those networks, where prior_hidden says how wide they are.", Size()
     ] = 1
 
     def build(self, part: Any, features: int, form: Form) -> Prior:
@@ -85,10 +85,10 @@ class Flow(Prior):
     spline of zuko's, a planar flow), as fitting asks for densities only. A new flow is the identity, so
     a new prior is its base.
 
-    With a ``defensive`` share ε the density is (1 − ε) p(z) + ε base(z). A flow trained on few rows has no reason to be
-    anything in particular where there were none, and far from them log p(z) can be thousands of nats too low; this
-    keeps it above log base(z) + log ε everywhere. It is the base still when the flow is new. ``encode`` and ``decode``
-    are those of the flow.
+    With a ``defensive`` share ε the density is (1 − ε) p(z) + ε base(z). A flow trained on few rows has no reason to
+    be anything in particular where there were none, and far from them log p(z) can be thousands of nats too low;
+    this keeps it above log base(z) + log ε everywhere. When the flow is new, it is the base still. ``encode`` and
+    ``decode`` are those of the flow.
 
     A Gaussian posterior pushed through a *static* flow f, under N(0, I), is the same model as the Gaussian
     posterior under ``Flow(f, inverted=True)`` with the decoder applied to f(z): the ELBOs are equal.

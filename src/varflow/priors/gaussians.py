@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,8 @@ LARGEST = 512
 _COMPONENTS, _STRENGTHS = (1, 2, 3, 5, 8, 12, 20), (100.0, 30.0, 10.0, 1.0, 0.1, 0.01)
 #: Numbers in all covariances, at most, where there is more than one component.
 _LARGEST = 1 << 16
+#: log π of a component that is not there.
+_NOTHING = -1e4
 #: Iterations of EM, at most, and the gain in nats a row below which it ends.
 _ITERATIONS, _TOLERANCE = 100, 1e-4
 
@@ -36,8 +38,8 @@ class Components(NamedTuple):
 class Gaussians(Prior):
     """p(z) = Σₖ πₖ N(z; mₖ, Lₖ Lₖᵀ).
 
-    N(0, I) until :meth:`start` fits it to data. It is not trained by gradients: as the base of a flow it is the place
-    that the flow starts from, and a new flow is the identity, so a fit begins at the best mixture of Gaussians.
+    N(0, I) until :meth:`start` fits it to data. It is not trained by gradients: as the base of a flow it is the
+    place that the flow starts from, and a new flow is the identity, so a fit begins at the best such mixture.
 
     Args:
         features: D.
@@ -64,18 +66,26 @@ class Gaussians(Prior):
         super().__init__()
         positive(features=features)
         self.event_shape = (features,)
-        self.register_buffer("log_weights", torch.zeros(1))
-        self.register_buffer("means", torch.zeros(1, features))
-        self.register_buffer("whitening", torch.eye(features).unsqueeze(0))
+        # As many as a fit may find, so that the sizes are known before it; those beyond have a weight of e^−10000 = 0.
+        components = max(k for k in _COMPONENTS if k == 1 or k * features**2 <= _LARGEST)
+        self.register_buffer("log_weights", torch.tensor([0.0] + [_NOTHING] * (components - 1)))
+        self.register_buffer("means", torch.zeros(components, features))
+        self.register_buffer("whitening", torch.eye(features).repeat(components, 1, 1))
 
     def start(self, draw: Callable[[str], Tensor]) -> None:
         """Fit the mixture to the training split, with K chosen on the validation split: see :func:`fit_components`."""
         found = ranks.first(lambda: fit_components(draw("train"), draw("validation")))
         identity = torch.eye(*self.event_shape, dtype=found.factors.dtype)
         whitening = torch.linalg.solve_triangular(found.factors, identity, upper=False)
-        self.log_weights = found.log_weights.to(self.log_weights)
-        self.means = found.means.to(self.means)
-        self.whitening = whitening.to(self.whitening)
+        components = len(found.means)
+        self.log_weights.fill_(_NOTHING)[:components] = found.log_weights.to(self.log_weights)
+        self.means[:components] = found.means.to(self.means)
+        self.whitening[:components] = whitening.to(self.whitening)
+
+    @property
+    def components(self) -> int:
+        """K."""
+        return int((self.log_weights > _NOTHING).sum())
 
     def log_prob(
         self, z: Float[Tensor, "... features"], context: Tensor | None = None
@@ -99,7 +109,7 @@ class Gaussians(Prior):
         return self.means[which] + spread
 
     def extra_repr(self) -> str:
-        return f"features={self.event_shape[0]}, components={len(self.means)}"
+        return f"features={self.event_shape[0]}, components={self.components}"
 
     def _joint(self, z: Tensor) -> Tensor:
         """log πₖ N(z; mₖ, Lₖ Lₖᵀ), ``[..., D]`` → ``[..., K]``."""
@@ -107,14 +117,6 @@ class Gaussians(Prior):
         constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi)
         ladj = self.whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return self.log_weights + ladj - constant - 0.5 * scaled.square().sum(-1)
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        """K is a result of the fit, and comes with the weights."""
-        for name in ("log_weights", "means", "whitening"):
-            saved, own = state.get(prefix + name), getattr(self, name)
-            if saved is not None and saved.ndim == own.ndim and saved.shape[1:] == own.shape[1:]:
-                setattr(self, name, own.new_empty(saved.shape))
-        super()._load_from_state_dict(state, prefix, *args)
 
 
 def fit_components(
@@ -143,7 +145,8 @@ def fit_components(
     if not len(held):
         best = _em(x, 1, 1.0, True)
         return Components(best.log_weights, mean + scale * best.means, scale.unsqueeze(-1) * best.factors)
-    best, bounds, vain = None, None, 0
+    best = _em(x, 1, _STRENGTHS[0], True)
+    bounds, vain = _joint(held, best).logsumexp(-1), 0
     for components in _COMPONENTS:
         too_many = components * x.shape[1] ** 2 > _LARGEST or 4 * components > len(x)
         if vain == 2 or (components > 1 and too_many):
@@ -153,9 +156,8 @@ def fit_components(
             for diagonal in (True, False):
                 found = _em(x, components, strength, diagonal)
                 scores = _joint(held, found).logsumexp(-1)
-                if bounds is None or paired.is_better(scores, bounds):
+                if paired.is_better(scores, bounds):
                     best, bounds, vain = found, scores, 0
-    assert best is not None
     return Components(best.log_weights, mean + scale * best.means, scale.unsqueeze(-1) * best.factors)
 
 

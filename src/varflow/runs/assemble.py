@@ -1,9 +1,10 @@
-"""From a spec and the form of the data to a model: each part is built by its own settings, sizes follow from the data."""
+"""From a spec and the form of the data to a model: each part by its own settings, sizes from the data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from varflow import combinations, priors
-from varflow.core.errors import SpecError, suggestion
+from varflow.core.errors import SpecError, VarflowError, suggestion
 from varflow.core.form import Form
 from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble
@@ -45,7 +46,7 @@ def build(
         if name not in PARTS:
             raise SpecError(f"parts: unknown part '{name}'; {suggestion(name, PARTS)}")
     form = Form(tuple(data.event_shape), data.support, getattr(data, "levels", None))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _fitting_into_memory(spec):
         torch.manual_seed(spec.training.seed if seed is None else seed)
         if form.support == "none":
             made = _inferred(spec, own)
@@ -56,6 +57,21 @@ def build(
     model = Model(*made)
     combinations.check(model, form.support, levels=form.levels)
     return model
+
+
+@contextmanager
+def _fitting_into_memory(spec: RunSpec) -> Iterator[None]:
+    """Name the largest size where a model does not fit."""
+    try:
+        yield
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        large = any(word in str(error).lower() for word in ("memory", "overflow", "too large"))
+        if isinstance(error, VarflowError) or not (large or isinstance(error, MemoryError)):
+            raise
+        name, value = max(spec.sizes().items(), key=lambda item: item[1])
+        raise SpecError(
+            f"{name}: was {value}; a model of this size does not fit into memory, use a smaller number"
+        ) from error
 
 
 def _inferred(spec: RunSpec, own: Mapping[str, Any]) -> tuple[Any, Any, Any]:

@@ -16,17 +16,15 @@ from torch import nn
 
 from varflow import native
 from varflow.core import ranks
-from varflow.runs import code_prior as second_stage
-from varflow.settings import recipes
-from varflow.runs.assemble import PARTS, build, build_ensemble, unobserved
-from varflow.data.dataset import Dataset
-from varflow.data.unobserved import Unobserved
-from varflow.ensemble import Ensemble
 from varflow.core.errors import RunError, SpecError
 from varflow.core.files import read_json, read_metrics, write_json
 from varflow.core.form import Form
+from varflow.data.dataset import Dataset
+from varflow.data.unobserved import Unobserved
+from varflow.ensemble import Ensemble
 from varflow.model import Model
-from varflow.runs.run import Run
+from varflow.runs import code_prior as second_stage
+from varflow.runs.assemble import PARTS, build, build_ensemble, unobserved
 from varflow.runs.folder import (
     RUN,
     SPEC,
@@ -43,6 +41,8 @@ from varflow.runs.folder import (
     started,
     write_start,
 )
+from varflow.runs.run import Run
+from varflow.settings import recipes
 from varflow.settings.spec import RunSpec
 from varflow.training.engine import Engine
 from varflow.training.loop import Loop

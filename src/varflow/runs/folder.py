@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 import time
@@ -28,11 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from varflow.core.errors import RunError
+from varflow.core.files import make_folder, read_json, write_atomically, write_json
 from varflow.core.form import Form
 from varflow.data.dataset import Dataset
 from varflow.data.unobserved import Unobserved
-from varflow.core.errors import RunError
-from varflow.core.files import make_folder, read_json, write_atomically, write_json
 from varflow.settings.spec import RunSpec
 
 SPEC, RUN, DATA, ENVIRONMENT = "spec.json", "run.json", "data.json", "environment.json"

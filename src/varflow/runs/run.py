@@ -6,20 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from varflow.core import ranks
-from varflow.runs import code_prior as second_stage
-from varflow.runs.assemble import PARTS, build, build_ensemble, unobserved
-from varflow.data.dataset import Dataset
-from varflow.data.unobserved import Unobserved
-from varflow.ensemble import Ensemble
 from varflow.core.errors import RunError, SpecError
 from varflow.core.files import read_json, read_metrics
 from varflow.core.form import Form
+from varflow.data.dataset import Dataset
+from varflow.data.unobserved import Unobserved
+from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.posteriors.observed import Observed
+from varflow.runs import code_prior as second_stage
+from varflow.runs.assemble import PARTS, build, build_ensemble, unobserved
 from varflow.runs.folder import (
+    DATA,
     SNAPSHOTS,
     SPEC,
     WEIGHTS,
@@ -32,6 +34,9 @@ from varflow.settings.spec import RunSpec
 
 if TYPE_CHECKING:
     from varflow.evaluation import Evaluation
+
+#: A setting up to this number is never a reason to look no further.
+_SMALL = 10_000
 
 
 class Run:
@@ -228,6 +233,8 @@ def load(
             raise RunError(
                 f"parts: the run was fitted with its own {name}; pass parts={{'{name}': ...}}"
             )
+    weights = read_weights(path / WEIGHTS)
+    _check_sizes(spec, form, path, weights, parts)
     model: Model | Ensemble
     if "ensemble" in own:
         model = (parts or {})["ensemble"]  # type: ignore[assignment]
@@ -235,7 +242,6 @@ def load(
         model = build_ensemble(spec, form)
     else:
         model = build(spec, form, parts)
-    weights = read_weights(path / WEIGHTS)
     if second_stage.needed(model):
         assert isinstance(model, Model)
         model, weights = second_stage.joined(model, weights, path)
@@ -254,6 +260,56 @@ def load(
     later = read_metrics(path / second_stage.FOLDER)
     outcome = about.get("outcome", {})
     return Run(spec, model, form, path, read_metrics(path), outcome, dataset, later)
+
+
+def _check_sizes(
+    spec: RunSpec,
+    form: Form,
+    path: Path,
+    weights: Mapping[str, Tensor],
+    parts: Mapping[str, nn.Module] | None,
+) -> None:
+    """Refuse sizes that are not those of the weights, before a model of such sizes takes up memory.
+
+    Raises:
+        RunError: one sentence with the setting or the weight.
+    """
+    stored = dict(weights)
+    if (path / second_stage.FOLDER / WEIGHTS).exists():
+        stored |= read_weights(path / second_stage.FOLDER / WEIGHTS)
+    total = sum(tensor.numel() for tensor in stored.values())
+    for name, value in {**spec.sizes(), "fits": spec.training.fits}.items():
+        # Small numbers build quickly, and the comparison of the weights themselves names what differs.
+        if value > max(total, _SMALL):
+            raise RunError(
+                f"{path / SPEC}: {name} is {value}, and the weights of the run are {total} numbers in all; the spec "
+                "or the weights were changed"
+            )
+    told, held = spec.target.settings and spec.target.loaded.facts(), read_json(path / DATA)
+    for name, value in (told or {}).items():
+        if held.get(name) != value:
+            raise RunError(
+                f"{path / SPEC}: {name} is {value!r}, and the run was fitted with {held.get(name)!r} ({DATA}); the "
+                "spec or the data were changed"
+            )
+    if form.support == "none":
+        return
+    try:
+        # Shapes without memory; a part that cannot be built so is compared later.
+        with torch.device("meta"):
+            expected = build(spec, form, parts).state_dict()
+    except (NotImplementedError, RuntimeError):
+        return
+    for name in expected.keys() & stored.keys():
+        if expected[name].shape != stored[name].shape:
+            raise _other_shape(path / WEIGHTS, name, stored[name], expected[name])
+
+
+def _other_shape(origin: Path, name: str, found: Tensor, needed: Tensor) -> RunError:
+    return RunError(
+        f"{origin}: '{name}' has shape {tuple(found.shape)}, the spec needs {tuple(needed.shape)}; the spec or the "
+        "weights were changed"
+    )
 
 
 def snapshots(folder: Path) -> list[tuple[int, dict[str, Tensor]]]:
@@ -280,13 +336,10 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path
             f"unexpected: {extra[:3] or 'none'}); the spec or the weights were changed"
         )
     for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise _other_shape(origin, name, tensor, expected[name])
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise RunError(
                 f"{origin}: '{name}' holds a NaN or an infinity; fit again or restore the file"
             )
-    try:
-        # A module may take its sizes from the weights, so it is the module that compares them.
-        model.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        reason = str(error).split("\n")[-1].strip()
-        raise RunError(f"{origin}: {reason}; the spec or the weights were changed") from error
+    model.load_state_dict(dict(weights))

@@ -64,8 +64,8 @@ def _sheets(
     return [
         Sheet(
             "Samples",
-            f"{_PICTURES} draws of each run's prior, decoded: the likelihood's mean, with the same random numbers for "
-            "all runs.",
+            f"{_PICTURES} draws of each run's prior, decoded: the likelihood's mean, with the same random numbers "
+            "for all runs.",
             samples,
         ),
         Sheet(

@@ -249,7 +249,8 @@ class Loop:
         """Rows that a part may begin at: the first of a split, as the model sees them, under noise of their own."""
         rows = torch.arange(min(self.dataset.sizes[split], _START_ROWS), device=self.engine.device)
         with random.stream(random.derive(self.spec.training.seed, "start", 0)):
-            x: Tensor = self.dataset.batch(split, rows).x
+            x = self.dataset.batch(split, rows).x
+        assert x is not None
         return x
 
     def _check(self) -> None:
