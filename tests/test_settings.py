@@ -108,7 +108,8 @@ def test_a_spec_is_what_its_changes_and_its_file_say(choice):
 def test_another_part_takes_over_what_it_shares():
     spec = RunSpec().replace(prior="maf", prior_length=3, prior_hidden=16)
     assert spec.replace(prior="iaf").prior.values() == {**spec.prior.values(), "prior": "iaf"}
-    assert spec.replace(prior="planar").prior.values() == {"prior": "planar", "prior_length": 3}
+    kept = spec.replace(prior="planar").prior.values()
+    assert kept == {"prior": "planar", "prior_length": 3, "prior_base": "normal", "prior_defensive": 0.0}
     assert spec.replace(prior="mixture").prior.values() == {"prior": "mixture", "components": 100}
     assert spec.replace(flow="iaf").get("prior_length") == 3
     moved = RunSpec().replace(leapfrog=3, initial_step=0.1)

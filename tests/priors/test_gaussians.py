@@ -145,7 +145,7 @@ def test_samples_of_a_defensive_prior_are_of_its_density():
 
 
 def test_what_does_not_go_is_refused():
-    with pytest.raises(SpecError, match="defensive: was 1.0"):
+    with pytest.raises(SpecError, match=r"defensive: was 1\.0"):
         Flow(vf.flows.Planar(2), defensive=1.0)
     with pytest.raises(SpecError, match="prior_base: gaussians are fitted to the data"):
         vf.fit("digits", prior="maf", prior_base="gaussians")

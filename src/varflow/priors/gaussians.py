@@ -66,14 +66,14 @@ class Gaussians(Prior):
         super().__init__()
         positive(features=features)
         self.event_shape = (features,)
-        # As many as a fit may find, so that the sizes are known before it; those beyond have a weight of e^−10000 = 0.
+        # As many as a fit may find, so that sizes are known before it; those left over have a weight of e^−10000 = 0.
         components = max(k for k in _COMPONENTS if k == 1 or k * features**2 <= _LARGEST)
         self.register_buffer("log_weights", torch.tensor([0.0] + [_NOTHING] * (components - 1)))
         self.register_buffer("means", torch.zeros(components, features))
         self.register_buffer("whitening", torch.eye(features).repeat(components, 1, 1))
 
     def start(self, draw: Callable[[str], Tensor]) -> None:
-        """Fit the mixture to the training split, with K chosen on the validation split: see :func:`fit_components`."""
+        """Fit the mixture to the training split, K chosen on the validation split: see :func:`fit_components`."""
         found = ranks.first(lambda: fit_components(draw("train"), draw("validation")))
         identity = torch.eye(*self.event_shape, dtype=found.factors.dtype)
         whitening = torch.linalg.solve_triangular(found.factors, identity, upper=False)
@@ -129,10 +129,10 @@ def fit_components(
 
         Σₖ = (Wₖ + λ Λ) / (nₖ + λ),   πₖ = (nₖ + 1) / (n + K),
 
-    with Wₖ the scatter of nₖ rows about mₖ, and Λ the covariance of all rows, or its diagonal, over K^(2/D). It starts
-    from k-means++ and ten of Lloyd's iterations. From the simplest on, a mixture replaces the best so far where it is
-    better on the held-out rows by more than the standard error of the gain. Larger K are not tried once two in a row
-    have brought none. Without held-out rows: one Gaussian, λ = 1 and the diagonal.
+    with Wₖ the scatter of nₖ rows about mₖ, and Λ the covariance of all rows, or its diagonal, over K^(2/D). It
+    starts from k-means++ and ten of Lloyd's iterations. From the simplest on, a mixture replaces the best so far where
+    it is better on the held-out rows by more than the standard error of the gain. Larger K are not tried once two in a
+    row have brought none. Without held-out rows: one Gaussian, λ = 1 and the diagonal.
 
     Different from the source: no prior on the means, λ chosen on held-out rows instead of D + 2.
     """
@@ -142,12 +142,9 @@ def fit_components(
     scale = (train - mean).square().mean(0).sqrt()
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     x, held = (train - mean) / scale, (held_out - mean) / scale
-    if not len(held):
-        best = _em(x, 1, 1.0, True)
-        return Components(best.log_weights, mean + scale * best.means, scale.unsqueeze(-1) * best.factors)
-    best = _em(x, 1, _STRENGTHS[0], True)
+    best = _em(x, 1, 1.0 if not len(held) else _STRENGTHS[0], True)
     bounds, vain = _joint(held, best).logsumexp(-1), 0
-    for components in _COMPONENTS:
+    for components in _COMPONENTS if len(held) else ():
         too_many = components * x.shape[1] ** 2 > _LARGEST or 4 * components > len(x)
         if vain == 2 or (components > 1 and too_many):
             break
