@@ -36,8 +36,8 @@ def mnist() -> Dataset:
 
 def varflow_loop(dataset: Dataset, options: argparse.Namespace, compiled: bool = False, **settings: object) -> Loop:
     """A :class:`Loop` as ``varflow.fit`` builds it."""
-    spec = RunSpec().replace(
-        hidden=HIDDEN, layers=2, latent=LATENT, batch=BATCH, lr=1e-3, length=LENGTH,
+    spec = RunSpec().preset(length=LENGTH).replace(
+        hidden=HIDDEN, layers=2, latent=LATENT, batch=BATCH, lr=1e-3,
         steps=10**6, compile=compiled, threads=options.threads, device="cpu", **settings,
     )  # fmt: skip
     spec.validate()

@@ -37,10 +37,11 @@ class Case:
         return f"{self.family}-{self.length}"
 
     def settings(self, target: str, seed: int) -> dict[str, Any]:
-        found: dict[str, Any] = {"target": target, "seed": seed, "flow": self.family, "length": self.length}
+        found: dict[str, Any] = {"target": target, "seed": seed}
         if self.family == "hamiltonian":
-            found |= {"flow": "none", "leapfrog": self.length, "tempering": "free", "step_shape": "both"}
-        return found
+            moved = {"flow": "none", "leapfrog": self.length, "tempering": "free", "step_shape": "both"}
+            return found | moved
+        return found | {"flow": self.family, "length": self.length}
 
 
 CASES = [Case(family, length) for family, lengths in LENGTHS.items() for length in lengths]

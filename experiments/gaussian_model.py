@@ -151,11 +151,11 @@ def build(case: Case, spec: Any) -> list[Any]:
     for index in range(DATA_SETS):
         model = vf.build(spec.replace(seed=index, data_seed=index), Form((1,), "none"))
         posterior, likelihood = model.posterior, model.likelihood
-        if spec.posterior.flow == "iaf":
+        if spec.get("flow") == "iaf":
             d = spec.target.dimensions
             # Widths of h-vae; the scales are to shrink N(0, I) to σ/√N, about e⁻⁷.
-            flow = InverseAutoregressive(d, spec.posterior.length, hidden=(d + 100,), bound=10.0)
-            posterior = Gaussian(d, flow=flow, base=spec.posterior.base_moments)
+            flow = InverseAutoregressive(d, spec.get("length"), hidden=(d + 100,), bound=10.0)
+            posterior = Gaussian(d, flow=flow, base=spec.get("base_moments"))
         if spec.target.noise == "full":
             likelihood = _known_noise(spec.target.dimensions, index, spec.target.correlation)
         if not case.half:

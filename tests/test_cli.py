@@ -135,6 +135,10 @@ def test_every_recipe_is_a_valid_spec_that_survives_writing(recipe):
         (["fit", "digits", "--data", "mnits"], "mnits"),
         (["fit", "--resume", "/nowhere"], "holds no run"),
         (["fit", "digits", "--resume", "/nowhere"], "resume: given beside a recipe"),
+        (["fit", "--resume", "/nowhere", "--latent", "3"], "latent: a resumed run keeps its settings; only --epochs"),
+        (["fit", "--resume", "/nowhere", "--flow=iaf"], "flow: a resumed run keeps its settings"),
+        (["fit", "--resume", "/nowhere", "--out", "x"], "out: a resumed run keeps its settings"),
+        (["fit", "--resume", "/nowhere", "--prior-epochs", "3"], "holds no run"),
         (["fit", "dense", "--target", "u1", "--prior", "vamp"], "prior: belongs to p(z), and a target"),
         (["fit", "digits", "--flwo", "planar"], "--flwo: unknown setting; did you mean 'flow'?\n"),
         (
@@ -333,7 +337,9 @@ def test_what_reads_a_run_takes_device_and_data_folder(capsys, tmp_path):
     spec = json.loads((tmp_path / "run" / "spec.json").read_text())
     spec["data"]["data"] = "mnist"
     (tmp_path / "run" / "spec.json").write_text(json.dumps(spec))
-    for command in ("sample", "reconstruct", "report"):
+    # What was learned of the data is in the run, so samples need no data.
+    assert call(capsys, "sample", run, "--data-dir", str(tmp_path / "moved"))[0] == 0
+    for command in ("reconstruct", "report"):
         code, _, err = call(capsys, command, run, "--data-dir", str(tmp_path / "moved"))
         assert code == 2
         assert f"not found under {tmp_path / 'moved'}" in err

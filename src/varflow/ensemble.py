@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -217,6 +217,9 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor | None = None, samples: int = 1) -> Terms:
         return self.terms(x, samples)
+
+    def start(self, draw: Callable[[str], Tensor]) -> None:
+        """Fits to targets have no data to begin at."""
 
     #: Stacked latents are no codes.
     codes = 0

@@ -8,7 +8,7 @@ part, never a program.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,6 +131,11 @@ class Model(nn.Module):
     def members(self) -> list[Model]:
         """The models in it: itself."""
         return [self]
+
+    def start(self, draw: Callable[[str], Tensor]) -> None:
+        """Let a prior of x itself begin at the data, before the first update; ``draw(split)`` is x of its rows."""
+        if self.posterior.observed:
+            self.prior.start(lambda split: draw(split).flatten(1))
 
     @property
     def codes(self) -> int:

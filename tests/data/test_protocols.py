@@ -34,9 +34,9 @@ def test_uniform_scores_log2_levels(protocol: str, levels: int) -> None:
     for split in data.sizes:
         x, ladj = data.batch(split, torch.arange(4))
         d = x[0].numel()
-        # uniform on [0,1]^D in model space has density exp(−ladj); a uniform mass is L^−D.
+        # A uniform density of v + u over [0, L]^D is L^−D, as a uniform mass is; log p(x) = −D log L − ladj.
         log_prob = (
-            -ladj
+            -d * math.log(levels) - ladj
             if protocol in ("logit", "uniform")
             else torch.full_like(ladj, -d * math.log(data.levels or 0))
         )
@@ -70,15 +70,15 @@ def test_logit_ladj_is_the_log_determinant(seed: int, levels: int) -> None:
     part = LEVELS["logit"]("logit", levels)
     drawn = part.draw(values, torch.rand((3, 5), generator=g))
     y, ladj = part.encode(values, drawn, torch.float64)
-    picture = (values.double() + (drawn.double() + 0.5) / GRID) / levels
+    dequantized = values.double() + (drawn.double() + 0.5) / GRID
     for i in range(3):
         jacobian = torch.autograd.functional.jacobian(
-            lambda v: torch.logit(ALPHA / 2 + (1 - ALPHA) * v), picture[i]
+            lambda v: torch.logit(ALPHA / 2 + (1 - ALPHA) * v / levels), dequantized[i]
         )
         exact = torch.linalg.slogdet(jacobian).logabsdet
         torch.testing.assert_close(ladj[i], exact, atol=1e-11, rtol=0)
     sheet = (
-        math.log(1 - ALPHA) + torch.nn.functional.softplus(y) + torch.nn.functional.softplus(-y)
+        math.log((1 - ALPHA) / levels) + torch.nn.functional.softplus(y) + torch.nn.functional.softplus(-y)
     ).sum(1)
     torch.testing.assert_close(ladj, sheet, atol=1e-11, rtol=0)
     y32, ladj32 = part.encode(values, drawn, torch.float32)

@@ -90,7 +90,7 @@ def test_every_family_improves_on_its_base_on_a_table_of_ones_own(tmp_path):
     for prior in ("maf", "spline"):
         run = vf.fit(
             "density", data=str(path), protocol="none", prior=prior, prior_length=3, prior_hidden=32,
-            steps=300, lr=5e-3, decay="cosine", quiet=True,
+            prior_base="normal", prior_defensive=0.0, steps=300, lr=5e-3, decay="cosine", quiet=True,
         )  # fmt: skip
         nll = run.evaluate().estimates["nll"]
         assert nll.points == 300

@@ -8,7 +8,8 @@ import torch
 import varflow as vf
 from varflow.core.durations import DURATION, PATIENCE, VALIDATION
 from varflow.core.errors import SpecError
-from varflow.training.stopping import Best, paired
+from varflow.core.paired import gain
+from varflow.training.stopping import Best
 
 
 def offered(*bounds: torch.Tensor) -> Best:
@@ -20,7 +21,7 @@ def offered(*bounds: torch.Tensor) -> Best:
 
 def test_a_gain_within_its_standard_error_keeps_the_weights():
     gains = torch.tensor([3.0, -2.0, 1.5, -2.0], dtype=torch.float64)
-    mean, error = paired(gains, torch.zeros(4))
+    mean, error = gain(gains, torch.zeros(4))
     assert (mean, error) == (pytest.approx(0.125), pytest.approx(gains.std().item() / 2))
     best = offered(torch.zeros(4), gains)
     assert (best.step, best.value) == (0, 0.0)
@@ -51,7 +52,7 @@ def test_a_plateau_ends_and_a_climb_goes_on():
 
 
 def test_a_single_example_has_no_error():
-    assert paired(torch.tensor([2.0]), torch.tensor([1.0])) == (1.0, 0.0)
+    assert gain(torch.tensor([2.0]), torch.tensor([1.0])) == (1.0, 0.0)
 
 
 def test_patience_counts_updates_after_the_weight_has_settled():

@@ -15,12 +15,12 @@ from varflow.core import ranks
 from varflow.core.errors import RunError, VarflowError
 from varflow.networks.vq import VQDecoder, VQEncoder
 
-SMALL = {
-    "hidden": 16, "layers": 1, "latent": 3, "steps": 12, "batch": 32, "precision": "float64", "threads": 1,
-    "quiet": True, "validate_every": "0.5 epochs",
+LOOP = {
+    "steps": 12, "batch": 32, "precision": "float64", "threads": 1, "quiet": True, "validate_every": "0.5 epochs",
 }  # fmt: skip
+SMALL = {**LOOP, "hidden": 16, "layers": 1, "latent": 3}
 TAKEN = {**SMALL, "flow": "planar", "length": 2, "amortized": True, "keep": "last"}
-TARGET = {"precision": "float64", "threads": 1, "quiet": True, "steps": 12, "length": 2}
+TARGET = {"precision": "float64", "threads": 1, "quiet": True, "steps": 12}
 
 
 def codes(decay: float | None) -> Any:
@@ -56,11 +56,12 @@ def two_stages() -> Any:
 
 
 def digits(**settings: Any) -> Callable[[], Any]:
-    return lambda: vf.fit("digits", **{**SMALL, **settings})
+    small = vf.recipes.find("digits").spec.preset(hidden=16, layers=1, latent=3)
+    return lambda: vf.fit(small, **{**LOOP, **settings})
 
 
 def target(name: str, **settings: Any) -> Callable[[], Any]:
-    return lambda: vf.fit(name, **{**TARGET, **settings})
+    return lambda: vf.fit(vf.recipes.find(name).spec.preset(length=2), **{**TARGET, **settings})
 
 
 CASES: dict[str, Callable[[], Any]] = {
@@ -76,7 +77,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "logit, flipped": lambda: vf.fit(
         "digits", protocol="logit", flip=True, likelihood="gaussian", **SMALL
     ),
-    "density": lambda: vf.fit("density", prior_length=1, **SMALL),
+    "density": lambda: vf.fit("density", prior_length=1, **LOOP),
     "energy": target("energy"),
     "stacked fits, clipped": target("energy", fits=3, clip=2.0, samples=64),
     "Hamiltonian energy": target("energy", leapfrog=2, samples=32),

@@ -33,6 +33,9 @@ _EXAMPLES = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 2 and one sentence for anything a user can mend."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if os.environ.get("NO_COLOR"):
+        # rich knows the wish by itself, tyro by a name of its own.
+        os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()

@@ -146,17 +146,24 @@ def write_examples(run: Any, target: Path, x: Any, originals: Any = None) -> lis
     make_folder(target.parent)
     numbers = target.with_name(target.name + ".npy")
     blob = io.BytesIO()
-    np.save(blob, x.cpu().numpy())
+    kept = run.preprocessing
+    # Rows in the units of the data; pictures as the model sees them, and the sheet as they look.
+    raw = x if kept is None or run.picture else kept.invert(x)
+    np.save(blob, raw.cpu().numpy())
     write_atomically(numbers, lambda file: file.write(blob.getvalue()))
-    pictures = run.dataset.pictures(x)
-    if pictures is None:
+    if not run.picture:
         return [numbers]
+
+    def shown(values: Any) -> Any:
+        return kept.invert(values).reshape(-1, *run.form.event_shape)
+
+    pictures = shown(x)
     sheet = target.with_name(target.name + ".png")
     with figures.style():
         figure, axes = figures.canvas(width=8.0, height=8.0)
         if originals is None:
             figures.image_grid(pictures, axes[0, 0])
         else:
-            figures.reconstructions(run.dataset.pictures(originals), pictures, axes[0, 0])
+            figures.reconstructions(shown(originals), pictures, axes[0, 0])
         figures.save(figure, sheet)
     return [numbers, sheet]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import html
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from varflow.cli.common import printer
 from varflow.settings import recipes
 from varflow.settings.flags import parse
 
-if TYPE_CHECKING:
-    from varflow import evaluation
-
+#: Title of each fit, and the settings in which it differs from the recipe.
 _POSTERIORS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("none", {}),
     ("planar, static", {"flow": "planar"}),
@@ -23,6 +21,9 @@ _POSTERIORS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("none, 2-D latent", {"latent": 2}),
     ("planar, amortized, 2-D latent", {"latent": 2, "flow": "planar", "amortized": True}),
 )
+_COLUMNS = (
+    "posterior", "ELBO (nats)", "−log p(x) (nats)", "log p(x) − none (nats)", "active latents", "seconds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Demo:
     """Budget of each fit."""
     seed: int = 0
     """Seed of every fit."""
+    quiet: bool = False
+    """Print nothing but errors."""
 
 
 def main(arguments: list[str]) -> int:
@@ -42,83 +45,56 @@ def main(arguments: list[str]) -> int:
     from varflow.core import ranks
 
     ranks.stay_alone()
-    demo(Path(options.out), options.epochs, options.seed)
+    demo(Path(options.out), options.epochs, options.seed, options.quiet)
     return 0
 
 
-def demo(out: Path, epochs: float = 200.0, seed: int = 0) -> None:
+def demo(out: Path, epochs: float = 200.0, seed: int = 0, quiet: bool = False) -> None:
     """Fit, evaluate and report each posterior; print one table and where the pictures are."""
     from rich.console import Console
     from rich.table import Table
 
     from varflow import evaluation
-    from varflow.core.files import make_folder, write_text
+    from varflow.core.files import make_folder
+    from varflow.report.demo import write
     from varflow.runs import fitting
 
-    console = Console(width=110)
+    say = printer(quiet)
     make_folder(out)
     spec = recipes.find("digits").spec.replace(epochs=epochs, seed=seed)
-    rows: list[tuple[str, Path, evaluation.Evaluation, float]] = []
-    baseline: dict[int, evaluation.Evaluation] = {}
-    for title, settings in _POSTERIORS:
+    rows: list[tuple[str, list[str]]] = []
+    #: The evaluation without a flow, by the number of latents.
+    plain: dict[int, evaluation.Evaluation] = {}
+    for number, (title, settings) in enumerate(_POSTERIORS, 1):
         began = time.perf_counter()
         chosen = spec.replace(**settings)
+        latent = chosen.get("latent")
         name = title.replace(", ", "-").replace(" ", "-").lower()
-        console.print(f"fitting: {title}", highlight=False)
-        run = fitting.fit(chosen, out=out / name, overwrite=True, quiet=True, recipe="digits")
+        say(f"{number} of {len(_POSTERIORS)}: {title}")
+        run = fitting.fit(chosen, out=out / name, overwrite=True, quiet=quiet, recipe="digits")
         result = run.evaluate(samples=500)
         run.report()
-        baseline.setdefault(chosen.posterior.latent, result)
-        rows.append((title, out / name, result, time.perf_counter() - began))
-    columns, cells = [], []
-    for title, _, result, seconds in rows:
-        latent = recipes.find("digits").spec.posterior.latent if "2-D" not in title else 2
-        reference = baseline[latent]
-        difference = (
-            "" if result is reference else _value(evaluation.paired(result, reference, "log_px"))
+        reference = plain.setdefault(latent, result)
+        paired = (
+            "" if result is reference else _shown(evaluation.paired(result, reference, "log_px"))
         )
-        cells.append(
-            [
-                title,
-                _value(result.estimates["elbo"]),
-                _value(result.estimates["nll"]),
-                difference,
-                f"{result.estimates['active_units'].value:.0f}/{latent}",
-                f"{seconds:.0f}",
-            ]
-        )
-    columns = ["posterior", "ELBO", "NLL", "log p(x) − none", "active units", "seconds"]
-    table = Table(
-        *columns,
-        title=f"digits, dynamic, 250 test digits, {epochs:g} epochs, seed {seed}; nats, ± standard error",
-    )
-    for row in cells:
-        table.add_row(*row)
-    console.print(table)
-    index = out / "index.html"
-    write_text(
-        index, _index(columns, cells, [path.name for _, path, _, _ in rows], str(table.title))
-    )
-    console.print(f"reports and pictures: {index.resolve()}", highlight=False, soft_wrap=True)
+        found = result.estimates
+        seconds = time.perf_counter() - began
+        cells = [
+            title, _shown(found["elbo"]), _shown(found["nll"]), paired,
+            f"{found['active_units'].value:.0f} of {latent}", f"{seconds:.0f}",
+        ]  # fmt: skip
+        rows.append((name, cells))
+        say(f"   ELBO {cells[1]} nats, −log p(x) {cells[2]} nats; {seconds:.0f} s")
+    title = f"digits, dynamic, 250 test digits, {epochs:g} epochs, seed {seed}; ± standard error"
+    table = Table(*_COLUMNS, title=title)
+    for _, cells in rows:
+        table.add_row(*cells)
+    Console(width=110, quiet=quiet).print(table)
+    page = write(out / "index.html", title, _COLUMNS, rows)
+    say(f"reports and pictures: {page.resolve()}")
 
 
-def _value(estimate: evaluation.Estimate) -> str:
-    return estimate.figures()
-
-
-def _index(columns: list[str], cells: list[list[str]], folders: list[str], title: str) -> str:
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    body = "".join(
-        "<tr>"
-        + f'<td><a href="{html.escape(folder)}/report.html">{html.escape(row[0])}</a></td>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row, folder in zip(cells, folders, strict=True)
-    )
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>varflow demo</title>"
-        "<style>body{font:16px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}"
-        "table{border-collapse:collapse}td,th{padding:.3em .8em;border-bottom:1px solid #ccc;text-align:left}</style>"
-        f"<h1>Posteriors on the embedded digits</h1><p>{html.escape(title)}</p>"
-        f"<table><tr>{head}</tr>{body}</table>"
-    )
+def _shown(estimate: Any) -> str:
+    text: str = estimate.figures()
+    return text

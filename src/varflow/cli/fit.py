@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from varflow.cli.common import beside
 from varflow.core.errors import SpecError, suggestion
 from varflow.settings.flags import check_flags, spec_flags, spec_types, spelled_out, with_choices
+from varflow.settings.roles import parts_with
 from varflow.settings.spec import RunSpec
 
 
@@ -43,8 +44,10 @@ def main(arguments: list[str]) -> int:
     asks_help = any(a in ("-h", "--help") for a in arguments)
     spec = recipes.find(name).spec if name else RunSpec()
     resumes = any(word.partition("=")[0] == "--resume" for word in arguments)
-    # A run that goes on has a second stage if it has one; its budgets are read without knowing.
-    base = _BUDGETS if resumes else with_choices(spec, arguments)
+    # Whether a run that goes on has a second stage is not known yet.
+    base = _BUDGETS if resumes and name is None else with_choices(spec, arguments)
+    if resumes:
+        _check_resumed(name, arguments)
     types = {**spec_types(base), **get_type_hints(Fit)}
     arguments = spelled_out(arguments, types)
     given = check_flags(arguments, types, base)
@@ -68,14 +71,7 @@ def main(arguments: list[str]) -> int:
     from varflow.runs import fitting
 
     if command.resume is not None:
-        if name is not None:
-            raise SpecError("resume: given beside a recipe; a run knows its own settings")
         budget = {key: typed[key] for key in fitting.BUDGETS if key in typed}
-        for key in sorted(given - set(budget) - {"resume", "quiet", "report"}):
-            raise SpecError(
-                f"{key}: a resumed run keeps its settings; only --epochs or --steps, --prior-epochs or "
-                "--prior-steps can grow"
-            )
         run = fitting.resume(command.resume, quiet=command.quiet, **budget)
     else:
         spec = base.replace(**typed)
@@ -88,6 +84,21 @@ def main(arguments: list[str]) -> int:
             spec, out=out, overwrite=command.overwrite, quiet=command.quiet, recipe=name
         )
     return _finish(run, command)
+
+
+def _check_resumed(recipe: str | None, arguments: list[str]) -> None:
+    if recipe is not None:
+        raise SpecError("resume: given beside a recipe; a run knows its own settings")
+    pairs = [getattr(part.settings, "either", ()) for part in _BUDGETS.parts.values()]
+    grows = {name for own in pairs for pair in own for name in pair}
+    for word in arguments:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        settles = name in ("out", "overwrite") or bool(parts_with(name))
+        if word.startswith("--") and settles and name not in grows:
+            raise SpecError(
+                f"{name}: a resumed run keeps its settings; only --epochs or --steps, --prior-epochs or "
+                "--prior-steps can grow"
+            )
 
 
 def _finish(run: Any, command: Fit) -> int:

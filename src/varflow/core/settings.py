@@ -52,16 +52,20 @@ class Settings:
         of: names in its module of the parts that it builds.
         roles: the roles that this choice brings with it (:mod:`varflow.settings.roles`).
         alone: why it brings no others: the end of a sentence that refuses a setting of one of them.
+        switch: the setting without which (0) the others mean nothing, where there is such a one.
         either: pairs of settings of which exactly one is set; giving one clears the other.
     """
 
     of: ClassVar[tuple[str, ...]] = ()
     roles: Any = ()
     alone: ClassVar[str] = ""
+    switch: ClassVar[str] = ""
     either: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def shown(self, given: Mapping[str, Any]) -> Iterable[str]:
-        """The settings that mean something beside the others and what was chosen before (``given``): all of them."""
+        """The settings that mean something beside the others and what was chosen before (``given``)."""
+        if self.switch and not getattr(self, self.switch):
+            return (self.switch,)
         return described(type(self))
 
     def missing(self, given: Mapping[str, Any]) -> str:
@@ -92,6 +96,16 @@ class AtLeast:
 
     def refuses(self, value: Any) -> str | None:
         return None if value >= self.least else f"use {self.least} or more"
+
+
+@dataclass(frozen=True)
+class Size(AtLeast):
+    """A whole number that weights of the model grow with; ``least`` or more."""
+
+    least: float = 1
+
+    def sizes(self, value: int) -> tuple[int, ...]:
+        return (value,)
 
 
 @dataclass(frozen=True)
@@ -146,15 +160,19 @@ class OneOf:
         return None if value in self.names else "unknown"
 
 
+@dataclass(frozen=True)
 class Widths:
     """Positive numbers with dashes between them."""
 
-    takes = "words"
+    takes: ClassVar[str] = "words"
 
     def refuses(self, value: Any) -> str | None:
         if all(part.isdecimal() and int(part) > 0 for part in value.split("-")):
             return None
         return "use positive numbers with dashes between them, e.g. 16-32-32"
+
+    def sizes(self, value: str) -> tuple[int, ...]:
+        return widths(value)
 
 
 def widths(value: str) -> tuple[int, ...]:
@@ -283,6 +301,7 @@ def _one(kind: type, of: tuple[str, ...]) -> type:
     return _KNOWN[key]
 
 
+@cache
 def read(target: str) -> type[Settings] | None:
     """The settings class of the part ``"module:name"``, or of that name itself; None where the part has none.
 
@@ -303,10 +322,15 @@ def names_in(table: str) -> dict[str, str]:
     module, _, attribute = table.partition(":")
     if module in sys.modules or _is_room(module):
         return dict(resolve(table))
+    return _literal(module, attribute)
+
+
+@cache
+def _literal(module: str, attribute: str) -> dict[str, str]:
     for node in _source(module).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == attribute:
             return dict(ast.literal_eval(node.value))
-    raise LookupError(table)
+    raise LookupError(f"{module}: no {attribute}")
 
 
 def _source(module: str) -> ast.Module:

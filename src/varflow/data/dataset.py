@@ -24,8 +24,8 @@ _ROWS = 1000
 class Batch(NamedTuple):
     """What a model sees of ``index``.
 
-    ``x``: [B, *event]. ``ladj``: [B] nats, log|dx/d picture| of the protocol's transform, where a
-    picture lives on [0, 1]^D; zeros where the protocol has no transform.
+    ``x``: [B, *event]. ``ladj``: [B] nats; log p(x) + ladj is of the stored values, in the units of the data
+    (:mod:`varflow.data.protocols`); zeros where the protocol has no transform.
     """
 
     x: Float[Tensor, "batch ..."]
@@ -191,7 +191,7 @@ class Dataset:
     def bits_per_dim(
         self, log_prob: Float[Tensor, "*samples batch"], ladj: Float[Tensor, " batch"]
     ) -> Float[Tensor, "*samples batch"] | None:
-        """−(log p(x) + ladj)/(D log 2), plus log₂ L where log p is a density of dequantized values.
+        """−(log p(x) + ladj)/(D log 2).
 
         ``log_prob`` is of x, in nats. A uniform density, or a uniform mass over the levels, scores
         log₂ L exactly. None for real numbers, which have no levels, and for the protocol ``grey``: on
@@ -199,8 +199,17 @@ class Dataset:
         """
         if self.levels is None or self.support == "grey":
             return None
-        bits = -(log_prob + ladj) / (math.prod(self.event_shape) * math.log(2))
-        return bits if self._protocol.mass else bits + math.log2(self.levels)
+        return -(log_prob + ladj) / (math.prod(self.event_shape) * math.log(2))
+
+    @property
+    def scored(self) -> str:
+        """Of what log p(x) + ladj is the logarithm, in words."""
+        return self._protocol.scored
+
+    @property
+    def preprocessing(self) -> Protocol:
+        """The protocol with what it learned from the training split."""
+        return self._protocol
 
     def true_log_prob(
         self, split: str, index: Int64[Tensor, " batch"]
@@ -245,6 +254,13 @@ class Dataset:
         fewer._labels = {split: y[: given.get(split)] for split, y in self._labels.items()}
         fewer._drawn, fewer._mean = {}, None
         return fewer
+
+    def under(self, preprocessing: Protocol) -> Dataset:
+        """The same stored values under a preprocessing that was learned from other ones, e.g. in training."""
+        moved = copy.copy(self)
+        moved._protocol = preprocessing.to(torch.device(self.device))
+        moved._drawn, moved._mean = {}, None
+        return moved
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Dataset:
         """The same data on ``device``, with x in ``dtype`` (float32 or float64)."""

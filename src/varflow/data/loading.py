@@ -12,7 +12,7 @@ from torch import Tensor
 
 from varflow import data
 from varflow.core import errors
-from varflow.core.errors import DataError, SpecError
+from varflow.core.errors import DataError, ShapeError, SpecError
 from varflow.data import named, own, sources, synthetic
 from varflow.data.dataset import Dataset
 from varflow.data.prepare import (
@@ -139,6 +139,28 @@ def from_tensor(
     else:
         marks = dict(labels) if isinstance(labels, Mapping) else {"all": labels}
     return _build(named.Arrays(name, values, marks), protocol, levels, flip, seed_eval, continuous)
+
+
+def stored_rows(
+    x: Any, preprocessing: Protocol, event_shape: tuple[int, ...], picture: bool
+) -> Tensor:
+    """Rows or pictures given to a fitted model, as its data are stored: ``[N, *event_shape]``.
+
+    Raises:
+        DataError: a NaN or an infinity, or values that are not the levels of the training data.
+        ShapeError: another shape than the training data.
+    """
+    values = plain(x, "all")
+    if preprocessing.source_levels is not None:
+        values = to_levels({"train": values}, preprocessing.source_levels, preprocessing.name)[0]["train"]
+    if picture and values.dim() in (3, 4):
+        values = channels_first(values)
+    if tuple(values.shape[1:]) != event_shape:
+        raise ShapeError(
+            f"x: shape {list(values.shape)}, should be [N, {', '.join(map(str, event_shape))}], as the data that the "
+            "model was fitted to"
+        )
+    return values
 
 
 def _own(path: Path, resize: int | tuple[int, int] | None) -> named.Arrays:

@@ -2,8 +2,9 @@
 
 Stored values are levels 0 … L − 1 (uint8), or real numbers. A protocol with a ``purpose`` needs
 uniform noise: ``draw(v, u)`` keeps what the noise decides, in a form small enough to be stored for
-a whole split, and ``encode(v, drawn)`` gives x and ladj = log|dx/d picture| (nats), where a picture
-lives on [0, 1]^D. So a fresh draw and a fixed one pass through the same lines.
+a whole split, and ``encode(v, drawn)`` gives x and ladj (nats), so that log p(x) + ladj is of what is stored, in the
+units of the data: ladj = log|dx/dv| of real numbers, log|dx/d(v + u)| of dequantized levels, whose bins are one
+wide, and 0 where log p(x) is a mass. So a fresh draw and a fixed one pass through the same lines.
 
 Levels at or below 256; noise is drawn in float32 whatever the dtype of x, so that runs in float32
 and float64 see the same data. Training draws 16 bits a value (:func:`varflow.core.random.uniform16`), the
@@ -13,8 +14,8 @@ fixed draws of validation and test 24.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -48,6 +49,8 @@ class Protocol:
     stored: ClassVar[torch.dtype] = torch.uint8
     #: Whether log p(x) is a mass over ``levels`` values rather than a density.
     mass: ClassVar[bool] = True
+    #: Of what log p(x) + ladj is the logarithm.
+    scored: ClassVar[str] = "probability of the levels"
 
     @property
     def levels(self) -> int | None:
@@ -81,6 +84,18 @@ class Protocol:
     def to(self, device: torch.device) -> Protocol:
         return self
 
+    def stored_values(self, x: Tensor) -> Tensor:
+        """What x stands for, as the data are stored: real numbers, or levels 0 … L − 1 as uint8."""
+        found = self.invert(x)
+        if self.source_levels is None:
+            return found
+        return (found * self.top).round().to(torch.uint8)
+
+    def learned(self) -> dict[str, list[Any]]:
+        """What was learned from the training split, as plain numbers; nothing, for most protocols."""
+        held = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return {name: value.tolist() for name, value in held if isinstance(value, Tensor)}
+
 
 def _no_ladj(x: Tensor) -> Tensor:
     return x.new_zeros(x.shape[0])
@@ -88,6 +103,7 @@ def _no_ladj(x: Tensor) -> Tensor:
 
 class Binary(Protocol):
     support = "binary"
+    scored = "probability of the binary values"
 
     @property
     def levels(self) -> int | None:
@@ -133,6 +149,7 @@ class Grey(Protocol):
     """
 
     support: ClassVar[Support] = "grey"
+    scored: ClassVar[str] = "pseudo-likelihood of the grey values"
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         x = values.to(dtype) / self.top
@@ -145,6 +162,7 @@ class Levels(Grey):
     """
 
     support = "levels"
+    scored = "probability of the levels"
 
 
 class Uniform(Protocol):
@@ -156,6 +174,9 @@ class Uniform(Protocol):
     purpose = "dequantize"
     stored = torch.int16
     mass = False
+    scored: ClassVar[str] = (
+        "density of the dequantized levels in bins one wide, which bounds the probability of the levels"
+    )
 
     @property
     def bins(self) -> int:
@@ -168,7 +189,8 @@ class Uniform(Protocol):
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         assert drawn is not None
         x = values.to(dtype).mul_(GRID).add_(drawn).add_(0.5).div_(self.bins * GRID)
-        return x, _no_ladj(x)
+        dimensions = x[0].numel() if len(x) else 0
+        return x, x.new_full((len(x),), -dimensions * math.log(self.bins))
 
     def invert(self, x: Tensor) -> Tensor:
         level = (x * self.bins).floor().clamp(0, self.bins - 1)
@@ -179,7 +201,7 @@ class Uniform(Protocol):
 
 
 class Symmetric(Uniform):
-    """x = 2 (v + u)/L − 1, in (−1, 1); log|dx/d picture| = log 2 a dimension."""
+    """x = 2 (v + u)/L − 1, in (−1, 1); log|dx/d(v + u)| = log 2/L a dimension."""
 
     support: ClassVar[Support] = "real"
 
@@ -199,18 +221,18 @@ class Logit(Uniform):
     """y = logit(p), p = α/2 + (1 − α)(v + u)/L, α = 0.1 (Dinh et al. 2017, sec. 4.1, whose
     α is half of this one).
 
-    log|dy/dx| = log(1 − α) + softplus(y) + softplus(−y) = log(1 − α) − log p − log(1 − p) a
+    log|dy/d(v + u)| = log (1 − α)/L + softplus(y) + softplus(−y) = log (1 − α)/L − log p − log(1 − p) a
     dimension; p stays within [α/2, 1 − α/2], so both logarithms are safe.
     """
 
     support: ClassVar[Support] = "real"
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
-        x, _ = super().encode(values, drawn, dtype)
+        x, ladj = super().encode(values, drawn, dtype)
         p = x.mul_(1 - ALPHA).add_(ALPHA / 2)
         log_p, log_q = p.log(), torch.log1p(-p)
         dimensions = p[0].numel() if len(p) else 0
-        ladj = dimensions * math.log1p(-ALPHA) - (log_p + log_q).flatten(1).sum(1)
+        ladj = ladj + dimensions * math.log1p(-ALPHA) - (log_p + log_q).flatten(1).sum(1)
         return log_p.sub_(log_q), ladj
 
     def invert(self, x: Tensor) -> Tensor:
@@ -229,6 +251,7 @@ class Identity(Protocol):
 
     support = "real"
     mass = False
+    scored = "density of x in the units of the data"
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         x = values.to(dtype)
@@ -242,6 +265,7 @@ class Codes(Protocol):
     """x = v, integers: grids of codes, whose log-probability is a mass."""
 
     support = "codes"
+    scored = "probability of the codes"
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         return values.long(), torch.zeros(len(values), dtype=dtype, device=values.device)
@@ -258,6 +282,7 @@ class Standardize(Protocol):
 
     support: ClassVar[Support] = "real"
     mass: ClassVar[bool] = False
+    scored: ClassVar[str] = "density of x in the units of the data"
     loc: Tensor
     scale: Tensor
 
@@ -286,6 +311,29 @@ class Standardize(Protocol):
     def to(self, device: torch.device) -> Protocol:
         return replace(self, loc=self.loc.to(device), scale=self.scale.to(device))
 
+
+def restored(name: str, levels: int | None, learned: dict[str, list[Any]]) -> Protocol:
+    """The preprocessing of that name with what :meth:`Protocol.learned` told of it.
+
+    Raises:
+        DataError: numbers that are not what this protocol learns.
+    """
+    kind = LEARNING.get(name)
+    if kind is None:
+        if name in LEVELS:
+            return LEVELS[name](name, levels)
+        return Codes(name, levels) if name == "codes" else Identity(name, None)
+    try:
+        held = {key: torch.tensor(value, dtype=torch.float64) for key, value in learned.items()}
+        return kind(name, None, **held)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"preprocessing: '{name}' cannot be read from the run ({error}); restore the file or fit again"
+        ) from error
+
+
+#: name → class, for protocols that learn from the training split.
+LEARNING: dict[str, type[Protocol]] = {"standardize": Standardize}
 
 #: name → class, for stored levels (and real numbers within [0, 1] where L may be None).
 LEVELS: dict[str, type[Protocol]] = {

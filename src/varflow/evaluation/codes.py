@@ -90,6 +90,8 @@ def evaluate_codes(
     finally:
         model.train(training)
     likelihood, prior, ladj, means = (torch.cat(parts) for parts in found.values())
+    # Of the stored pictures, in the units of the data.
+    likelihood = likelihood + ladj
     report = _Report(points, f"{dataset.name} {split}, {dataset.protocol}", seed)
     bound = likelihood + prior
     report.mean(
@@ -97,14 +99,14 @@ def evaluate_codes(
     )
     report.mean("log_likelihood", likelihood, "nats", "log p(x|z) at the codes of x")
     report.mean("kl", -prior, "nats", "−log p(codes of x)")
-    report.mean("nll", -bound, "nats", "−ELBO, an upper bound of −log p(x)")
+    report.mean("nll", -bound, "nats", f"−ELBO, an upper bound of −log p(x); {dataset.scored}")
     per_example = {
         "log_px": bound, "elbo": bound, "log_likelihood": likelihood, "log_prior": prior, "kl": -prior,
         "log_px_variance": torch.zeros(points), "elbo_variance": torch.zeros(points),
         "log_likelihood_variance": torch.zeros(points), "kl_variance": torch.zeros(points),
         "index": torch.arange(points), "x_mean": means, "data_ladj": ladj,
     }  # fmt: skip
-    bits = dataset.bits_per_dim(bound, ladj)
+    bits = dataset.bits_per_dim(bound, torch.zeros_like(ladj))
     if bits is not None:
         report.mean("bits_per_dim", bits, "bits/dim", f"nll per dimension, {dataset.levels} levels")
         per_example["bits_per_dim"] = bits

@@ -135,6 +135,7 @@ def bound_curve(
     finally:
         model.train(training)
     values, variances = (torch.cat(columns, 1).cpu() for columns in zip(*parts, strict=True))
+    values = values + torch.from_numpy(about["data_ladj"])
     source = Source(samples, f"{dataset.name} {split}, {dataset.protocol}", seed)
     estimates, arrays = {}, dict(about)
     for k, value, variance in zip(counts, values, variances, strict=True):

@@ -88,9 +88,11 @@ def evaluate(
         means.append(batch.x.double().flatten(1).mean(1).cpu())
         if progress is not None:
             progress(min((number + 1) * POINTS, points), points)
-    found = Importance.concatenate(parts)
+    ladj = torch.cat(ladjs)
+    # From here on every log p is of the stored values, in the units of the data.
+    found = Importance.concatenate(parts).shifted(ladj)
     report = _Report(samples, points, f"{dataset.name} {split}, {dataset.protocol}", seed)
-    bits = dataset.bits_per_dim(found.log_px, torch.cat(ladjs))
+    bits = dataset.bits_per_dim(found.log_px, torch.zeros_like(ladj))
     observed = isinstance(model.posterior, Observed)
     if observed:
         report.density(found, bits, dataset)
@@ -98,12 +100,14 @@ def evaluate(
         report.likelihood(found, bits, dataset)
     truth = dataset.true_log_prob(split, torch.arange(points))
     if truth is not None:
-        report.truth(truth, found.log_px + torch.cat(ladjs), found.log_px_variance, dataset)
+        report.truth(truth, found.log_px, found.log_px_variance, dataset)
+    if dataset.preprocessing.learned():
+        report.standardized(found, ladj)
     per_latent = report.latents(model, (batch.x for batch in batches()), observed, memory)
     per_example = {name: getattr(found, name).numpy() for name in Importance.__dataclass_fields__}
     per_example["index"] = np.arange(points, dtype=np.float64)
     per_example["x_mean"] = torch.cat(means).numpy()
-    per_example["data_ladj"] = torch.cat(ladjs).numpy()
+    per_example["data_ladj"] = ladj.numpy()
     if bits is not None:
         per_example["bits_per_dim"] = bits.numpy()
     data = {**dataset.describe(), "split": split}
@@ -168,7 +172,8 @@ class _Report:
             "ladj", found.ladj, found.ladj_variance, "nats", f"{averaged} of the flow's log|det|"
         )
         how = (
-            f"−log of the mean of {self.samples} importance weights, an upper bound in expectation"
+            f"−log of the mean of {self.samples} importance weights, an upper bound in expectation; "
+            f"{dataset.scored}"
         )
         self.mean("nll", -found.log_px, found.log_px_variance, "nats", how, **weights)
         if bits is not None:
@@ -197,10 +202,15 @@ class _Report:
     def density(self, found: Importance, bits: Tensor | None, dataset: Dataset) -> None:
         """A model whose latents are the data: log p(x) is the prior's, and nothing is random."""
         none = torch.zeros_like(found.log_px)
-        self.mean("nll", -found.log_px, none, "nats", "−log p(x), exact", samples=1)
+        self.mean("nll", -found.log_px, none, "nats", f"−log p(x), exact; {dataset.scored}", samples=1)
         if bits is not None:
             how = f"nll per dimension, {dataset.levels} levels"
             self.mean("bits_per_dim", bits, none, "bits/dim", how, samples=1)
+
+    def standardized(self, found: Importance, ladj: Tensor) -> None:
+        """The same −log p in the model's own units, where the scales of the columns do not count."""
+        how = "nll of the standardized x, which the model sees: nll + ladj of the preprocessing"
+        self.mean("nll_standardized", ladj - found.log_px, found.log_px_variance, "nats", how)
 
     def truth(
         self, exact: Tensor, log_px: Tensor, variance: Tensor, dataset: Dataset

@@ -10,7 +10,7 @@ refining the per-example tensors of q(z|x), with everything that examples share 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +123,11 @@ def inference_gaps(
 
     refined = refined_bounds(model, x, settings, seed, folder, told(0))
     annealed = anneal(model, x, annealing, memory, seed, None, folder, told(1))
+    # Of the stored values, in the units of the data; the gaps are differences and stay as they are.
+    ladj = torch.from_numpy(about["data_ladj"])
+    moved = {name: getattr(refined, name) + ladj for name in ("elbo", "refined", "log_px")}
+    refined = refined._replace(**moved)
+    annealed = replace(annealed, log_weights=annealed.log_weights + ladj)
     source = Source(settings.evaluation, f"{dataset.name} {split}, {dataset.protocol}", seed)
     by_chains = bool(annealed.log_px.mean() >= refined.log_px.mean())
     best = annealed if by_chains else refined

@@ -80,15 +80,17 @@ def check_points(
 def points_of(
     dataset: Dataset, model: Model, split: str, points: int, seed: int
 ) -> tuple[Tensor, dict[str, np.ndarray], dict[str, Any]]:
-    """The first ``points`` x of a split, what identifies them, and what the data set says of itself.
+    """The first ``points`` x of a split; what identifies them and the ``data_ladj`` of their preprocessing; and what
+    the data set says of itself.
 
     Raises:
         SpecError: an unknown split, more points than it has, or a model that does not fit the data.
     """
     check_points(dataset, model, split, points, "points")
     with random.stream(seed):
-        x = dataset.batch(split, torch.arange(points)).x
-    return x, identity(x), {**dataset.describe(), "split": split}
+        x, ladj = dataset.batch(split, torch.arange(points))
+    about = {**identity(x), "data_ladj": ladj.double().cpu().numpy()}
+    return x, about, {**dataset.describe(), "split": split}
 
 
 def identity(x: Tensor) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ two says how tight the same settings are on data of this kind (Grosse, Ghahraman
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +60,10 @@ def annealed_likelihood(
     settings = settings or Annealing()
     x, about, data = points_of(dataset, model, split, points, seed)
     found = anneal(model, x, settings, memory, seed, None, folder, progress)
+    # From here on every log p is of the stored values, in the units of the data.
+    found = replace(found, log_weights=found.log_weights + torch.from_numpy(about["data_ladj"]))
     source = Source(settings.chains, f"{dataset.name} {split}, {dataset.protocol}", seed)
-    how = f"{describe(settings)}; −log of the mean weight, an upper bound in expectation"
+    how = f"{describe(settings)}; −log of the mean weight, an upper bound in expectation; {dataset.scored}"
     chains = settings.chains
     spread = found.log_weights.var(0) / chains if chains > 1 else None
     estimates = {
@@ -73,11 +76,10 @@ def annealed_likelihood(
         ),
         **_acceptance(found, source),
     }
-    with random.stream(seed):
-        ladj = dataset.batch(split, torch.arange(points)).ladj.double().cpu()
-    bits = dataset.bits_per_dim(found.log_px, ladj)
+    none = torch.zeros(points, dtype=torch.float64)
+    bits = dataset.bits_per_dim(found.log_px, none)
     if bits is not None:
-        per_bit = (bits - dataset.bits_per_dim(found.log_px + 1, ladj)).square()
+        per_bit = (bits - dataset.bits_per_dim(found.log_px + 1, none)).square()
         variances = found.log_px_variance * per_bit
         estimates["bits_per_dim"] = source.mean(
             "bits_per_dim", bits, variances, "the same for each dimension", "bits/dim"
@@ -154,7 +156,7 @@ def sandwich_bounds(
 
     lower = anneal(model, x, settings, memory, seed, None, folder, told(0))
     upper = anneal(model, x, settings, memory, seed, z, folder, told(1))
-    source = Source(settings.chains, "simulated from the model", seed)
+    source = Source(settings.chains, "simulated from the model, as it sees x", seed)
     how = describe(settings)
     gap = upper.log_px - lower.log_px
     forward = f"{how}; log of the mean weight, a lower bound of log p(x) in expectation"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,11 @@ class Importance:
     kl_variance: Tensor
     ess: Tensor
     khat: Tensor
+
+    def shifted(self, ladj: Tensor) -> Importance:
+        """The same of the stored values, whose log-densities are those of x plus ``ladj`` ``[N]``."""
+        moved = {name: getattr(self, name) + ladj for name in ("log_px", "elbo", "log_likelihood")}
+        return replace(self, **moved)
 
     @staticmethod
     def concatenate(parts: list[Importance]) -> Importance:

@@ -109,12 +109,14 @@ def overlaid_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], axes: Axes)
         )
     last = max(steps[-1] for steps, _ in drawn.values() if len(steps))
     late = []
+    # Few values have no steep beginning to leave out.
+    start = 0.2 * last if max(len(steps) for steps, _ in drawn.values()) > 5 else 0
     for (name, (steps, values)), colour in zip(drawn.items(), categories(len(drawn)), strict=True):
         marker = "o" if len(steps) <= 60 else ""
         axes.plot(steps, values, color=colour, marker=marker, markersize=3, label=name)
-        late.append(values[steps >= 0.2 * last])
+        late.append(values[steps >= start])
     kept = np.concatenate(late)
-    low, high = np.quantile(kept, [0.02, 1.0])
+    low, high = np.quantile(kept, [0.02 if start else 0.0, 1.0])
     margin = 0.06 * (high - low) + 1e-9 * abs(high) + 1e-12
     axes.set(
         xlabel="step", ylabel="ELBO (nats)", xlim=(0, 1.02 * last), ylim=(low - margin, high + margin)
@@ -408,7 +410,7 @@ def _warmup_end(metrics: Sequence[Mapping[str, Any]]) -> float:
 def _legend(axes: Axes) -> None:
     handles, _ = axes.get_legend_handles_labels()
     if len(handles) > 1:
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="best", fontsize=8)
 
 
 def _shade(at: float) -> tuple[float, ...]:

@@ -70,6 +70,7 @@ def flow(scene: Scene) -> Drawn:
         figure, axes = canvas(1, 1, 6.6, 5.6)
         half, middle = ((high - low) / 2).tolist(), ((high + low) / 2).tolist()
         warp.flow_grid(flow, axes[0, 0], extent=tuple(half), centre=tuple(middle))
+        warp.fit_height(axes[0, 0], 4.9)
         caption = (
             "A regular grid over the central 99 % of the base draws (light) and its image under "
             "the flow, coloured by log|det| in nats. The flow is static: all x share it."

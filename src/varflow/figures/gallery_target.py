@@ -197,6 +197,7 @@ def _warped(scene: _Scene) -> Drawn | None:
     extent = tuple((3 * q.log_scale.exp()).tolist())
     figure, axes = canvas(1, 1, 6.6, 5.6)
     warp.flow_grid(flow, axes[0, 0], extent=extent, centre=tuple(q.mean.tolist()), lines=25)
+    warp.fit_height(axes[0, 0], 4.9)
     fit = " of the first fit" if len(scene.members) > 1 else ""
     moved = " The leapfrog steps that follow are not drawn." if gaussian is not posterior else ""
     caption = (

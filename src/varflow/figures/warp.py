@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+def fit_height(axes: Axes, width: float, least: float = 2.6, most: float = 5.6) -> None:
+    """Give the figure the height that a panel of this width in inches needs, so that none of it is empty."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    height = 1.0 + width * (high - low) / (right - left)
+    axes.figure.set_figheight(min(max(height, least), most))  # type: ignore[union-attr]
+
+
 @torch.no_grad()
 def flow_grid(
     flow: Flow | Callable[..., tuple[Tensor, Tensor]],

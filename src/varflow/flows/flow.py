@@ -39,7 +39,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import ShapeError, SpecError, positive
-from varflow.core.settings import AtLeast, Settings, settings
+from varflow.core.settings import Settings, Size, settings
 
 Local = tuple[Tensor, ...]
 
@@ -48,7 +48,7 @@ Local = tuple[Tensor, ...]
 class FlowSettings(Settings):
     """What every flow can be told; a flow with settings of its own adds them in its file."""
 
-    length: Annotated[int, "Steps of the flow.", AtLeast(1)] = 8
+    length: Annotated[int, "Steps of the flow.", Size()] = 8
 
     def build(self, part: Any, features: int, context_features: int = 0) -> Flow:
         flow: Flow = part(features, length=self.length, context_features=context_features)

@@ -6,6 +6,7 @@ from varflow.core.lazy import attach
 TABLE = {
     "bernoulli": "varflow.likelihoods.bernoulli:Bernoulli",
     "gaussian": "varflow.likelihoods.gaussian:Gaussian",
+    "student-t": "varflow.likelihoods.student_t:StudentT",
     "logistics": "varflow.likelihoods.logistics:Logistics",
     "categorical": "varflow.likelihoods.categorical:Categorical",
 }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from varflow.core.errors import positive
 from varflow.core.form import Form
-from varflow.core.settings import AtLeast, settings
+from varflow.core.settings import Size, settings
 from varflow.likelihoods.levels import OnLevels, OnLevelsSettings, positive_levels
 
 #: Largest |log s| around its start; see :class:`Logistics`.
@@ -23,7 +23,7 @@ BOUND = 20.0
 @settings("Logistics")
 class LogisticsSettings(OnLevelsSettings):
     likelihood_components: Annotated[
-        int, "Components of the mixture of logistics of each element.", AtLeast(1)
+        int, "Components of the mixture of logistics of each element.", Size()
     ] = 5
 
     def options(self, form: Form) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from varflow.core.errors import SpecError, unknown
-from varflow.core.settings import AtLeast, Settings, settings
+from varflow.core.settings import Settings, Size, settings
 from varflow.networks.linear import Linear
 from varflow.networks.mlp import Shape, as_shape, check_input
 
@@ -25,13 +25,13 @@ NORMALIZATIONS = get_args(Normalization)
 class ConvSettings(Settings):
     """The residual convolutional pair."""
 
-    base: Annotated[int, "Channels of the first convolution.", AtLeast(1)] = 32
+    base: Annotated[int, "Channels of the first convolution.", Size()] = 32
     scales: Annotated[
         int | None,
         "Halvings of the picture; without it three, or as many as the picture allows.",
-        AtLeast(1),
+        Size(),
     ] = None
-    blocks: Annotated[int, "Residual blocks at each scale.", AtLeast(1)] = 1
+    blocks: Annotated[int, "Residual blocks at each scale.", Size()] = 1
     bottleneck: Annotated[bool, "Residual blocks 1-3-1 instead of 3-3."] = False
     weight_norm: Annotated[bool, "Weight-normalised convolutions."] = False
     normalization: Annotated[

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, is_autocast_enabled, nn
 
 from varflow.core.errors import ShapeError, SpecError, unknown
-from varflow.core.settings import AtLeast, Settings, settings
+from varflow.core.settings import Settings, Size, settings
 from varflow.networks.linear import Linear, linear, rectified
 
 Shape = tuple[int, ...]
@@ -41,8 +41,8 @@ SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class MLPSettings(Settings):
     """The fully connected pair."""
 
-    layers: Annotated[int, "Hidden layers of each network.", AtLeast(1)] = 2
-    hidden: Annotated[int, "Units of each hidden layer.", AtLeast(1)] = 400
+    layers: Annotated[int, "Hidden layers of each network.", Size()] = 2
+    hidden: Annotated[int, "Units of each hidden layer.", Size()] = 400
     activation: Annotated[ActivationName, "Activation of the hidden layers."] = "relu"
     gated: Annotated[bool, "Gated hidden layers: Linear(x)·sigmoid(Linear(x))."] = False
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import SpecError, unknown
-from varflow.core.settings import AtLeast, Odd, Settings, Widths, settings, widths
+from varflow.core.settings import Odd, Settings, Size, Widths, settings, widths
 from varflow.networks.conv import NORMALIZATIONS, Normalization, _picture, pictures
 from varflow.networks.linear import Linear
 from varflow.networks.mlp import ACTIVATIONS, ActivationName, Shape, as_shape, check_input
@@ -31,12 +31,12 @@ class StridedSettings(Settings):
         Widths(),
     ] = None
     stem: Annotated[
-        int, "Channels of an encoder convolution before the first halving; 0 for none.", AtLeast(0)
+        int, "Channels of an encoder convolution before the first halving; 0 for none.", Size(0)
     ] = 0
     head: Annotated[
         int,
         "Channels of the decoder after the last doubling, before its last convolution; 0 for none.",
-        AtLeast(0),
+        Size(0),
     ] = 0
     kernel: Annotated[int, "Side of the convolutions' kernels, odd.", Odd()] = 5
     up: Annotated[
@@ -46,12 +46,12 @@ class StridedSettings(Settings):
     up_kernel: Annotated[
         int | None,
         "Side of the transposed convolutions' kernels; without it that of kernel.",
-        AtLeast(1),
+        Size(),
     ] = None
     dense: Annotated[
         int,
         "Width of the fully connected layer between convolutions and latents; 0 for none.",
-        AtLeast(0),
+        Size(0),
     ] = 450
     activation: Annotated[ActivationName, "Activation of every layer."] = "relu"
     normalization: Annotated[

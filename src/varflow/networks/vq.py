@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import SpecError
-from varflow.core.settings import AtLeast, Settings, settings
+from varflow.core.settings import Settings, Size, settings
 from varflow.networks.conv import Normalization, _Options, _picture, pictures
 from varflow.networks.mlp import Shape, as_shape, check_input
 
@@ -21,8 +21,8 @@ from varflow.networks.mlp import Shape, as_shape, check_input
 class GridSettings(Settings):
     """Pictures to grids of vectors and back, for a quantizer."""
 
-    scales: Annotated[int | None, "Halvings of the picture; without it two.", AtLeast(1)] = None
-    blocks: Annotated[int, "Residual blocks.", AtLeast(1)] = 1
+    scales: Annotated[int | None, "Halvings of the picture; without it two.", Size()] = None
+    blocks: Annotated[int, "Residual blocks.", Size()] = 1
     normalization: Annotated[
         Normalization, "Normalisation of the networks; batch couples the examples of a batch."
     ] = "group"

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varflow.core.errors import ShapeError, SpecError
-from varflow.core.settings import AtLeast, Settings, settings
+from varflow.core.settings import Settings, Size, settings
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 from varflow.priors.ancestral import Ancestral as AncestralPrior
 from varflow.priors.layer import GaussianLayer, detached
@@ -24,18 +24,20 @@ class AncestralSettings(Settings):
     top_latent: Annotated[
         int,
         "Latents of a second stochastic layer h₂ above the first: p(h₂) p(h₁|h₂) and q(h₁|x) q(h₂|h₁); 0 for none.",
-        AtLeast(0),
+        Size(0),
     ] = 0
     top_hidden: Annotated[
         int,
         "Units of each of the two hidden layers between the stochastic layers.",
-        AtLeast(1),
+        Size(),
     ] = 100
+
+    switch = "top_latent"
 
     def shown(self, given: Mapping[str, Any]) -> Iterable[str]:
         if given.get("target") != "none":
             return ()
-        return Settings.shown(self, given) if self.top_latent else ("top_latent",)
+        return Settings.shown(self, given)
 
     def missing(self, given: Mapping[str, Any]) -> str:
         if given.get("target") != "none":

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive, unknown
-from varflow.core.settings import AtLeast, Settings, settings
+from varflow.core.settings import Settings, Size, settings
 from varflow.flows.flow import Flow, Local, full_precision, without_autocast
 from varflow.networks.linear import Linear
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
@@ -33,7 +33,7 @@ FlowFactory = Callable[..., Flow]
 class GaussianSettings(Settings):
     """A diagonal Gaussian, then a flow, then leapfrog steps; and layers above it."""
 
-    latent: Annotated[int, "D, the number of latent features.", AtLeast(1)] = 20
+    latent: Annotated[int, "D, the number of latent features.", Size()] = 20
     amortized: Annotated[
         bool, "Flow parameters computed from x, instead of being shared by all x."
     ] = False

@@ -15,7 +15,7 @@ A flow f may follow on positions and momenta together, (z, ρ) = f(z_K, ρ_K): t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args
 
 import torch
@@ -50,14 +50,12 @@ class HamiltonianSettings(Settings):
     initial_step: Annotated[float, "Step size at the start.", Above(0)] = 0.05
     initial_temperature: Annotated[float, "1/√β₀ at the start."] = 1.5
 
+    switch = "leapfrog"
     alone = "without leapfrog steps there is none; set leapfrog, or leave it out"
 
     @property
     def roles(self) -> tuple[str, ...]:
         return ("extended_flow",) if self.leapfrog else ()
-
-    def shown(self, given: Mapping[str, Any]) -> Iterable[str]:
-        return Settings.shown(self, given) if self.leapfrog else ("leapfrog",)
 
     def check(self, spec: Any) -> None:
         if not self.leapfrog:

@@ -44,6 +44,8 @@ class ObservedConditional(Conditional):
 class Observed(Posterior):
     """z = x, flattened to a vector of D numbers."""
 
+    observed = True
+
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()
         self.event_shape = as_shape("event_shape", event_shape)

@@ -96,11 +96,13 @@ class Posterior(nn.Module, ABC):
         reads_x: whether q depends on x through an encoder; if not, q is one distribution, with parameters of
             its own, and ``posterior()`` is called without x.
         discrete: whether z is looked up by codes, which the prior is over.
+        observed: whether z is x itself, as a vector: the prior is then fitted to the data.
         codes: how many codewords there are, for a posterior whose codes are counted; 0 for any other.
     """
 
     reads_x: bool = True
     discrete: bool = False
+    observed: bool = False
     codes: int = 0
 
     def monitor(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from varflow.core.errors import DataError, ShapeError, SpecError, positive
-from varflow.core.settings import AtLeast, Between, Settings, settings
+from varflow.core.settings import AtLeast, Between, Settings, Size, settings
 from varflow.flows.flow import full_precision, without_autocast
 from varflow.posteriors.codebook import Codebook, count, perplexity, usage, used
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
@@ -23,9 +23,9 @@ _PIECE = 1 << 17
 class QuantizerSettings(Settings):
     """The codebook of a vector quantizer."""
 
-    codes: Annotated[int, "K, the number of codewords.", AtLeast(1)] = 128
+    codes: Annotated[int, "K, the number of codewords.", Size()] = 128
     code_features: Annotated[
-        int, "D, the size of a codeword, and the channels of encoder and decoder.", AtLeast(1)
+        int, "D, the size of a codeword, and the channels of encoder and decoder.", Size()
     ] = 256
     codebook: Annotated[
         Literal["learned", "average"],

@@ -7,6 +7,7 @@ _EXPORTS = {
     "StandardNormal": "varflow.priors.normal:StandardNormal",
     "Flow": "varflow.priors.flow:Flow",
     "flow_prior": "varflow.priors.flow:flow_prior",
+    "Gaussians": "varflow.priors.gaussians:Gaussians",
     "Mixture": "varflow.priors.mixture:Mixture",
     "Vamp": "varflow.priors.vamp:Vamp",
     "Ancestral": "varflow.priors.ancestral:Ancestral",

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from varflow import flows
+from varflow.core import random
 from varflow.core.errors import SpecError, unknown
 from varflow.core.form import Form
 from varflow.core.lazy import resolve
-from varflow.core.settings import AtLeast, settings
+from varflow.core.settings import Between, Size, settings
 from varflow.flows.flow import Flow as Map
 from varflow.flows.flow import full_precision
+from varflow.priors.gaussians import LARGEST, Gaussians
 from varflow.priors.normal import StandardNormal
 from varflow.priors.prior import Prior, PriorSettings
 
@@ -25,31 +29,51 @@ _WITH_HIDDEN = ("maf", "iaf", "coupling", "additive", "spline")
 
 @settings("planar", "radial", "sylvester", "triangular", "nice")
 class FlowPriorSettings(PriorSettings):
-    """A flow of N(0, I)."""
+    """A flow of a simple density."""
 
-    prior_length: Annotated[int, "Steps of the flow.", AtLeast(1)] = 5
+    prior_length: Annotated[int, "Steps of the flow.", Size()] = 5
+    prior_base: Annotated[
+        Literal["normal", "gaussians"],
+        "What it is a flow of: N(0, I); or, with likelihood=identity, a mixture of Gaussians with full covariances "
+        "that is fitted to the data before training (N(0, I) beyond 512 features).",
+    ] = "normal"
+    prior_defensive: Annotated[
+        float, "Share of the base itself, so that no row falls into a hole of the flow.", Between(0, 1)
+    ] = 0.0
+
+    def check(self, spec: Any) -> None:
+        if self.prior_base == "gaussians" and spec.get("likelihood", "auto") != "identity":
+            raise SpecError(
+                "prior_base: gaussians are fitted to the data, and latents are not there before training; use "
+                "prior_base=normal, or likelihood=identity"
+            )
 
     def build(self, part: Any, features: int, form: Form) -> Prior:
-        prior: Prior = part(features, length=self.prior_length)
+        prior: Prior = part(features, length=self.prior_length, **self.base(features))
         return prior
+
+    def base(self, features: int) -> dict[str, Any]:
+        """What all flow priors are given."""
+        fitted = self.prior_base == "gaussians" and features <= LARGEST
+        return {"base": Gaussians(features) if fitted else None, "defensive": self.prior_defensive}
 
 
 @settings("maf", "iaf", "coupling", "spline")
 class NetworkFlowPriorSettings(FlowPriorSettings):
-    """A flow of N(0, I) whose steps are networks with hidden layers."""
+    """A flow whose steps are networks with hidden layers."""
 
     prior_hidden: Annotated[
         int | None,
         "Units of each hidden layer of the flow's networks; without it the family's default.",
-        AtLeast(1),
+        Size(),
     ] = None
     prior_layers: Annotated[
-        int, "Hidden layers of those networks, where prior_hidden says how wide they are.", AtLeast(1)
+        int, "Hidden layers of those networks, where prior_hidden says how wide they are.", Size()
     ] = 1
 
     def build(self, part: Any, features: int, form: Form) -> Prior:
         hidden = (self.prior_hidden,) * self.prior_layers if self.prior_hidden else None
-        prior: Prior = part(features, length=self.prior_length, hidden=hidden)
+        prior: Prior = part(features, length=self.prior_length, hidden=hidden, **self.base(features))
         return prior
 
 
@@ -61,6 +85,11 @@ class Flow(Prior):
     spline of zuko's, a planar flow), as fitting asks for densities only. A new flow is the identity, so
     a new prior is its base.
 
+    With a ``defensive`` share ε the density is (1 − ε) p(z) + ε base(z). A flow trained on few rows has no reason to
+    be anything in particular where there were none, and far from them log p(z) can be thousands of nats too low;
+    this keeps it above log base(z) + log ε everywhere. When the flow is new, it is the base still. ``encode`` and
+    ``decode`` are those of the flow.
+
     A Gaussian posterior pushed through a *static* flow f, under N(0, I), is the same model as the Gaussian
     posterior under ``Flow(f, inverted=True)`` with the decoder applied to f(z): the ELBOs are equal.
 
@@ -68,16 +97,18 @@ class Flow(Prior):
         flow: f, static. Its parameters become the prior's.
         base: p(e); N(0, I) by default, any prior over D features.
         inverted: z = f⁻¹(e) instead.
+        defensive: ε, in [0, 1).
 
     Raises:
-        SpecError: an amortized flow, or a base over other events.
+        SpecError: an amortized flow, a base over other events, or a share outside [0, 1).
 
     Cost: a density is one ``pull`` of the flow, a sample one ``push`` (the other way round if inverted).
     For :class:`~varflow.flows.MaskedAutoregressive` that is one parallel pass, and D short
     products whose work adds up to one pass.
 
     Source: Rezende and Mohamed 2015, eq. 5; as a prior, Chen et al. 2017, "Variational lossy
-    autoencoder" (arXiv:1611.02731), section 3.2. Different from the paper: any family and any base.
+    autoencoder" (arXiv:1611.02731), section 3.2. Different from the paper: any family and any base. Defensive
+    mixtures: Hesterberg 1995, "Weighted average importance sampling and defensive mixture distributions".
 
     Example:
         >>> import torch
@@ -87,8 +118,12 @@ class Flow(Prior):
         (torch.Size([4, 2]), -1.8379)
     """
 
-    def __init__(self, flow: Map, base: Prior | None = None, inverted: bool = False) -> None:
+    def __init__(
+        self, flow: Map, base: Prior | None = None, inverted: bool = False, defensive: float = 0.0
+    ) -> None:
         super().__init__()
+        if not 0 <= defensive < 1:
+            raise SpecError(f"defensive: was {defensive!r}; use a share of the base, 0 <= defensive < 1")
         if flow.context_features:
             raise SpecError(
                 f"flow: has context_features={flow.context_features}, and a prior has no context; build the "
@@ -101,7 +136,7 @@ class Flow(Prior):
                 f"base: is over events of shape {self.base.event_shape}, the flow has {flow.features} "
                 "features; build both with the same number"
             )
-        self.flow, self.inverted = flow, inverted
+        self.flow, self.inverted, self.defensive = flow, inverted, defensive
 
     def log_prob(
         self, z: Float[Tensor, "... features"], context: Tensor | None = None
@@ -112,10 +147,23 @@ class Flow(Prior):
             ShapeError: the last dimension of z is not D.
         """
         e, ladj = self.flow(z) if self.inverted else self.flow.inverse(z)
-        return self.base.log_prob(e) + ladj
+        log_prob = self.base.log_prob(e) + ladj
+        if not self.defensive:
+            return log_prob
+        kept = self.base.log_prob(full_precision(z)) + math.log(self.defensive)
+        return torch.logaddexp(log_prob + math.log1p(-self.defensive), kept)
 
     def sample(self, shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
-        return self.decode(self.base.sample(shape))
+        e = self.base.sample(shape)
+        z = self.decode(e)
+        if not self.defensive:
+            return z
+        coin = random.uniform((*shape, 1), "prior", dtype=e.dtype, device=e.device)
+        return torch.where(coin < self.defensive, e, z)
+
+    def start(self, draw: Callable[[str], Tensor]) -> None:
+        """Start the base: a new flow is the identity."""
+        self.base.start(draw)
 
     def decode(self, e: Float[Tensor, "... features"]) -> Float[Tensor, "... features"]:
         """The z of a base point e: interpolate there, and stay where the prior has its mass."""
@@ -137,6 +185,7 @@ def flow_prior(
     length: int = 5,
     hidden: Sequence[int] | None = None,
     base: Prior | None = None,
+    defensive: float = 0.0,
 ) -> Flow:
     """The flow prior of a family by name, the way round that makes densities cheap.
 
@@ -146,6 +195,7 @@ def flow_prior(
         length: steps of the flow.
         hidden: widths of the hidden layers of the families that have some; their own default without it.
         base: p(e), N(0, I) by default.
+        defensive: as :class:`Flow`.
 
     Raises:
         SpecError: an unknown family, sizes that it refuses, or ``hidden`` for a family without.
@@ -159,7 +209,7 @@ def flow_prior(
         )
     options: dict[str, Any] = {} if hidden is None else {"hidden": tuple(hidden)}
     made: Map = resolve(flows.TABLE[flow])(features, length=length, **options)
-    return Flow(made, base, inverted=not made.fast_inverse)
+    return Flow(made, base, not made.fast_inverse, defensive)
 
 
 maf = partial(flow_prior, flow="maf")

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive
 from varflow.core.form import Form
-from varflow.core.settings import AtLeast, settings
+from varflow.core.settings import Size, settings
 from varflow.priors._components import by_rows, pick
 from varflow.priors.prior import Prior, PriorSettings
 
 
 @settings("Mixture")
 class MixtureSettings(PriorSettings):
-    components: Annotated[int, "Components of the mixture.", AtLeast(1)] = 100
+    components: Annotated[int, "Components of the mixture.", Size()] = 100
 
     def build(self, part: Any, features: int, form: Form) -> Prior:
         return Mixture(features, self.components)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from varflow.core.errors import positive, unknown
-from varflow.core.settings import AtLeast, Odd, settings
+from varflow.core.settings import Odd, Size, settings
 from varflow.networks.linear import Linear
 from varflow.networks.masked import MaskedConv
 from varflow.priors.by_class import ByClass
@@ -27,17 +27,17 @@ Convolve = Callable[[Tensor], Tensor]
 class PixelCNNSettings(CodeGridSettings):
     """A network over a grid of codes; it is fitted in a second stage, with a budget and an optimizer of its own."""
 
-    prior_length: Annotated[int, "Residual blocks, or gated layers.", AtLeast(1)] = 5
-    prior_channels: Annotated[int, "Channels.", AtLeast(1)] = 64
+    prior_length: Annotated[int, "Residual blocks, or gated layers.", Size()] = 5
+    prior_channels: Annotated[int, "Channels.", Size()] = 64
     prior_kernel: Annotated[int, "Side of the kernels, odd.", Odd(3)] = 7
-    prior_embedding: Annotated[int, "Features of an embedded code.", AtLeast(1)] = 64
+    prior_embedding: Annotated[int, "Features of an embedded code.", Size()] = 64
     prior_hidden: Annotated[
         int | None,
         "Channels of the layer before the logits; without it the family's default.",
-        AtLeast(1),
+        Size(),
     ] = None
     classes: Annotated[
-        int, "Condition on labels 0 … classes − 1; 0 for no labels.", AtLeast(0)
+        int, "Condition on labels 0 … classes − 1; 0 for no labels.", Size(0)
     ] = 0
 
     roles = ("second_stage", "prior_optimizer")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from jaxtyping import Shaped
@@ -50,6 +50,15 @@ class Prior(nn.Module, ABC):
     @abstractmethod
     def sample(self, shape: Sequence[int] = ()) -> Tensor:
         """Draws ``[*shape, *event_shape]`` with the dtype and device of the prior."""
+
+    def start(self, draw: Callable[[str], Tensor]) -> None:
+        """Begin at the data instead of anywhere; called once, before the first update of a prior fitted to data.
+
+        Args:
+            draw: split → its rows ``[N, *event_shape]``, as the prior sees them.
+
+        Most priors have nothing to do.
+        """
 
     def bind(self, posterior: Any) -> None:
         """Meet the posterior of the same model; called once, when the model is put together.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive, unknown
 from varflow.core.form import Form
-from varflow.core.settings import AtLeast, settings
+from varflow.core.settings import Size, settings
 from varflow.networks.mlp import as_shape
 from varflow.priors._components import by_rows, pick
 from varflow.priors.prior import Prior, PriorSettings
@@ -26,7 +26,7 @@ _SHRINK = 0.9
 
 @settings("Vamp")
 class VampSettings(PriorSettings):
-    components: Annotated[int, "Pseudo-inputs of the VampPrior.", AtLeast(1)] = 100
+    components: Annotated[int, "Pseudo-inputs of the VampPrior.", Size()] = 100
 
     def check(self, spec: Any) -> None:
         if spec.get("top_latent"):

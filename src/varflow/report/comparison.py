@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from varflow.core.files import make_folder, read_json, read_metrics, write_text
+from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import Evaluation
 from varflow.figures.base import Array, canvas, style
 from varflow.figures.curves import bound_by_samples, overlaid_curves
@@ -53,8 +54,8 @@ def write(
         title=f"{len(names)} runs compared",
         lead=f"Protocol of the data: {comparison.protocol}.",
         names=names,
-        rows=comparison.rows(),
-        differences=comparison.difference_rows(),
+        rows=_with_units(comparison.rows(), comparison.estimates),
+        differences=_with_units(comparison.difference_rows(), comparison.differences),
         notes=comparison.notes,
         figures=_figures(comparison, sheets) if figures else [],
         settings=_settings(folders),
@@ -68,6 +69,16 @@ def write(
     for name, text in texts.items():
         write_text(out / name, text)
     return [out / name for name in texts]
+
+
+def _with_units(rows: list[list[str]], found: Sequence[Mapping[str, Estimate]]) -> list[list[str]]:
+    """The table of a comparison, its heading with the unit of each column where all runs share it."""
+    units = [{estimates[name].unit for estimates in found} for name in found[0]]
+    named = [
+        f"{title} ({unit.pop()})" if len(unit) == 1 and unit != {""} and unit != {title} else title
+        for title, unit in zip(rows[0][1:], units, strict=True)
+    ]
+    return [["run", *named], *rows[1:]]
 
 
 def _figures(comparison: Any, sheets: Sequence[Sheet]) -> list[Picture]:

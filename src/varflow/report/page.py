@@ -163,7 +163,7 @@ def _result(folder: Path, file: Path) -> dict[str, Any]:
         (
             NAMES.get(e.name, e.name),
             shown(e),
-            e.unit,
+            e.unit or "–",
             "unknown" if e.monte_carlo_error is None else f"{e.monte_carlo_error:.2g}",
             f"{e.samples:,}",
             f"{e.points:,}",
@@ -173,7 +173,8 @@ def _result(folder: Path, file: Path) -> dict[str, Any]:
         for e in estimates
     ]
     return {
-        "title": KINDS.get(kind, f"{file.stem} split") + (f", {split} split" if split else ""),
+        "title": KINDS.get(kind, f"Estimates on the {file.stem} split")
+        + (f", {split} split" if split else ""),
         "outdated": _OUTDATED if outdated(folder, stored) else "",
         "cards": [
             (NAMES[e.name], shown(e), e.unit)

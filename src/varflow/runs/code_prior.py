@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from varflow.core import random, ranks
-from varflow.runs.assemble import density
-from varflow.data.codes import from_codes
-from varflow.data.dataset import SPLITS, Dataset
 from varflow.core.errors import DataError, RunError
 from varflow.core.files import make_folder, read_metrics
+from varflow.data.codes import from_codes
+from varflow.data.dataset import SPLITS, Dataset
 from varflow.model import Model
 from varflow.posteriors.quantizer import Quantizer
 from varflow.priors import ByClass, UniformCodes
+from varflow.runs.assemble import density
 from varflow.runs.folder import (
     STATE,
     WEIGHTS,

@@ -16,17 +16,16 @@ from torch import nn
 
 from varflow import native
 from varflow.core import ranks
-from varflow.runs import code_prior as second_stage
-from varflow.settings import recipes
-from varflow.runs.assemble import PARTS, build, build_ensemble, unobserved
-from varflow.data.dataset import Dataset
-from varflow.data.unobserved import Unobserved
-from varflow.ensemble import Ensemble
 from varflow.core.errors import RunError, SpecError
 from varflow.core.files import read_json, read_metrics, write_json
 from varflow.core.form import Form
+from varflow.data.dataset import Dataset
+from varflow.data.protocols import Protocol
+from varflow.data.unobserved import Unobserved
+from varflow.ensemble import Ensemble
 from varflow.model import Model
-from varflow.runs.run import Run
+from varflow.runs import code_prior as second_stage
+from varflow.runs.assemble import PARTS, build, build_ensemble, unobserved
 from varflow.runs.folder import (
     RUN,
     SPEC,
@@ -39,10 +38,13 @@ from varflow.runs.folder import (
     prepare,
     read_about,
     read_form,
+    read_preprocessing,
     read_state,
     started,
     write_start,
 )
+from varflow.runs.run import Run
+from varflow.settings import recipes
 from varflow.settings.spec import RunSpec
 from varflow.training.engine import Engine
 from varflow.training.loop import Loop
@@ -183,14 +185,18 @@ def resume(
     if read_form(path).support == "none":
         model, dataset = for_target(spec, dict(parts or {}))
     else:
-        dataset = as_dataset(data, spec).to(engine.device, engine.dtype)
+        kept, _ = read_preprocessing(path)
+        dataset = as_dataset(data, spec, kept).to(engine.device, engine.dtype)
         model = build(spec, dataset, parts)
     check_data(dataset, path)
     return _train(spec, model, dataset, engine, path, about, quiet, state, before=before)
 
 
-def as_dataset(data: Any, spec: RunSpec) -> Dataset:
-    """Whatever ``fit`` accepts as data, as a data set."""
+def as_dataset(data: Any, spec: RunSpec, kept: Protocol | None = None) -> Dataset:
+    """Whatever ``fit`` accepts as data, as a data set.
+
+    Under the preprocessing that a run has ``kept``, where there is one: it is never learned again.
+    """
     from varflow import data as room
 
     settings = spec.data
@@ -198,6 +204,8 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
     if protocol == "auto":
         protocol = spec.likelihood.protocol
     continuous = spec.likelihood.continuous
+    if kept is not None and kept.learned():
+        protocol = "none"
     if data is None:
         found = room.load(
             settings.data,
@@ -220,6 +228,8 @@ def as_dataset(data: Any, spec: RunSpec) -> Dataset:
             levels=settings.levels,
             flip=settings.flip,
         )
+    if kept is not None and kept.learned():
+        found = found.under(kept)
     return found.first(train=settings.train_limit, validation=settings.validation_limit)
 
 

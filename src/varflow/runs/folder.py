@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 import time
@@ -28,14 +27,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from varflow.core.errors import DataError, RunError
+from varflow.core.files import make_folder, read_json, write_atomically, write_json
 from varflow.core.form import Form
 from varflow.data.dataset import Dataset
+from varflow.data.protocols import Protocol, restored
 from varflow.data.unobserved import Unobserved
-from varflow.core.errors import RunError
-from varflow.core.files import make_folder, read_json, write_atomically, write_json
 from varflow.settings.spec import RunSpec
 
 SPEC, RUN, DATA, ENVIRONMENT = "spec.json", "run.json", "data.json", "environment.json"
+PREPROCESSING = "preprocessing.json"
 METRICS, WEIGHTS, STATE = "metrics.jsonl", "model.safetensors", "state.pt"
 SNAPSHOTS = "snapshots"
 
@@ -231,6 +232,35 @@ def read_form(folder: Path) -> Form:
     return Form(shape, support, levels)
 
 
+def write_preprocessing(folder: Path, dataset: Dataset | Unobserved) -> None:
+    """What stands between the stored values and the model, with what it learned from the training split."""
+    if not isinstance(dataset, Dataset):
+        return
+    kept = dataset.preprocessing
+    facts = {
+        "protocol": kept.name, "levels": kept.source_levels, "picture": dataset.picture, "learned": kept.learned(),
+    }  # fmt: skip
+    write_json(folder / PREPROCESSING, facts)
+
+
+def read_preprocessing(folder: Path) -> tuple[Protocol | None, bool]:
+    """The preprocessing of a run, and whether its data are pictures; None for a target.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    if not (folder / PREPROCESSING).exists():
+        return None, False
+    facts = read_json(folder / PREPROCESSING)
+    try:
+        kept = restored(facts["protocol"], facts["levels"], facts["learned"])
+        return kept, bool(facts["picture"])
+    except (KeyError, TypeError, AttributeError, DataError) as error:
+        raise RunError(
+            f"{folder / PREPROCESSING}: not what varflow wrote ({error}); restore it or fit again"
+        ) from error
+
+
 def describe_data(dataset: Dataset | Unobserved) -> dict[str, Any]:
     """What data.json holds."""
     return {
@@ -285,7 +315,7 @@ def prepare(folder: Path, overwrite: bool) -> None:
         for name in ("tensorboard", "evaluation", "figures", SNAPSHOTS, "prior"):
             shutil.rmtree(folder / name, ignore_errors=True)
         # The spec last: a clearing that is cut off leaves a folder that can be cleared again.
-        for name in (RUN, DATA, ENVIRONMENT, METRICS, WEIGHTS, STATE, "report.html", SPEC):
+        for name in (RUN, DATA, PREPROCESSING, ENVIRONMENT, METRICS, WEIGHTS, STATE, "report.html", SPEC):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -309,6 +339,7 @@ def write_start(
 ) -> None:
     """The files that say what a run is; spec.json last, so that a folder with it is a run."""
     write_json(folder / DATA, describe_data(dataset))
+    write_preprocessing(folder, dataset)
     write_json(folder / ENVIRONMENT, environment)
     write_json(folder / RUN, about)
     write_json(folder / SPEC, spec.to_dict())

@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from varflow.core.errors import SpecError, suggestion, unknown
-from varflow.core.settings import alternatives
+from varflow.core.settings import alternatives, read
 from varflow.settings.roles import ROLES, Chosen, every_name, parts_with
 from varflow.settings.spec import RunSpec
 
@@ -148,6 +148,8 @@ def with_choices(spec: RunSpec, arguments: list[str]) -> RunSpec:
         SpecError: a name that its table has not.
     """
     chosen: dict[str, Any] = {}
+    kinds = [read(role.shared) for role in ROLES.values() if not role.table]
+    switches = {kind.switch for kind in kinds if kind is not None and kind.switch}
     for word, after in zip(arguments, [*arguments[1:], "--"], strict=False):
         flag, has_value, value = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
@@ -158,14 +160,9 @@ def with_choices(spec: RunSpec, arguments: list[str]) -> RunSpec:
             if value not in ROLES[name].names():
                 raise unknown(flag, value, ROLES[name].names())
             chosen[name] = value
-        elif name in _BRINGING and value.isdecimal():
+        elif name in switches and value.isdecimal():
             chosen[name] = int(value)
-    # One at a time: each may bring the role of the next.
-    return spec.replace(**chosen) if chosen else spec
-
-
-#: Numbers that bring further settings where they are not 0.
-_BRINGING = ("leapfrog", "top_latent")
+    return spec.replace(**chosen)
 
 
 def spec_types(spec: RunSpec) -> dict[str, Any]:

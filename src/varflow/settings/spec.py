@@ -61,7 +61,13 @@ class RunSpec:
         >>> spec = RunSpec().preset(length=16)
         >>> spec.get("length"), spec.replace(flow="iaf").get("length")
         (None, 16)
+
+        Raises:
+            SpecError: a name that no part has, with the nearest one.
         """
+        for name in settings:
+            if name not in self._values and not parts_with(name):
+                raise self.refusal(name)
         later = {**self._later, **settings}
         return RunSpec.__new__(RunSpec)._put(choose(dict(settings), {**later, **self._values}), later)
 
@@ -135,6 +141,17 @@ class RunSpec:
                 if self.get(one) is not None and self.get(other) is not None:
                     raise SpecError(f"{one}: set together with {other}; give one of the two")
             part.settings.check(self)
+
+    def sizes(self) -> dict[str, int]:
+        """The settings that weights of the model grow with; of widths the largest."""
+        out = {}
+        for part in self._parts.values():
+            known = part.role.settings(part.choice)
+            for name in part.shown:
+                limits = [limit for limit in known[name].limits if hasattr(limit, "sizes")]
+                if limits and self._values[name] is not None:
+                    out[name] = max(limits[0].sizes(self._values[name]))
+        return out
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values: the version of the format, then role → choice and settings."""

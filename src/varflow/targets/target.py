@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive
-from varflow.core.settings import AtLeast, Settings, settings
+from varflow.core.settings import Settings, Size, settings
 from varflow.priors.prior import Prior
 
 Window = tuple[float, float, float, float]
@@ -23,7 +23,7 @@ Window = tuple[float, float, float, float]
 class TargetSettings(Settings):
     """What every target can be told; a target is inferred without data, so it brings a posterior alone."""
 
-    dimensions: Annotated[int, "D of a target of any dimension.", AtLeast(1)] = 2
+    dimensions: Annotated[int, "D of a target of any dimension.", Size()] = 2
 
     roles = ("posterior",)
     alone = "a target is a density of its own, without data, prior and likelihood; leave it out"

@@ -38,6 +38,8 @@ from varflow.training.validation import Validation
 STATE_VERSION = 2
 #: Steps between two looks at the terms.
 BOUNDARY = 200
+#: Rows that a prior of x itself is started with, at most.
+_START_ROWS = 5000
 #: Ratio of the steps of two snapshots of a fit to a target.
 _SPACING = 1.15
 
@@ -196,8 +198,10 @@ class Loop:
     def run(self) -> Outcome:
         """Train until the budget, early stopping, a signal, or a non-finite number."""
         self.model.train()
-        self._good.remember(self.step)
         begins = self.step == 0 and not self._resumed
+        if begins:
+            self.model.start(self._start_rows)
+        self._good.remember(self.step)
         if begins:
             self._validate()
             self._keep_snapshot()
@@ -240,6 +244,14 @@ class Loop:
                 saved = time.monotonic()
             self._clock = time.perf_counter()
         return "the budget is used"
+
+    def _start_rows(self, split: str) -> Tensor:
+        """Rows that a part may begin at: the first of a split, as the model sees them, under noise of their own."""
+        rows = torch.arange(min(self.dataset.sizes[split], _START_ROWS), device=self.engine.device)
+        with random.stream(random.derive(self.spec.training.seed, "start", 0)):
+            x = self.dataset.batch(split, rows).x
+        assert x is not None
+        return x
 
     def _check(self) -> None:
         """Read the terms of the steps since the last boundary, and record them."""

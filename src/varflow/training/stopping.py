@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from varflow.core import paired
+
 
 class Best:
     """The best weights so far.
@@ -34,10 +36,8 @@ class Best:
 
     def offer(self, step: int, bounds: Tensor, weights: Mapping[str, Tensor]) -> bool:
         """Take the weights of ``step`` if they are better; ``bounds`` are b_i(step) ``[V]``."""
-        if self._bounds is not None:
-            gain, error = paired(bounds, self._bounds)
-            if not gain > error:
-                return False
+        if self._bounds is not None and not paired.is_better(bounds, self._bounds):
+            return False
         self.step, self.value, self._bounds = step, float(bounds.mean()), bounds
         self.weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
         return True
@@ -55,9 +55,3 @@ class Best:
         self.step, self.value = state["step"], state["value"]
         self.weights, self._bounds = state["weights"], state["bounds"]
 
-
-def paired(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Mean and standard error of the difference of two vectors ``[V]``; no error is known of a single number."""
-    difference = (first - second).double()
-    error = float(difference.std() / len(difference) ** 0.5) if len(difference) > 1 else 0.0
-    return float(difference.mean()), error

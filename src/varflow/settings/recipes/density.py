@@ -11,11 +11,15 @@ DENSITY = Recipe(
         likelihood="identity",
         prior="maf",
         prior_length=5,
+        prior_base="gaussians",
+        prior_defensive=0.05,
         batch=128,
         lr=1e-3,
-        epochs=100,
+        steps=20_000,
         patience="auto",
     ),
     "Papamakarios, Pavlakou and Murray 2017, section 4",
-    "no batch normalisation between the layers; early stopping after 10 epochs",
+    "no batch normalisation between the layers; the flow starts from a mixture of Gaussians that EM fits first, of "
+    "which 5 % stay in the density; early stopping where the validation rows gain no more than their standard error "
+    "for the longer of 10 epochs and 1,000 updates",
 )

@@ -1,0 +1,178 @@
+"""From a spec and the form of the data to a model: each part by its own settings, sizes from the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from varflow import combinations, priors
+from varflow.core.errors import SpecError, VarflowError, suggestion
+from varflow.core.form import Form
+from varflow.data.unobserved import Unobserved
+from varflow.ensemble import Ensemble
+from varflow.likelihoods import Identity
+from varflow.model import Model
+from varflow.posteriors import Observed, ObservedCodes, Posterior
+from varflow.priors import Prior
+from varflow.settings.roles import Chosen
+from varflow.settings.spec import RunSpec
+
+PARTS = ("prior", "likelihood", "posterior")
+
+
+def build(
+    spec: RunSpec, data: Any, parts: Mapping[str, nn.Module] | None = None, seed: int | None = None
+) -> Model:
+    """The model of ``spec`` for ``data``.
+
+    Args:
+        spec: what to build.
+        data: a data set, or a :class:`~varflow.Form`: anything with ``event_shape`` and ``support``.
+        parts: parts of your own, by name (prior, likelihood, posterior); they replace the spec's.
+        seed: seed of the initial weights; without it the spec's.
+
+    Raises:
+        SpecError: an unknown part name, or parts that do not combine.
+    """
+    spec.validate()
+    own = dict(parts or {})
+    for name in own:
+        if name not in PARTS:
+            raise SpecError(f"parts: unknown part '{name}'; {suggestion(name, PARTS)}")
+    form = Form(tuple(data.event_shape), data.support, getattr(data, "levels", None))
+    with torch.random.fork_rng(devices=[]), _fitting_into_memory(spec):
+        torch.manual_seed(spec.training.seed if seed is None else seed)
+        if form.support == "none":
+            made = _inferred(spec, own)
+        elif not spec.has("posterior"):
+            made = _observed(spec, form, own)
+        else:
+            made = _latent(spec, form, own)
+    model = Model(*made)
+    combinations.check(model, form.support, levels=form.levels)
+    return model
+
+
+@contextmanager
+def _fitting_into_memory(spec: RunSpec) -> Iterator[None]:
+    """Name the largest size where a model does not fit."""
+    try:
+        yield
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        large = any(word in str(error).lower() for word in ("memory", "overflow", "too large"))
+        if isinstance(error, VarflowError) or not (large or isinstance(error, MemoryError)):
+            raise
+        name, value = max(spec.sizes().items(), key=lambda item: item[1])
+        raise SpecError(
+            f"{name}: was {value}; a model of this size does not fit into memory, use a smaller number"
+        ) from error
+
+
+def _inferred(spec: RunSpec, own: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """q(z) for a target, or for a prior of the user's own."""
+    likelihood = own.get("likelihood")
+    if "prior" in own:
+        prior = own["prior"]
+    else:
+        prior = spec.target.build()
+        likelihood = likelihood or spec.target.loaded.likelihood(spec.target.part, spec.training.batch)
+    return prior, likelihood, own.get("posterior") or _posterior(spec, prior.event_shape[0], None)
+
+
+def _observed(spec: RunSpec, form: Form, own: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """The prior is of x itself."""
+    observed = Observed(form.event_shape)
+    prior = own.get("prior") or spec.prior.build(math.prod(form.event_shape), form)
+    return prior, spec.likelihood.build(form), observed
+
+
+def _latent(spec: RunSpec, form: Form, own: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """q(z|x), then p(x|z), then p(z): the order in which initial weights are drawn."""
+    width, above = spec.posterior.width, spec.layers_above if spec.has("layers_above") else None
+    posterior = own.get("posterior") or _posterior(
+        spec, width, spec.network.loaded.encoder(form.event_shape, width)
+    )
+
+    def decoder(shape: tuple[int, ...]) -> nn.Module:
+        made: nn.Module = spec.network.loaded.decoder(width, shape)
+        return priors.Reads(made, width) if above and above.top_latent else made
+
+    likelihood = own.get("likelihood") or spec.likelihood.build(decoder, form)
+    prior = own.get("prior")
+    if prior is None and spec.prior.discrete:
+        prior = spec.prior.build(getattr(posterior, "grid", None), getattr(posterior, "codes", None))
+    elif prior is None and above and above.top_latent:
+        prior = above.prior(spec.prior.build(above.top_latent, form), width, _activation(spec))
+    elif prior is None:
+        prior = spec.prior.build(width, form)
+    return prior, likelihood, posterior
+
+
+def _posterior(spec: RunSpec, features: int, encoder: nn.Module | None) -> Posterior:
+    if not spec.has("flow"):
+        quantizer: Posterior = spec.posterior.build(encoder)
+        return quantizer
+    made: Posterior = spec.posterior.build(features, encoder, _factory(spec.flow))
+    if spec.has("layers_above"):
+        made = spec.parts["layers_above"].build(made, _activation(spec))
+    extended = _factory(spec.extended_flow) if spec.has("extended_flow") else None
+    made = spec.parts["hamiltonian"].build(made, extended)
+    return made
+
+
+def _factory(flow: Chosen) -> Callable[..., Any] | None:
+    """The flow as a callable of ``features`` and ``context_features``."""
+    return None if flow.settings is None else partial(_flow, flow)
+
+
+def _flow(flow: Chosen, features: int, context_features: int = 0) -> Any:
+    return flow.build(features, context_features)
+
+
+def _activation(spec: RunSpec) -> str:
+    """Of the networks between two stochastic layers."""
+    return str(spec.get("activation", "relu"))
+
+
+def density(prior: Prior, event_shape: int | Sequence[int] = ()) -> Model:
+    """The model whose log p(x) is the prior's: any prior fitted by maximum likelihood with ``fit``.
+
+    Example:
+        >>> import torch, varflow as vf
+        >>> model = vf.density(vf.priors.flow_prior(3, "maf"), 3)
+        >>> model.terms(torch.zeros(5, 3)).log_weight.shape
+        torch.Size([1, 5])
+
+    A prior over codes is fitted to grids of them (:func:`varflow.data.from_codes`).
+    """
+    if prior.discrete:
+        labelled = getattr(prior, "classes", None) is not None
+        observed = ObservedCodes(prior.event_shape, labelled)
+        return Model(prior, Identity(observed.event_shape, codes=True), observed)
+    return Model(prior, Identity(event_shape), Observed(event_shape))
+
+
+def build_ensemble(
+    spec: RunSpec, data: Any, parts: Mapping[str, nn.Module] | None = None
+) -> Ensemble:
+    """``spec.training.fits`` models with the seeds seed, seed + 1, … and data_seed, data_seed + 1, …"""
+    members = []
+    for fit in range(spec.training.fits):
+        seeds = {name: spec.get(name) + fit for name in ("seed", "data_seed") if spec.get(name) is not None}
+        members.append(build(spec.replace(**seeds), data, parts))
+    return Ensemble(members)
+
+
+def unobserved(spec: RunSpec, model: Model) -> Unobserved:
+    """The batches of a target's model."""
+    facts = {} if spec.target.settings is None else spec.target.loaded.facts()
+    batches = getattr(model.likelihood, "batches", "full")
+    rows = getattr(model.likelihood, "rows", None)
+    features = model.prior.event_shape[0]
+    return Unobserved(spec.target.target, features, rows, batches == "separate", facts)

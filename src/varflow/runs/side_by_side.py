@@ -1,0 +1,77 @@
+"""Runs side by side: what their models make of the same examples, and the files of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from varflow.core import random
+from varflow.report import comparison as pages
+from varflow.report.comparison import Sheet
+from varflow.runs.comparison import Comparison
+from varflow.runs.run import load
+
+#: Pictures in a panel.
+_PICTURES = 36
+
+
+def write(
+    comparison: Comparison,
+    out: Path,
+    figures: bool = True,
+    seed: int = 0,
+    data_dir: str | None = None,
+) -> list[Path]:
+    """Write ``comparison.md``, ``comparison.csv`` and ``comparison.html``; return their paths.
+
+    Args:
+        comparison: what :func:`varflow.runs.comparison.compare` gave.
+        out: the folder.
+        figures: draw samples, reconstructions and curves; without them no model is opened.
+        seed: of the samples: the same latents' noise for each run, the same examples to reconstruct.
+        data_dir: where the named data sets are, if they moved.
+
+    Raises:
+        RunError: a run cannot be opened, or a file cannot be written.
+    """
+    sheets = _sheets(comparison.names, comparison.folders, seed, data_dir) if figures else []
+    return pages.write(comparison, out, figures, sheets)
+
+
+@torch.no_grad()
+def _sheets(
+    names: Sequence[str], folders: Sequence[Path], seed: int, data_dir: str | None
+) -> list[Sheet]:
+    """Samples and reconstructions of runs on pictures."""
+    samples, again, split = {}, {}, "test"
+    for name, folder in zip(names, folders, strict=True):
+        run = load(folder)
+        model: Any = run.model
+        if data_dir is not None:
+            run.spec = run.spec.replace(data_dir=data_dir)
+        if not run.dataset.picture:
+            return []
+        with random.stream(seed):
+            samples[name] = run.dataset.pictures(model.sample(_PICTURES, mean=True))
+        count = min(_PICTURES, run.dataset.sizes[split])
+        with random.stream(seed):
+            x = run.dataset.batch(split, torch.arange(count)).x
+            again[name] = run.dataset.pictures(model.reconstruct(x))
+        originals = run.dataset.pictures(x)
+    return [
+        Sheet(
+            "Samples",
+            f"{_PICTURES} draws of each run's prior, decoded: the likelihood's mean, with the same random numbers "
+            "for all runs.",
+            samples,
+        ),
+        Sheet(
+            "Reconstructions",
+            f"The first {count} {split} examples, then each run's reconstructions in the same places: the "
+            "likelihood's mean at one draw of q(z|x).",
+            {f"{split} examples": originals, **again},
+        ),
+    ]
