@@ -25,6 +25,7 @@ from varflow.data.prepare import (
     to_levels,
 )
 from varflow.data.protocols import LEVELS, Identity, Protocol, Standardize
+from varflow.data.table import Table
 
 
 def load(
@@ -56,7 +57,7 @@ def load(
         resize: (height, width) or both at once, for a folder of pictures of several sizes.
         verify: refuse files whose checksum is not the official one.
         data_seed: of data that are simulated.
-        continuous: what "auto" chooses has a density: logit for levels, standardize for real numbers of
+        continuous: what "auto" chooses has a density: logit for levels, table for real numbers of
             your own.
 
     Raises:
@@ -236,7 +237,7 @@ def _build(
 
 def _auto(levels: int | None, colour: bool, continuous: bool) -> str:
     if continuous:
-        return "standardize" if levels is None else "logit"
+        return "table" if levels is None else "logit"
     if levels is None:
         return "none"
     if levels == 2:
@@ -249,4 +250,6 @@ def _protocol(name: str, levels: int | None, values: dict[str, Tensor]) -> Proto
         return LEVELS[name](name, levels)
     if name == "standardize":
         return Standardize.fit(values["train"])
+    if name == "table":
+        return Table.fit(values["train"])
     return Identity(name, None)

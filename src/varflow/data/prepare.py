@@ -17,7 +17,7 @@ from varflow.data.protocols import LEVELS
 SPLIT_SEED = 0
 
 #: Protocols of real numbers.
-REAL = ("none", "standardize")
+REAL = ("none", "standardize", "table")
 
 #: Channels of a colour picture.
 COLOUR = 3

@@ -22,6 +22,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from varflow.core.errors import DataError
+from varflow.core.lazy import resolve
 
 Support = Literal["binary", "grey", "levels", "unit", "real", "codes"]
 Encoded = tuple[Float[Tensor, "batch ..."], Float[Tensor, " batch"]]
@@ -83,6 +84,10 @@ class Protocol:
 
     def to(self, device: torch.device) -> Protocol:
         return self
+
+    def treatment(self) -> dict[str, Any]:
+        """What it does to single columns, for :meth:`Dataset.describe`."""
+        return {}
 
     def stored_values(self, x: Tensor) -> Tensor:
         """What x stands for, as the data are stored: real numbers, or levels 0 … L − 1 as uint8."""
@@ -318,14 +323,15 @@ def restored(name: str, levels: int | None, learned: dict[str, list[Any]]) -> Pr
     Raises:
         DataError: numbers that are not what this protocol learns.
     """
-    kind = LEARNING.get(name)
-    if kind is None:
+    if name not in LEARNING:
         if name in LEVELS:
             return LEVELS[name](name, levels)
         return Codes(name, levels) if name == "codes" else Identity(name, None)
+    kind = resolve(LEARNING[name])
     try:
         held = {key: torch.tensor(value, dtype=torch.float64) for key, value in learned.items()}
-        return kind(name, None, **held)
+        made: Protocol = kind(name, None, **held)
+        return made
     except (TypeError, ValueError) as error:
         raise DataError(
             f"preprocessing: '{name}' cannot be read from the run ({error}); restore the file or fit again"
@@ -333,7 +339,10 @@ def restored(name: str, levels: int | None, learned: dict[str, list[Any]]) -> Pr
 
 
 #: name → class, for protocols that learn from the training split.
-LEARNING: dict[str, type[Protocol]] = {"standardize": Standardize}
+LEARNING = {
+    "standardize": "varflow.data.protocols:Standardize",
+    "table": "varflow.data.table:Table",
+}
 
 #: name → class, for stored levels (and real numbers within [0, 1] where L may be None).
 LEVELS: dict[str, type[Protocol]] = {
