@@ -59,7 +59,7 @@ def test_the_forward_map_has_the_checks_of_every_flow():
     ids=["inverse", "log q", "path gradient", "prior", "composed", "transform"],
 )
 def test_what_needs_the_inverse_says_so(ask):
-    with pytest.raises(SpecError, match="flow: Bend has no inverse, which .* needs .* write Bend.pull"):
+    with pytest.raises(SpecError, match=r"flow: Bend has no inverse, which .* needs .* write Bend\.pull"):
         ask()
 
 
