@@ -79,10 +79,16 @@ def test_auto_is_the_longer_of_epochs_and_steps():
     assert VALIDATION.steps("validate_every", "auto", 300) == 300
 
 
+@pytest.mark.parametrize("value", [20, 20.0, "20", "20 epochs", " 20 epoch "])
+def test_a_number_without_a_unit_counts_epochs(value):
+    assert DURATION.steps("warmup", value, 7) == 140
+
+
 @pytest.mark.parametrize("name", ["warmup", "patience", "validate_every", "prior_patience"])
-def test_a_number_without_a_unit_is_refused(name):
-    with pytest.raises(SpecError, match=rf"{name}: was 20; .*'20 epochs' or '20 steps'"):
-        vf.fit("vq-pixelcnn", **{name: 20})
+@pytest.mark.parametrize("value", ["20 days", -1, True])
+def test_what_is_no_duration_is_refused_by_name(name, value):
+    with pytest.raises(SpecError, match=rf"{name}: was .*; give a number with its unit"):
+        vf.fit("vq-pixelcnn", **{name: value})
 
 
 @pytest.mark.parametrize("value", ["-1 epochs", "ten epochs", "3 days", "", "auto"])

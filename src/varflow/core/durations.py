@@ -1,4 +1,4 @@
-"""How long something lasts: a number with its unit, "10 epochs" or "2000 steps". A step is one update."""
+"""How long something lasts: "10 epochs" or "2000 steps". A step is one update; a number alone counts epochs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from varflow.core.errors import SpecError
 
-_FORM = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(epoch|step)s?\s*")
+_FORM = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(?:(epoch|step)s?\s*)?")
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,16 @@ class Lasting:
 
     def refuses(self, value: object) -> str | None:
         """What is wrong with a value, the end of a sentence; None where it is a duration."""
-        text = str(value).strip()
-        if _FORM.fullmatch(text) or (value == "auto" and self.auto):
+        if _FORM.fullmatch(str(value)) or (value == "auto" and self.auto):
             return None
-        number = text.replace(".", "", 1).isdecimal()
-        shown = f"'{text} epochs' or '{text} steps'" if number else "e.g. '10 epochs' or '2000 steps'"
+        shown = "e.g. '10 epochs', '2000 steps', or 10 for epochs"
         return f"give a number with its unit, {shown}" + (", or auto" if self.auto else "")
 
     def steps(self, name: str, value: object, steps_per_epoch: int) -> int:
         """The duration in updates, rounded; at least one where it is not zero.
 
         Raises:
-            SpecError: no number, no unit, or "auto" where that has no meaning.
+            SpecError: no number, another unit, or "auto" where that has no meaning.
         """
         if value == "auto" and self.auto is not None:
             return max(self.auto[0] * steps_per_epoch, self.auto[1])
@@ -44,7 +42,7 @@ class Lasting:
             raise SpecError(f"{name}: was {value!r}; {said}")
         found = _FORM.fullmatch(str(value))
         assert found is not None
-        updates = float(found[1]) * (steps_per_epoch if found[2] == "epoch" else 1)
+        updates = float(found[1]) * (steps_per_epoch if found[2] != "step" else 1)
         return max(1, round(updates)) if updates else 0
 
 

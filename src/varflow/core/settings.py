@@ -210,6 +210,8 @@ class Setting:
         ahead = [limit for limit in self.limits if limit.takes == "anything" and value is not None]
         for limit in ahead:
             self._compare(name, value, limit)
+        if ahead:
+            return
         check_type(name, value, self.kind)
         for limit in self.limits:
             if limit.takes == ("words" if isinstance(value, str) else "numbers") and value is not None:

@@ -10,6 +10,7 @@ _EXPORTS = {
     "StridedDecoder": "varflow.networks.strided:StridedDecoder",
     "MADE": "varflow.networks.made:MADE",
     "Linear": "varflow.networks.linear:Linear",
+    "output_features": "varflow.networks.sizes:output_features",
     "MaskedConv": "varflow.networks.masked:MaskedConv",
     "VQEncoder": "varflow.networks.vq:VQEncoder",
     "VQDecoder": "varflow.networks.vq:VQDecoder",

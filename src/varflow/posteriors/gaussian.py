@@ -10,7 +10,7 @@ the decoder can undo must not be free.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -22,6 +22,7 @@ from varflow.core.errors import ShapeError, SpecError, positive, unknown
 from varflow.core.settings import Settings, Size, settings
 from varflow.flows.flow import Flow, Local, full_precision, without_autocast
 from varflow.networks.linear import Linear
+from varflow.networks.sizes import output_features
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 from varflow.priors.normal import StandardNormal
 from varflow.priors.prior import Prior
@@ -177,8 +178,9 @@ class Gaussian(Posterior):
 
     Args:
         features: D, the number of latent features.
-        encoder: a network ``[B, *event] -> [B, encoder.features]``; without one the posterior is
-            for a target and its moments are parameters of its own.
+        encoder: any network ``[B, *event] -> [B, F]``; without one the posterior is for a target and its moments
+            are parameters of its own. F is its attribute ``features``, or found by a dry run
+            (:func:`varflow.networks.output_features`).
         flow: none, a built :class:`~varflow.flows.Flow`, or a callable such as
             ``functools.partial(Planar, length=16)`` that is called with ``features`` and
             ``context_features``, so that no size has to be computed.
@@ -186,6 +188,7 @@ class Gaussian(Posterior):
         context: what an amortized flow sees: ``"features"`` of the encoder, or ``"moments"``, a
             linear map ``[2D] -> [D]`` of (μ, log σ²).
         base: ``"learned"`` moments, or ``"fixed"`` at N(0, I).
+        event_shape: shape of one x, for the dry run of an encoder whose first layer does not tell it.
 
     Raises:
         SpecError: parts that do not fit each other.
@@ -203,6 +206,7 @@ class Gaussian(Posterior):
         amortized: bool = False,
         context: Literal["features", "moments"] = "features",
         base: Literal["learned", "fixed"] = "learned",
+        event_shape: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         positive(features=features)
@@ -221,7 +225,7 @@ class Gaussian(Posterior):
         self.features, self.context, self.base = features, context, base
         self.encoder = encoder
         self.reads_x = encoder is not None
-        width = 0 if encoder is None else int(encoder.features)  # type: ignore[arg-type]
+        width = 0 if encoder is None else output_features(encoder, event_shape)
         context_features = features if context == "moments" else width
         if flow is not None and not isinstance(flow, Flow):
             flow = flow(features=features, context_features=context_features if amortized else 0)
