@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from varflow.core.errors import SpecError
-from varflow.networks.linear import linear
+from varflow.networks.linear import linear, uniform
 
 
 class MADE(nn.Module):
@@ -78,12 +78,12 @@ class MADE(nn.Module):
 
         for index, mask in enumerate(masks):
             self.register_buffer(f"mask{index}", mask, persistent=False)
-        self.weights = nn.ParameterList(_uniform(length, *mask.shape) for mask in masks)
+        self.weights = nn.ParameterList(uniform(length, *mask.shape, fan_in=mask.shape[1]) for mask in masks)
         self.biases = nn.ParameterList(
-            _uniform(length, *mask.shape[:1], fan_in=mask.shape[1]) for mask in masks
+            uniform(length, *mask.shape[:1], fan_in=mask.shape[1]) for mask in masks
         )
         self.context_weight = (
-            _uniform(length, hidden[0], context_features) if context_features else None
+            uniform(length, hidden[0], context_features, fan_in=context_features) if context_features else None
         )
         if zero_output:
             nn.init.zeros_(self.weights[-1])
@@ -255,8 +255,3 @@ def _append(known: Tensor | None, new: Tensor, batch: Sequence[int]) -> Tensor:
     # Units that only see the bias or the context may lack some of the batch dimensions.
     new = new.expand(*batch, new.shape[-1])
     return new if known is None else torch.cat((known, new), -1)
-
-
-def _uniform(*shape: int, fan_in: int | None = None) -> nn.Parameter:
-    bound = (fan_in or shape[-1]) ** -0.5
-    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
