@@ -17,7 +17,9 @@ NORMALIZATIONS = get_args(Normalization)
 
 
 class PictureNetwork(nn.Module):
-    """``[*batch, *in_shape]`` → ``[*batch, *out_shape]`` by ``layers``; any leading dimensions, also when one is 0."""
+    """``[*batch, *in_shape]`` → ``[*batch, *out_shape]`` by ``layers``. Any leading dimensions are batch, also when
+    one is 0.
+    """
 
     in_shape: Shape
     out_shape: Shape
