@@ -162,7 +162,8 @@ class Step:
     ) -> tuple[Float[Tensor, "*batch features"], Float[Tensor, "*batch outputs features"]]:
         """Compute the features one by one: z_i = update(i, outputs for i given z_<i).
 
-        A hidden unit of degree m is computed once, as soon as z_m is known. Exact, no iteration.
+        A hidden unit of degree m is computed once, as soon as z_m is known. Exact, no iteration;
+        :func:`feature_by_feature` is the definition.
 
         Args:
             update: (index of the feature, outputs ``[*batch, outputs]``) → value ``[*batch]``.
@@ -237,6 +238,17 @@ class Step:
 
     def _ordered(self, z: Tensor) -> Tensor:
         return z.flip(-1) if self.reverse else z
+
+
+def feature_by_feature(
+    step: Step, update: Callable[[int, Tensor], Tensor], batch: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The definition of :meth:`Step.sequential`: a whole pass for each feature, which reads those before it alone."""
+    z = step.weights[0].new_zeros(*batch, step.features)
+    for i in reversed(range(step.features)) if step.reverse else range(step.features):
+        value = update(i, step(z)[..., i].expand(*batch, step.outputs))
+        z = torch.cat([z[..., :i], value.unsqueeze(-1), z[..., i + 1 :]], -1)
+    return z, step(z).expand(*batch, step.outputs, step.features)
 
 
 def traced() -> bool:
