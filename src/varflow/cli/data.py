@@ -19,7 +19,7 @@ class Data:
     name: str | None = None
     """The data set."""
     data_dir: str | None = None
-    """Folder of the named data sets; without it VARFLOW_DATA, then ~/.cache/varflow."""
+    """Folder of the named data sets; without it VARFLOW_DATA, then the cache (~/.cache/varflow on Linux)."""
 
 
 def main(arguments: list[str]) -> int:

@@ -12,6 +12,14 @@ from typing import IO, Any
 from varflow.core.errors import RunError
 
 
+def cache_folder() -> Path:
+    """Where varflow keeps what can be made or fetched again: VARFLOW_CACHE, else the system's folder for caches."""
+    import platformdirs
+
+    given = os.environ.get("VARFLOW_CACHE")
+    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("varflow", appauthor=False))
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step.
 

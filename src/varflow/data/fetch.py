@@ -33,7 +33,7 @@ def download(
     verify: bool = True,
     say: Say = lambda line: None,
 ) -> Path:
-    """Fetch data set ``name`` into ``data_dir`` (else VARFLOW_DATA, else ~/.cache/varflow).
+    """Fetch data set ``name`` into ``data_dir`` (else VARFLOW_DATA, else the cache).
 
     Each file goes to a temporary file, is verified, and is moved into place in one step; files
     that are there and right are kept. A failed download leaves nothing behind.

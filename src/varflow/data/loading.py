@@ -50,7 +50,7 @@ def load(
 
     Args:
         protocol: a name in ``varflow.data.PROTOCOLS``.
-        data_dir: folder of the named data sets; else VARFLOW_DATA, else ~/.cache/varflow.
+        data_dir: folder of the named data sets; else VARFLOW_DATA, else the cache.
         flip: mirror training pictures at random; without it, for CIFAR-10 alone.
         seed_eval: seed of the one draw that validation and test use.
         levels: of own data, see :func:`from_tensor`.

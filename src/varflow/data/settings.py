@@ -25,7 +25,7 @@ class DataSettings(Settings):
     ] = "auto"
     data_dir: Annotated[
         str | None,
-        "Folder of the named data sets; without it VARFLOW_DATA, then ~/.cache/varflow.",
+        "Folder of the named data sets; without it VARFLOW_DATA, then the cache (~/.cache/varflow on Linux).",
     ] = None
     flip: Annotated[
         bool | None, "Horizontal flips in training; without it the data set's own default."

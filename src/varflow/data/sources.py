@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from varflow.core.errors import DataError
+from varflow.core.files import cache_folder
 
 
 class File(NamedTuple):
@@ -121,8 +122,9 @@ FLIPS = frozenset({"cifar10", "cifar10-subset"})
 
 
 def data_folder(data_dir: str | os.PathLike[str] | None) -> Path:
-    """``data_dir``, else the environment's VARFLOW_DATA, else ~/.cache/varflow."""
-    return Path(data_dir or os.environ.get("VARFLOW_DATA") or "~/.cache/varflow").expanduser()
+    """``data_dir``, else the environment's VARFLOW_DATA, else the cache (~/.cache/varflow on Linux)."""
+    given = data_dir or os.environ.get("VARFLOW_DATA")
+    return Path(given).expanduser() if given else cache_folder()
 
 
 def missing(name: str, root: Path, expected: list[str]) -> DataError:

@@ -18,6 +18,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from varflow.core.files import cache_folder
+
 SOURCES = [Path(__file__).with_name(name) for name in ("planar.cpp", "bernoulli.cpp", "made.cpp")]
 HEADERS = [Path(__file__).with_name(name) for name in ("chain.h", "vector.h")]
 #: No -ffast-math: it would drop NaN, and change how the whole process rounds and flushes.
@@ -61,7 +63,7 @@ def load() -> ctypes.CDLL:
 
 
 def cache() -> Path:
-    return Path(os.environ.get("VARFLOW_CACHE") or "~/.cache/varflow").expanduser() / "native"
+    return cache_folder() / "native"
 
 
 def find_compiler() -> list[str]:
