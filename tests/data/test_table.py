@@ -132,3 +132,15 @@ def test_wine_fits_by_default_with_its_whole_numbers_named() -> None:
     assert isinstance(found, Table)
     # Column 5 is magnesium, 13 proline: whole numbers.
     assert {"5", "13"} <= set(found.treatment()["rounded_columns"])
+
+
+def test_a_vae_of_a_table_has_no_rounded_column_as_it_is() -> None:
+    g = seeded(3)
+    real = torch.randn(300, 2, generator=g)
+    whole = torch.randint(0, 5, (300, 1), generator=g).float()
+    assert vd.from_tensor(real).protocol == "none"
+    data = vd.from_tensor(torch.cat([real, whole], 1))
+    assert data.protocol == "table"
+    assert data.describe()["rounded_columns"] == {"3": 1.0}
+    # Under a name nothing is done that was not asked for.
+    assert vd.from_tensor(torch.cat([real, whole], 1), protocol="standardize").protocol == "standardize"

@@ -64,8 +64,8 @@ def test_log_prob_of_new_raw_rows_needs_no_data(folder: Path) -> None:
     assert z.abs().max() < 10 / math.sqrt(2000)
 
 
-def test_a_change_of_units_moves_log_p_by_its_log_determinant(lengths: torch.Tensor) -> None:
-    metres = vf.fit("density", lengths, prior="maf", **OPTIONS)
+def test_a_change_of_units_moves_log_p_by_its_log_determinant(folder: Path, lengths: torch.Tensor) -> None:
+    metres = vf.load(folder)
     centimetres = vf.fit("density", 100 * lengths, prior="maf", **OPTIONS)
     there, here = metres.log_prob(lengths[:50]), centimetres.log_prob(100 * lengths[:50])
     torch.testing.assert_close(here, there - 2 * math.log(100), atol=2e-3, rtol=0)

@@ -36,6 +36,8 @@ class Same(nn.Module):
 
 
 def linear_gaussian(**options) -> tuple[LinearGaussian, vf.Model]:
+    """Always the same: of some encoders the weights have too long a tail for a standard error."""
+    torch.manual_seed(0)
     exact = LinearGaussian(torch.tensor(EXACT_WEIGHT), torch.tensor([0.1, -0.2, 0.3]), 1.0)
     decoder = vf.networks.MLP(2, 3, hidden=())
     with torch.no_grad():

@@ -20,7 +20,8 @@ SOURCES = {
 
 #: Protocols → what the model sees. Numbers of two protocols are never comparable.
 PROTOCOLS = {
-    "auto": "grey pictures: dynamic; colour: logit; values 0 and 1: threshold; tables: none",
+    "auto": "grey pictures: dynamic; colour: logit; values 0 and 1: threshold; tables: none, or table where a column "
+    "is rounded",
     "dynamic": "binary: Bernoulli(v/(levels − 1)), drawn anew in each training batch",
     "static": "binary: Larochelle's published files of MNIST",
     "threshold": "binary: v/(levels − 1) > 1/2",

@@ -25,7 +25,7 @@ from varflow.data.prepare import (
     to_levels,
 )
 from varflow.data.protocols import LEVELS, Identity, Protocol, Standardize
-from varflow.data.table import Table
+from varflow.data.table import Table, has_rounded_columns
 
 
 def load(
@@ -254,6 +254,9 @@ def _build(
     if protocol == "auto":
         colour = picture and values["train"].shape[1] == COLOUR
         protocol = _auto(levels, colour, continuous)
+        # A Gaussian of whole numbers has no highest density, as any other continuous likelihood.
+        if protocol == "none" and has_rounded_columns(values["train"]):
+            protocol = "table"
     if flip and not picture:
         raise SpecError("flip: only pictures can be mirrored, and these are none; leave it out")
     return Dataset(

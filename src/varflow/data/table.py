@@ -132,9 +132,19 @@ class Table(Protocol):
         return {"rounded_columns": rounded, "heavy_tailed_columns": heavy}
 
 
+def has_rounded_columns(train: Tensor) -> bool:
+    """Whether a table has columns that a continuous density must not have as they are."""
+    if train.dim() != 2:
+        return False
+    columns = train.double().cpu().T
+    return any(_step(column, f"column {number + 1}") > 0 for number, column in enumerate(columns))
+
+
 def _step(column: Tensor, name: str) -> float:
     """The step of a rounded column's grid, 0 for a continuous column."""
     values, counts = column.unique(return_counts=True)
+    if len(values) == 1:
+        return 0.0
     whole = bool((values == values.round()).all())
     share = float(counts.max()) / len(column)
     differ = len(values) / len(column)
