@@ -555,7 +555,7 @@ def test_turned_off_by_the_environment() -> None:
 def test_switch() -> None:
     z = torch.randn(4, 3)
     assert native.available()
-    assert native.reason() == ""
+    assert native.reason() == native.absence() == ""
     for wanted in (False, True):
         native.use(wanted)
         assert native.in_use() == planar.usable(z) == wanted
@@ -585,6 +585,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     native.use(True)
     assert not native.in_use()
     assert "no C++ compiler" in native.reason()
+    assert native.reason() in native.absence()
     out, _ = Planar(3, 2)(torch.randn(4, 3))
     assert out.isfinite().all()
 

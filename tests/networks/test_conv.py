@@ -12,7 +12,8 @@ from torch import nn
 
 from varflow.core.errors import ShapeError, SpecError
 from varflow.networks import ConvDecoder, ConvEncoder
-from varflow.networks.conv import NORMALIZATIONS, pyramid
+from varflow.networks.conv import pyramid
+from varflow.networks.pictures import NORMALIZATIONS
 
 double = torch.float64
 

@@ -8,6 +8,7 @@ from torch.func import jacrev, vmap
 
 from varflow.core.errors import SpecError
 from varflow.networks import MADE
+from varflow.networks.made import feature_by_feature
 
 
 @pytest.mark.parametrize("d", [1, 2, 5, 40])
@@ -76,6 +77,24 @@ def test_sequential_passes_reproduce_the_parallel_one(context_features: int, ste
     assert torch.equal(values, z)
     torch.testing.assert_close(raw, made(z, context, step=step), rtol=1e-13, atol=1e-13)
     assert order == (list(range(6)) if step == 0 else list(range(5, -1, -1)))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("context_features", [0, 2])
+@pytest.mark.parametrize("step", [0, 1])
+def test_sequential_is_its_definition(context_features: int, step: int, gradients: bool) -> None:
+    torch.manual_seed(0)
+    made = MADE(5, 2, (9, 17), context_features, length=2).double()
+    context = torch.randn(3, context_features, dtype=torch.float64) if context_features else None
+    noise = torch.randn(4, 3, 5, dtype=torch.float64)
+
+    def update(i: int, raw: torch.Tensor) -> torch.Tensor:
+        return noise[..., i] * raw[..., 0].exp() + raw[..., 1]
+
+    with torch.set_grad_enabled(gradients):
+        one = made.steps(context)[step]
+        found = one.sequential(update, (4, 3))
+        torch.testing.assert_close(found, feature_by_feature(one, update, (4, 3)), rtol=1e-12, atol=1e-12)
 
 
 def test_steps_have_their_own_weights() -> None:

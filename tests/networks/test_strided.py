@@ -11,7 +11,7 @@ from torch import nn
 import varflow as vf
 from varflow.core.errors import ShapeError, SpecError
 from varflow.networks import StridedDecoder, StridedEncoder
-from varflow.networks.conv import NORMALIZATIONS
+from varflow.networks.pictures import NORMALIZATIONS
 from varflow.networks.strided import UPSAMPLINGS, halvings
 
 double = torch.float64

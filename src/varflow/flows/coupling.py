@@ -15,7 +15,7 @@ from varflow.core.errors import SpecError, positive
 from varflow.flows.compose import Compose
 from varflow.flows.elementwise import Affine
 from varflow.flows.flow import Flow, Local
-from varflow.networks.linear import linear
+from varflow.networks.linear import linear, uniform
 
 
 class _Coupling(Flow):
@@ -55,13 +55,13 @@ class _Coupling(Flow):
         self.larger = (features + 1) // 2
         inputs, targets = (self.larger, *widths), (*widths, self.outputs * self.larger)
         self.weights = nn.ParameterList(
-            _uniform((length, out, size), size) for size, out in zip(inputs, targets, strict=True)
+            uniform(length, out, size, fan_in=size) for size, out in zip(inputs, targets, strict=True)
         )
         self.biases = nn.ParameterList(
-            _uniform((length, out), size) for size, out in zip(inputs, targets, strict=True)
+            uniform(length, out, fan_in=size) for size, out in zip(inputs, targets, strict=True)
         )
         self.context_weight = (
-            _uniform((length, targets[0], context_features), context_features)
+            uniform(length, targets[0], context_features, fan_in=context_features)
             if context_features
             else None
         )
@@ -215,7 +215,3 @@ class _Step(NamedTuple):
             h = F.relu(linear(h, weight, bias))
         out = linear(h, self.weights[-1], self.biases[-1])
         return out.unflatten(-1, (self.outputs, -1))[..., :size].unbind(-2)
-
-
-def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5))

@@ -1,6 +1,8 @@
 """Householder flow: a product of reflections, an orthogonal map.
 
-The last three functions are the product of all reflections at once; Sylvester flows make their frames of it.
+:func:`step_by_step` is the definition. :func:`reflect` is the product of all reflections at once, of which Sylvester
+flows make their frames.
+make their frames of.
 """
 
 from __future__ import annotations
@@ -98,6 +100,13 @@ class Householder(Flow):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, length={self.length}"
+
+
+def step_by_step(z: Tensor, vectors: Tensor) -> Tensor:
+    """The definition, for z ``[..., D]`` and vectors that are not 0: z ← z − 2 v (vᵀz) / ‖v‖², one after another."""
+    for v in vectors:
+        z = z - 2 * (z @ v).unsqueeze(-1) * v / (v @ v)
+    return z
 
 
 def unit(v: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""Planar flow: each step pushes points along one direction, by an amount set by a plane."""
+"""Planar flow: each step pushes points along one direction, by an amount set by a plane.
+
+:func:`step_by_step` is the definition; :func:`push_in_torch` computes all steps in the coordinates wᵀz, and
+compiled code does the same in one call.
+"""
 
 from __future__ import annotations
 

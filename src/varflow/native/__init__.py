@@ -1,4 +1,4 @@
-"""Compiled twins of what training and sampling repeat most, where a C++ compiler is at hand.
+"""Compiled forms of what training and sampling repeat most, where a C++ compiler is at hand.
 
 Small flows are bound by the number of torch operations, not by arithmetic; one call of compiled code
 replaces about forty of them. The Bernoulli likelihood is bound by memory: one pass replaces four, or nine
@@ -7,6 +7,10 @@ of products of a few numbers, which are one call too. The code is compiled when 
 seconds, once per machine) and agrees with the torch expression up to rounding. Without a compiler, or
 with ``VARFLOW_NATIVE=0`` in the environment, everything runs in torch, as it does on other devices.
 
+Each of ``native.planar``, ``native.bernoulli`` and ``native.made`` has ``usable``, which says of tensors whether
+compiled code takes them, and the function itself. What they compute stands in torch beside each caller: it is what
+a reader meets first, what tests compare with, and what runs elsewhere.
+
 A run stores :func:`in_use` and a resumed run passes it to :func:`use`, because the last bits differ.
 """
 
@@ -14,6 +18,10 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from varflow.native import build
 from varflow.native.calls import Calls
@@ -34,6 +42,16 @@ def reason() -> str:
     return _why_not or ""
 
 
+def absence() -> str:
+    """What to tell the user of it: nothing where there is compiled code, or where it was turned off on purpose."""
+    if available() or os.environ.get("VARFLOW_NATIVE") == "0":
+        return ""
+    return (
+        f"note: flows and the Bernoulli likelihood run in torch alone, up to a few times slower, because there is no "
+        f"compiled code here ({reason()})"
+    )
+
+
 def use(wanted: bool) -> None:
     """Use the compiled code from here on, where it is available, or do not."""
     global _wanted
@@ -43,6 +61,33 @@ def use(wanted: bool) -> None:
 def in_use() -> bool:
     """Whether flows on the CPU run compiled code; compiles it at the first call."""
     return _wanted and available()
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Whether compiled code takes these: dense CPU tensors of one dtype, float32 or float64, none empty."""
+    dtype = tensors[0].dtype
+    if dtype is not torch.float32 and dtype is not torch.float64:
+        return False
+    for x in tensors:
+        if not x.is_cpu or x.dtype is not dtype or not x.numel():
+            return False
+    if torch.compiler.is_compiling():
+        return _in_use_for_compiler()
+    return (
+        all(type(x) in _PLAIN for x in tensors)
+        and forward_ad._current_level < 0
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._get_tracing_state() is None
+        and in_use()
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+@torch.compiler.assume_constant_result
+def _in_use_for_compiler() -> bool:
+    return in_use()
 
 
 def loaded() -> Calls | None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from varflow import native
-from varflow.native import eligible
 
 
 def usable(x: Tensor, logits: Tensor) -> bool:
@@ -26,7 +25,7 @@ def usable(x: Tensor, logits: Tensor) -> bool:
         and x.is_contiguous()
         and not (x.requires_grad and torch.is_grad_enabled())
         and not torch._C._are_functorch_transforms_active()
-        and eligible.usable(x, logits)
+        and native.usable(x, logits)
     )
 
 

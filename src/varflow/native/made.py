@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from varflow import native
-from varflow.native import eligible
 from varflow.native.calls import MOST_LAYERS
 from varflow.networks.made import Step, traced
 
@@ -24,7 +23,7 @@ def usable(z: Tensor, step: Step, bound: float) -> bool:
         and step.outputs == 2
         and len(step.weights) <= MOST_LAYERS
         and bound <= _BOUND
-        and eligible.usable(z, *step.weights, *step.biases)
+        and native.usable(z, *step.weights, *step.biases)
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from varflow import native
-from varflow.native.eligible import usable as usable
+from varflow.native import usable as usable
 
 #: The torch expression: (z, parameters, K, shift) → (z′, ladj).
 InTorch = Callable[[Tensor, tuple[Tensor, ...], int, float], tuple[Tensor, Tensor]]
@@ -169,46 +169,22 @@ _library.define(
 )
 
 
-def _push_operator(
-    z: Tensor, parameters: list[Tensor], length: int, shift: float
-) -> tuple[Tensor, Tensor]:
-    return native.calls_in_use().push(z, tuple(parameters), length, shift)
-
-
-def _back_operator(
-    z: Tensor,
-    parameters: list[Tensor],
-    grad_out: Tensor,
-    grad_ladj: Tensor,
-    length: int,
-    shift: float,
-) -> list[Tensor]:
-    return list(
-        native.calls_in_use().back(z, tuple(parameters), grad_out, grad_ladj, length, shift)
-    )
-
-
-_library.impl("planar", _push_operator, "CPU")
-_library.impl("planar_back", _back_operator, "CPU")
-
-
-@torch.library.register_fake("varflow::planar", lib=_library)
-def _push_shapes(
-    z: Tensor, parameters: list[Tensor], length: int, shift: float
-) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape), z.new_empty(z.shape[:-1])
-
-
-@torch.library.register_fake("varflow::planar_back", lib=_library)
-def _back_shapes(
-    z: Tensor,
-    parameters: list[Tensor],
-    grad_out: Tensor,
-    grad_ladj: Tensor,
-    length: int,
-    shift: float,
-) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (z, *parameters)]
+_library.impl(
+    "planar", lambda z, parameters, *settings: native.calls_in_use().push(z, tuple(parameters), *settings), "CPU"
+)
+_library.impl(
+    "planar_back",
+    lambda z, parameters, *rest: list(native.calls_in_use().back(z, tuple(parameters), *rest)),
+    "CPU",
+)
+torch.library.register_fake(
+    "varflow::planar", lambda z, *_: (z.new_empty(z.shape), z.new_empty(z.shape[:-1])), lib=_library
+)
+torch.library.register_fake(
+    "varflow::planar_back",
+    lambda z, parameters, *_: [x.new_empty(x.shape) for x in (z, *parameters)],
+    lib=_library,
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -231,11 +207,11 @@ torch.library.register_autograd(
 
 @torch.library.register_vmap("varflow::planar", lib=_library)
 def _push_batched(
-    info: Any, in_dims: tuple[Any, ...], z: Tensor, parameters: list[Tensor], length: int, shift: float
+    info: Any, in_dims: tuple[Any, ...], z: Tensor, parameters: list[Tensor], *settings: Any
 ) -> tuple[Any, Any]:
     dims = (in_dims[0], *_each(in_dims[1], parameters))
     (z,), parameters, at = _fold(info, dims, (z, *parameters), 1)
-    return torch.ops.varflow.planar(z, parameters, length, shift), (at, at)
+    return torch.ops.varflow.planar(z, parameters, *settings), (at, at)
 
 
 @torch.library.register_vmap("varflow::planar_back", lib=_library)
@@ -246,13 +222,12 @@ def _back_batched(
     parameters: list[Tensor],
     grad_out: Tensor,
     grad_ladj: Tensor,
-    length: int,
-    shift: float,
+    *settings: Any,
 ) -> tuple[Any, Any]:
     dims = (in_dims[2], in_dims[3], in_dims[0], *_each(in_dims[1], parameters))
     tensors = (grad_out, grad_ladj, z, *parameters)
     (grad_out, grad_ladj, z), parameters, at = _fold(info, dims, tensors, 3, own=True)
-    grads = torch.ops.varflow.planar_back(z, parameters, grad_out, grad_ladj, length, shift)
+    grads = torch.ops.varflow.planar_back(z, parameters, grad_out, grad_ladj, *settings)
     return grads, [at, *[0] * len(parameters)]
 
 

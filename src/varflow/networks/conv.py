@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +12,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from varflow.core.errors import SpecError, unknown
+from varflow.core.errors import SpecError
 from varflow.core.settings import Settings, Size, settings
 from varflow.networks.linear import Linear
-from varflow.networks.mlp import Shape, as_shape, check_input
-
-Normalization = Literal["none", "group", "layer", "batch"]
-NORMALIZATIONS = get_args(Normalization)
+from varflow.networks.mlp import Shape, as_shape
+from varflow.networks.pictures import (
+    Normalization,
+    PictureNetwork,
+    as_picture,
+    normalized,
+    pictures,
+)
 
 
 @settings("ConvEncoder")
@@ -50,23 +54,10 @@ class ConvSettings(Settings):
         return {n: v for n, v in own.items() if v is not None} | {"normalization": self.normalization}
 
 
-def pictures(network: str, shape: Shape, instead: str = "use network=mlp") -> Shape:
-    """``shape``, where it is one of pictures.
-
-    Raises:
-        SpecError: it is not.
-    """
-    if len(shape) != 3:
-        raise SpecError(f"network: {network} needs pictures [C, H, W], the data have shape {shape}; {instead}")
-    return shape
-
-
 class _Options:
     """How the convolutions of one network are built."""
 
     def __init__(self, bottleneck: bool, weight_norm: bool, normalization: str) -> None:
-        if normalization not in NORMALIZATIONS:
-            raise unknown("normalization", normalization, NORMALIZATIONS)
         self.bottleneck, self.weight_norm = bottleneck, weight_norm
         self.normalization = normalization
 
@@ -82,15 +73,7 @@ class _Options:
         return _normalized(conv, 1) if self.weight_norm else conv
 
     def norm(self, channels: int) -> nn.Module:
-        if self.normalization == "none":
-            return nn.Identity()
-        if self.normalization == "batch":
-            return nn.BatchNorm2d(channels)
-        # Groups of at least four channels, eight groups at most.
-        groups = 1 if self.normalization == "layer" else math.gcd(channels, 8)
-        while groups > 1 and channels // groups < 4:
-            groups //= 2
-        return nn.GroupNorm(groups, channels)
+        return normalized(self.normalization, channels)
 
 
 class WeightNorm(nn.Module):
@@ -144,7 +127,7 @@ class ResidualBlock(nn.Module):
         return h + step
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(PictureNetwork):
     """Pictures → features.
 
         conv 3×3 C→base;  per scale [blocks × ResidualBlock(c), conv 3×3 stride 2 c→2c];
@@ -197,7 +180,7 @@ class ConvEncoder(nn.Module):
         normalization: str = "group",
     ) -> None:
         super().__init__()
-        self.in_shape = _picture("in_shape", in_shape)
+        self.in_shape = as_picture("in_shape", in_shape)
         as_shape("base", base), as_shape("blocks", blocks)
         options = _Options(bottleneck, weight_norm, normalization)
         sizes = pyramid(self.in_shape, scales)
@@ -212,17 +195,8 @@ class ConvEncoder(nn.Module):
         self.out_shape = (self.features,)
         self.couples_examples = normalization == "batch"
 
-    def forward(
-        self, x: Float[Tensor, "*batch channels height width"]
-    ) -> Float[Tensor, "*batch features"]:
-        """``[*batch, C, H, W]`` → ``[*batch, features]``."""
-        check_input(self, x, self.in_shape)
-        batch = x.shape[:-3]
-        h = self.layers(x if len(batch) == 1 else x.reshape(math.prod(batch), *self.in_shape))
-        return h.reshape(*batch, self.features)
 
-
-class ConvDecoder(nn.Module):
+class ConvDecoder(PictureNetwork):
     """Latents → pictures of exactly (C, H, W): the mirror image of :class:`ConvEncoder`.
 
         linear D→c·h·w;  per scale [blocks × ResidualBlock(c), transposed conv 3×3 stride 2 c→c/2];
@@ -255,7 +229,7 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape = as_shape("in_features", in_features)
-        self.out_shape = _picture("out_shape", out_shape)
+        self.out_shape = as_picture("out_shape", out_shape)
         as_shape("base", base), as_shape("blocks", blocks)
         options = _Options(bottleneck, weight_norm, normalization)
         sizes = pyramid(self.out_shape, scales)
@@ -272,14 +246,8 @@ class ConvDecoder(nn.Module):
         self.features = math.prod(self.out_shape)
         self.couples_examples = normalization == "batch"
 
-    def forward(
-        self, z: Float[Tensor, "*batch features"]
-    ) -> Float[Tensor, "*batch channels height width"]:
-        """``[*batch, D]`` → ``[*batch, C, H, W]``."""
-        check_input(self, z, self.in_shape)
-        batch = z.shape[:-1]
-        h = self.first(z).reshape(math.prod(batch), *self.start)
-        return self.layers(h).reshape(*batch, *self.out_shape)
+    def rows(self, x: Tensor) -> Tensor:
+        return super().rows(self.first(x).reshape(-1, *self.start))
 
 
 def pyramid(shape: Sequence[int], scales: int | None = None) -> list[tuple[int, int]]:
@@ -300,12 +268,3 @@ def pyramid(shape: Sequence[int], scales: int | None = None) -> list[tuple[int, 
             f"times at most before a side falls below 2: use 0 to {largest}, or leave it out"
         )
     return sizes[: scales + 1]
-
-
-def _picture(argument: str, shape: Sequence[int]) -> tuple[int, int, int]:
-    sizes = as_shape(argument, shape)
-    if len(sizes) != 3:
-        raise SpecError(
-            f"{argument}: was {sizes}; a convolutional network needs (C, height, width)"
-        )
-    return sizes[0], sizes[1], sizes[2]

@@ -86,6 +86,12 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+def uniform(*shape: int, fan_in: int) -> nn.Parameter:
+    """A parameter drawn as torch draws those of a linear layer: uniform on ±1/√fan_in."""
+    bound = fan_in**-0.5
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+
 # An operator of our own around torch's, which the compiler takes for a step of an inference with constant
 # weights.
 _library = torch.library.Library("varflow", "DEF")
@@ -147,6 +153,16 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _apply(x, weight, bias) if watched else _multiply(x, weight, bias)
 
 
+def _gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
+    """Those of x, weight and bias that are wanted, from that of the product."""
+    wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+    return (
+        _product(grad, weight.t()) if wants_x else None,
+        _product(grad.t(), x.t()) if wants_weight else None,
+        grad.sum(0) if wants_bias else None,
+    )
+
+
 class _Product(torch.autograd.Function):
     """:func:`_product`; its derivatives are products again, and differentiate the same way."""
 
@@ -165,13 +181,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        return (
-            _product(grad, weight.t()) if wants_x else None,
-            _product(grad.t(), x.t()) if wants_weight else None,
-            grad.sum(0) if wants_bias else None,
-        )
+        return _gradients(ctx, grad, *ctx.saved_tensors)
 
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None) -> Tensor:
@@ -203,12 +213,7 @@ def _save_rectified(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _rectified_back(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, out = ctx.saved_tensors
     grad = torch.ops.varflow.unrectify.default(grad, out)
-    wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-    return (
-        _product(grad, weight.t()) if wants_x else None,
-        _product(grad.t(), x.t()) if wants_weight else None,
-        grad.sum(0) if wants_bias else None,
-    )
+    return _gradients(ctx, grad, x, weight)
 
 
 torch.library.register_autograd(

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from varflow.core.errors import SpecError
-from varflow.networks.linear import linear
+from varflow.networks.linear import linear, uniform
 
 
 class MADE(nn.Module):
@@ -78,12 +78,12 @@ class MADE(nn.Module):
 
         for index, mask in enumerate(masks):
             self.register_buffer(f"mask{index}", mask, persistent=False)
-        self.weights = nn.ParameterList(_uniform(length, *mask.shape) for mask in masks)
+        self.weights = nn.ParameterList(uniform(length, *mask.shape, fan_in=mask.shape[1]) for mask in masks)
         self.biases = nn.ParameterList(
-            _uniform(length, *mask.shape[:1], fan_in=mask.shape[1]) for mask in masks
+            uniform(length, *mask.shape[:1], fan_in=mask.shape[1]) for mask in masks
         )
         self.context_weight = (
-            _uniform(length, hidden[0], context_features) if context_features else None
+            uniform(length, hidden[0], context_features, fan_in=context_features) if context_features else None
         )
         if zero_output:
             nn.init.zeros_(self.weights[-1])
@@ -162,7 +162,8 @@ class Step:
     ) -> tuple[Float[Tensor, "*batch features"], Float[Tensor, "*batch outputs features"]]:
         """Compute the features one by one: z_i = update(i, outputs for i given z_<i).
 
-        A hidden unit of degree m is computed once, as soon as z_m is known. Exact, no iteration.
+        A hidden unit of degree m is computed once, as soon as z_m is known. Exact, no iteration;
+        :func:`feature_by_feature` is the definition.
 
         Args:
             update: (index of the feature, outputs ``[*batch, outputs]``) → value ``[*batch]``.
@@ -239,6 +240,17 @@ class Step:
         return z.flip(-1) if self.reverse else z
 
 
+def feature_by_feature(
+    step: Step, update: Callable[[int, Tensor], Tensor], batch: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The definition of :meth:`Step.sequential`: a whole pass for each feature, which reads those before it alone."""
+    z = step.weights[0].new_zeros(*batch, step.features)
+    for i in reversed(range(step.features)) if step.reverse else range(step.features):
+        value = update(i, step(z)[..., i].expand(*batch, step.outputs))
+        z = torch.cat([z[..., :i], value.unsqueeze(-1), z[..., i + 1 :]], -1)
+    return z, step(z).expand(*batch, step.outputs, step.features)
+
+
 def traced() -> bool:
     """Whether a transformation of functions or the compiler looks on, which writing in place may not survive."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
@@ -255,8 +267,3 @@ def _append(known: Tensor | None, new: Tensor, batch: Sequence[int]) -> Tensor:
     # Units that only see the bias or the context may lack some of the batch dimensions.
     new = new.expand(*batch, new.shape[-1])
     return new if known is None else torch.cat((known, new), -1)
-
-
-def _uniform(*shape: int, fan_in: int | None = None) -> nn.Parameter:
-    bound = (fan_in or shape[-1]) ** -0.5
-    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import SpecError, positive
-from varflow.networks.linear import linear
+from varflow.networks.linear import linear, uniform
 
 
 class RowConv(nn.Module):
@@ -44,8 +44,8 @@ class RowConv(nn.Module):
         check_kernel(kernel)
         self.rows, self.kernel = rows, kernel
         fan_in = in_channels * rows * kernel
-        self.weight = _uniform(fan_in, channels, in_channels, rows, kernel)
-        self.bias = _uniform(fan_in, channels) if bias else None
+        self.weight = uniform(channels, in_channels, rows, kernel, fan_in=fan_in)
+        self.bias = uniform(channels, fan_in=fan_in) if bias else None
 
     def forward(
         self, x: Float[Tensor, "batch height width before"]
@@ -110,8 +110,8 @@ class LeftConv(nn.Module):
         self.side, self.centre = kernel // 2, centre
         self.taps = self.side + centre
         fan_in = in_channels * self.taps
-        self.weight = _uniform(fan_in, channels, in_channels, 1, self.taps)
-        self.bias = _uniform(fan_in, channels)
+        self.weight = uniform(channels, in_channels, 1, self.taps, fan_in=fan_in)
+        self.bias = uniform(channels, fan_in=fan_in)
 
     def forward(
         self, x: Float[Tensor, "batch height width before"]
@@ -248,8 +248,3 @@ def check_kernel(kernel: int, least: int = 1) -> None:
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
-
-
-def _uniform(fan_in: int, *shape: int) -> nn.Parameter:
-    bound = fan_in**-0.5
-    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))

@@ -8,14 +8,19 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import SpecError, unknown
 from varflow.core.settings import Odd, Settings, Size, Widths, settings, widths
-from varflow.networks.conv import NORMALIZATIONS, Normalization, _picture, pictures
 from varflow.networks.linear import Linear
-from varflow.networks.mlp import ACTIVATIONS, ActivationName, Shape, as_shape, check_input
+from varflow.networks.mlp import ACTIVATIONS, ActivationName, Shape, as_shape
+from varflow.networks.pictures import (
+    Normalization,
+    PictureNetwork,
+    as_picture,
+    normalized,
+    pictures,
+)
 
 UPSAMPLINGS = ("transposed", "nearest")
 
@@ -76,7 +81,7 @@ class StridedSettings(Settings):
         return {"dense": dense, **{name: getattr(self, name) for name in names}}
 
 
-class StridedEncoder(nn.Module):
+class StridedEncoder(PictureNetwork):
     """Pictures → features.
 
         [conv k×k C→stem, a];  per entry c of ``channels`` [conv k×k stride 2 →c, a];  flatten;
@@ -124,7 +129,7 @@ class StridedEncoder(nn.Module):
         normalization: str = "none",
     ) -> None:
         super().__init__()
-        self.in_shape = _picture("in_shape", in_shape)
+        self.in_shape = as_picture("in_shape", in_shape)
         channels, dense = as_shape("channels", channels), as_shape("dense", dense)
         stage = _Stage(activation, normalization)
         sizes = halvings(self.in_shape, len(channels))
@@ -148,17 +153,8 @@ class StridedEncoder(nn.Module):
         self.out_shape = (before,)
         self.couples_examples = normalization == "batch"
 
-    def forward(
-        self, x: Float[Tensor, "*batch channels height width"]
-    ) -> Float[Tensor, "*batch features"]:
-        """``[*batch, C, H, W]`` → ``[*batch, features]``."""
-        check_input(self, x, self.in_shape)
-        batch = x.shape[:-3]
-        h = self.layers(x.reshape(math.prod(batch), *self.in_shape))
-        return h.reshape(*batch, self.features)
 
-
-class StridedDecoder(nn.Module):
+class StridedDecoder(PictureNetwork):
     """Latents → pictures of exactly (C, H, W), whatever their size.
 
         per entry of ``dense`` [linear, a];  linear → channels[0]·h·w, a;
@@ -209,7 +205,7 @@ class StridedDecoder(nn.Module):
         if up not in UPSAMPLINGS:
             raise unknown("up", up, UPSAMPLINGS)
         self.in_shape = as_shape("in_features", in_features)
-        self.out_shape = _picture("out_shape", out_shape)
+        self.out_shape = as_picture("out_shape", out_shape)
         channels, dense = as_shape("channels", channels), as_shape("dense", dense)
         if not channels:
             raise SpecError(
@@ -251,16 +247,6 @@ class StridedDecoder(nn.Module):
         self.features = math.prod(self.out_shape)
         self.couples_examples = normalization == "batch"
 
-    def forward(
-        self, z: Float[Tensor, "*batch features"]
-    ) -> Float[Tensor, "*batch channels height width"]:
-        """``[*batch, D]`` → ``[*batch, C, H, W]``."""
-        check_input(self, z, self.in_shape)
-        batch = z.shape[:-1]
-        return self.layers(z.reshape(math.prod(batch), *self.in_shape)).reshape(
-            *batch, *self.out_shape
-        )
-
 
 class Nearest(nn.Module):
     """Each pixel of a finer picture is a copy of the one it lies in."""
@@ -296,33 +282,16 @@ class _Stage:
     """What follows a linear layer or a convolution: the activation, then the normalization."""
 
     def __init__(self, activation: str, normalization: str) -> None:
-        if normalization not in NORMALIZATIONS:
-            raise unknown("normalization", normalization, NORMALIZATIONS)
         self.activation, self.normalization = activation, normalization
+        normalized(normalization, 1)  # refuses an unknown one also where no layer asks for it
 
     def __call__(
         self, channels: int, flat: bool = False, normalize: bool = True
     ) -> list[nn.Module]:
         made: list[nn.Module] = [Activation(self.activation)]
         if normalize and self.normalization != "none":
-            made.append(self._norm(channels, flat))
+            made.append(normalized(self.normalization, channels, flat))
         return made
-
-    def _norm(self, channels: int, flat: bool) -> nn.Module:
-        if self.normalization == "batch":
-            return nn.BatchNorm1d(channels) if flat else nn.BatchNorm2d(channels)
-        # Groups of at least four channels, eight groups at most.
-        groups = 1 if self.normalization == "layer" else math.gcd(channels, 8)
-        while groups > 1 and channels // groups < 4:
-            groups //= 2
-        return _GroupNorm(groups, channels)
-
-
-class _GroupNorm(nn.GroupNorm):
-    """torch's, which inside ``torch.func.vmap`` takes no input whose channels are innermost in memory."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.contiguous() if torch._C._are_functorch_transforms_active() else x)
 
 
 def halvings(shape: Sequence[int], count: int) -> list[Shape]:

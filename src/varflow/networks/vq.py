@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from varflow.core.errors import SpecError
 from varflow.core.settings import Settings, Size, settings
-from varflow.networks.conv import Normalization, _Options, _picture, pictures
-from varflow.networks.mlp import Shape, as_shape, check_input
+from varflow.networks.conv import _Options
+from varflow.networks.mlp import Shape, as_shape
+from varflow.networks.pictures import Normalization, PictureNetwork, as_picture, pictures
 
 
 @settings("VQEncoder")
@@ -80,7 +81,17 @@ class _Up(nn.ConvTranspose2d):
         return out.add_(self.bias.to(out.dtype).unsqueeze(-1).unsqueeze(-1))
 
 
-class VQEncoder(nn.Module):
+class _Grid(PictureNetwork):
+    def rows(self, x: Tensor) -> Tensor:
+        # Channels last: convolutions are faster so, and the vectors of a grid lie side by side.
+        h = x.contiguous(memory_format=torch.channels_last)
+        if torch.is_autocast_enabled(h.device.type):
+            # Else a residual block adds to a float32 grid what its convolutions leave in bfloat16.
+            h = h.to(torch.get_autocast_dtype(h.device.type))
+        return super().rows(h)
+
+
+class VQEncoder(_Grid):
     """Pictures → a grid of vectors, one for each square of 2^scales pixels.
 
         conv 4×4 stride 2 C→D;  (scales − 1) × [norm, ReLU, conv 4×4 stride 2 D→D];  blocks × residual block
@@ -120,7 +131,7 @@ class VQEncoder(nn.Module):
         normalization: str = "group",
     ) -> None:
         super().__init__()
-        self.in_shape = _picture("in_shape", in_shape)
+        self.in_shape = as_picture("in_shape", in_shape)
         sizes = grids(self.in_shape, scales)
         as_shape("features", features), as_shape("blocks", blocks)
         options = _Options(False, False, normalization)
@@ -133,15 +144,8 @@ class VQEncoder(nn.Module):
         self.features = prod(self.out_shape)
         self.couples_examples = normalization == "batch"
 
-    def forward(
-        self, x: Float[Tensor, "*batch channels height width"]
-    ) -> Float[Tensor, "*batch features rows columns"]:
-        """``[*batch, C, H, W]`` → ``[*batch, D, h, w]``, with the channels last in memory."""
-        check_input(self, x, self.in_shape)
-        return _apply(self.layers, x)
 
-
-class VQDecoder(nn.Module):
+class VQDecoder(_Grid):
     """A grid of vectors → pictures of exactly (C, H, W): the mirror image of :class:`VQEncoder`.
 
         blocks × residual block;  (scales − 1) × [norm, ReLU, transposed conv 4×4 stride 2 D→D];
@@ -171,7 +175,7 @@ class VQDecoder(nn.Module):
         normalization: str = "group",
     ) -> None:
         super().__init__()
-        self.out_shape = _picture("out_shape", out_shape)
+        self.out_shape = as_picture("out_shape", out_shape)
         sizes = grids(self.out_shape, scales)
         as_shape("features", features), as_shape("blocks", blocks)
         options = _Options(False, False, normalization)
@@ -185,13 +189,6 @@ class VQDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.features = prod(self.out_shape)
         self.couples_examples = normalization == "batch"
-
-    def forward(
-        self, z: Float[Tensor, "*batch features rows columns"]
-    ) -> Float[Tensor, "*batch channels height width"]:
-        """``[*batch, D, h, w]`` → ``[*batch, C, H, W]``."""
-        check_input(self, z, self.in_shape)
-        return _apply(self.layers, z)
 
 
 def grids(shape: Sequence[int], scales: int) -> list[tuple[int, int]]:
@@ -209,14 +206,3 @@ def grids(shape: Sequence[int], scales: int) -> list[tuple[int, int]]:
             f"scales: was {scales}; pictures of {shape[-2]}×{shape[-1]} can be halved {largest} times: {mend}"
         )
     return sizes
-
-
-def _apply(layers: nn.Module, x: Tensor) -> Tensor:
-    batch = x.shape[:-3]
-    # Channels last: convolutions are faster so, and the vectors of a grid lie side by side.
-    h = x.reshape(prod(batch), *x.shape[-3:]).contiguous(memory_format=torch.channels_last)
-    if torch.is_autocast_enabled(h.device.type):
-        # Else a residual block adds to a float32 grid what its convolutions leave in bfloat16.
-        h = h.to(torch.get_autocast_dtype(h.device.type))
-    out: Tensor = layers(h)
-    return out.reshape(*batch, *out.shape[1:]) if len(batch) != 1 else out

@@ -346,6 +346,8 @@ class _Fit:
                 "note: denormal numbers are not flushed in all CPU threads (torch had started them before); "
                 "long fits will slow down. Call fit before other torch work, or torch.set_flush_denormal(True) first"
             )
+        if self.engine.device == "cpu" and (note := native.absence()):
+            self.progress.say(note)
         # Where the data were found may differ.
         seen = {k: v for k, v in describe_data(self.dataset).items() if k not in ("source", "folder")}
         ranks.meet({"settings": self.spec.replace(data_dir=None).to_dict(), "data": seen})
