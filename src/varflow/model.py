@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from varflow.core.conditions import refuse_unread
 from varflow.core.errors import SpecError
 from varflow.posteriors.posterior import Conditional, Draw, Posterior
 from varflow.priors.normal import StandardNormal
@@ -201,6 +202,8 @@ class Model(nn.Module):
         q: Conditional | None = None,
         hold: bool = False,
         groups: bool = False,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Terms:
         """The terms of log w for S samples of each example of x ``[B, *event]``.
 
@@ -211,10 +214,17 @@ class Model(nn.Module):
             q: q(z|x) where it is already there (refined, or encoded before); else :meth:`infer`.
             hold: see :meth:`varflow.posteriors.Conditional.draw`.
             groups: fill ``kl_groups``.
+            context: c ``[B, C]`` of a model that is conditioned: p(x|c), p(z|c).
+            mask: which cells of x are there; no part reads one yet.
+
+        Raises:
+            SpecError: a context or a mask, and a part that does not read it.
         """
+        if context is not None or mask is not None:
+            self._refuse_unread(context, mask)
         q = self.infer(x) if q is None else q
         draw = q.draw(samples, log_joint=LogJoint(self, x), hold=hold)
-        log_prior = self.log_prior(q, draw.z)
+        log_prior = self.log_prior(q, draw.z, context)
         if self.likelihood is None:
             log_likelihood = torch.zeros_like(draw.log_q)
         elif draw.log_joint is not None:
@@ -226,10 +236,18 @@ class Model(nn.Module):
             draw.z, log_likelihood, log_prior, draw.log_q, draw, kl_groups, dict(q.auxiliary), q.codes
         )
 
-    def log_prior(self, q: Conditional, z: Tensor) -> Tensor:
-        """log p(z) of samples of q ``[S, B, D]``, or of the codes that stand for them: ``[S, B]``, nats."""
+    def _refuse_unread(self, context: Tensor | None, mask: Tensor | None) -> None:
+        for role in ("prior", "likelihood", "posterior"):
+            part = getattr(self, role)
+            if part is not None:
+                refuse_unread(part, role, context=context, mask=mask)
+
+    def log_prior(self, q: Conditional, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(z), or log p(z|c), of samples of q ``[S, B, D]``, or of the codes that stand for them: ``[S, B]``,
+        nats.
+        """
         if q.codes is None:
-            return self.prior.log_prob(z)
+            return self.prior.log_prob(z) if context is None else self.prior.log_prob(z, context)
         context = q.context if q.context is None else q.context.expand(len(z), *q.context.shape)
         return self.prior.log_prob(q.codes.expand(len(z), *q.codes.shape), context)
 

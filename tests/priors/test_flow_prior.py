@@ -235,8 +235,6 @@ def test_a_static_autoregressive_posterior_is_an_autoregressive_prior(kind):
 
 
 def test_refusals():
-    with pytest.raises(SpecError, match="context_features=2"):
-        vf.priors.Flow(vf.flows.Planar(3, context_features=2))
     with pytest.raises(SpecError, match=r"base: is over events of shape \(2,\)"):
         vf.priors.Flow(vf.flows.Planar(3), vf.priors.StandardNormal(2))
     with pytest.raises(SpecError, match="did you mean 'maf'"):

@@ -38,6 +38,9 @@ class Identity(nn.Module):
         codes: whether x and z are integers of that shape instead of vectors of real numbers.
     """
 
+    #: x is z whatever the context is.
+    reads = ("context",)
+
     def __init__(self, event_shape: int | Sequence[int], codes: bool = False) -> None:
         super().__init__()
         self.event_shape = as_shape("event_shape", event_shape)

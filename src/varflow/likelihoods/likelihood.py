@@ -67,6 +67,7 @@ class Likelihood(nn.Module, ABC):
         support: what x may be: any of ``"binary"`` (0 and 1), ``"levels"`` (k/(L − 1)), ``"unit"`` ([0, 1]),
             ``"real"``.
         outputs: decoder outputs for each event element.
+        reads: what it can be conditioned on beside z, among "context" and "mask".
 
     Raises:
         SpecError: an event shape that is not one, or a decoder of another ``out_shape``.
@@ -74,6 +75,7 @@ class Likelihood(nn.Module, ABC):
 
     support: tuple[str, ...] = ("real",)
     outputs: int = 1
+    reads: tuple[str, ...] = ()
     _refusal: ClassVar[str] = "choose another likelihood or protocol"
     #: support of the data → the way out that fits it better than ``_refusal``.
     _ways_out: ClassVar[dict[str, str]] = {}

@@ -45,6 +45,8 @@ class DataAsLatents(Posterior):
     """z = x, flattened to a vector of D numbers."""
 
     observed = True
+    #: x is z whatever the context is.
+    reads = ("context",)
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()

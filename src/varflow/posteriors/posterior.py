@@ -97,12 +97,14 @@ class Posterior(nn.Module, ABC):
             its own, and ``posterior()`` is called without x.
         discrete: whether z is looked up by codes, which the prior is over.
         observed: whether z is x itself, as a vector: the prior is then fitted to the data.
+        reads: what it can be conditioned on beside x, among "context" and "mask".
         codes: how many codewords there are, for a posterior whose codes are counted; 0 for any other.
     """
 
     reads_x: bool = True
     discrete: bool = False
     observed: bool = False
+    reads: tuple[str, ...] = ()
     codes: int = 0
 
     def monitor(self) -> dict[str, float]:

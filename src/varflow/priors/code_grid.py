@@ -40,6 +40,7 @@ class CodeGrid(Prior):
             positive(classes=classes)
         self.event_shape = (height, width)
         self.codes, self.classes = codes, classes
+        self.reads = () if classes is None else ("context",)
         self.register_buffer("_home", torch.zeros(()), persistent=False)
 
     def check(self, z: Tensor) -> None:
@@ -105,6 +106,7 @@ class UniformCodes(CodeGrid):
         self, z: Int[Tensor, "... height width"], context: Tensor | None = None
     ) -> Float[Tensor, "..."]:
         """−H·W·log K for each grid, nats. Raises ShapeError as :meth:`CodeGrid.check`."""
+        self.refuse_context(context)
         self.check(z)
         value = -math.prod(self.event_shape) * math.log(self.codes)
         return self.get_buffer("_home").new_full(z.shape[:-2], value)

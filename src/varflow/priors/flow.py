@@ -94,13 +94,14 @@ class Flow(Prior):
     posterior under ``Flow(f, inverted=True)`` with the decoder applied to f(z): the ELBOs are equal.
 
     Args:
-        flow: f, static. Its parameters become the prior's.
+        flow: f; its parameters become the prior's. One with ``context_features`` makes this p(z|c): the flow reads c,
+            the base does not.
         base: p(e); N(0, I) by default, any prior over D features.
         inverted: z = f⁻¹(e) instead.
         defensive: ε, in [0, 1).
 
     Raises:
-        SpecError: an amortized flow, a base over other events, or a share outside [0, 1).
+        SpecError: a base over other events, or a share outside [0, 1).
 
     Cost: a density is one ``pull`` of the flow, a sample one ``push`` (the other way round if inverted).
     For :class:`~varflow.flows.MaskedAutoregressive` that is one parallel pass, and D short
@@ -124,11 +125,7 @@ class Flow(Prior):
         super().__init__()
         if not 0 <= defensive < 1:
             raise SpecError(f"defensive: was {defensive!r}; use a share of the base, 0 <= defensive < 1")
-        if flow.context_features:
-            raise SpecError(
-                f"flow: has context_features={flow.context_features}, and a prior has no context; build the "
-                "flow with context_features=0"
-            )
+        self.reads = ("context",) if flow.context_features else ()
         self.event_shape = (flow.features,)
         self.base = StandardNormal(flow.features) if base is None else base
         if self.base.event_shape != self.event_shape:
@@ -141,21 +138,29 @@ class Flow(Prior):
     def log_prob(
         self, z: Float[Tensor, "... features"], context: Tensor | None = None
     ) -> Float[Tensor, "..."]:
-        """log p(z) in nats, ``[..., D]`` → ``[...]``; exact.
+        """log p(z), or log p(z|c), in nats, ``[..., D]`` → ``[...]``; exact.
+
+        Args:
+            z: points.
+            context: c ``[..., C]``, which broadcasts against z from the left, for a flow with a context.
 
         Raises:
             ShapeError: the last dimension of z is not D.
+            SpecError: a context for a flow that has none, or none for a flow that needs one.
         """
-        e, ladj = self.flow(z) if self.inverted else self.flow.inverse(z)
+        self._check_context(context)
+        e, ladj = self.flow(z, context) if self.inverted else self.flow.inverse(z, context)
         log_prob = self.base.log_prob(e) + ladj
         if not self.defensive:
             return log_prob
         kept = self.base.log_prob(full_precision(z)) + math.log(self.defensive)
         return torch.logaddexp(log_prob + math.log1p(-self.defensive), kept)
 
-    def sample(self, shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
+    def sample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Float[Tensor, "..."]:
+        """Draws ``[*shape, D]``; of p(z|c) for a context ``[..., C]`` that broadcasts against them."""
+        self._check_context(context)
         e = self.base.sample(shape)
-        z = self.decode(e)
+        z = self.decode(e, context)
         if not self.defensive:
             return z
         coin = random.uniform((*shape, 1), "prior", dtype=e.dtype, device=e.device)
@@ -165,15 +170,27 @@ class Flow(Prior):
         """Start the base: a new flow is the identity."""
         self.base.start(draw)
 
-    def decode(self, e: Float[Tensor, "... features"]) -> Float[Tensor, "... features"]:
+    def decode(
+        self, e: Float[Tensor, "... features"], context: Tensor | None = None
+    ) -> Float[Tensor, "... features"]:
         """The z of a base point e: interpolate there, and stay where the prior has its mass."""
-        z: Tensor = self.flow.inverse(e)[0] if self.inverted else self.flow(e)[0]
+        z: Tensor = (self.flow.inverse(e, context) if self.inverted else self.flow(e, context))[0]
         return z
 
-    def encode(self, z: Float[Tensor, "... features"]) -> Float[Tensor, "... features"]:
+    def encode(
+        self, z: Float[Tensor, "... features"], context: Tensor | None = None
+    ) -> Float[Tensor, "... features"]:
         """The base point e of z; the inverse of :meth:`decode`."""
-        e: Tensor = self.flow(z)[0] if self.inverted else self.flow.inverse(z)[0]
+        e: Tensor = (self.flow(z, context) if self.inverted else self.flow.inverse(z, context))[0]
         return full_precision(e)
+
+    def _check_context(self, context: Tensor | None) -> None:
+        self.refuse_context(context)
+        if context is None and self.reads:
+            raise SpecError(
+                f"context: missing; this prior is p(z|c) with {self.flow.context_features} context features, give c "
+                "[..., C]"
+            )
 
     def extra_repr(self) -> str:
         return f"inverted={self.inverted}"

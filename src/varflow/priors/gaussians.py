@@ -95,6 +95,7 @@ class Gaussians(Prior):
         Raises:
             ShapeError: the last dimension of z is not D.
         """
+        self.refuse_context(context)
         features = self.event_shape[0]
         if z.ndim == 0 or z.shape[-1] != features:
             raise ShapeError(f"z: shape {tuple(z.shape)}; this prior needs [..., {features}]")

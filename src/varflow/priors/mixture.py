@@ -74,6 +74,7 @@ class Mixture(Prior):
         Raises:
             ShapeError: the last dimension of z is not D.
         """
+        self.refuse_context(context)
         self._check(z)
         return by_rows(lambda rows: self._joint(rows).logsumexp(-1), z, self.components)
 

@@ -43,6 +43,7 @@ class StandardNormal(Prior):
         Raises:
             ShapeError: the last dimension of z is not D.
         """
+        self.refuse_context(context)
         features = self.event_shape[0]
         if z.shape[-1] != features:
             raise ShapeError(f"z: shape {tuple(z.shape)}; this prior needs [..., {features}]")

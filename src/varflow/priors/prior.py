@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from varflow.core.conditions import refuse_unread
 from varflow.core.form import Form
 from varflow.core.settings import Settings, settings
 
@@ -37,15 +38,25 @@ class Prior(nn.Module, ABC):
         event_shape: ``(D,)`` for a vector of latent features.
         discrete: whether events are integers.
         standard: whether p(z) is N(0, I).
+        reads: what it can be conditioned on, among "context" and "mask".
     """
 
     event_shape: tuple[int, ...]
     discrete: bool = False
     standard: bool = False
+    reads: tuple[str, ...] = ()
 
     @abstractmethod
     def log_prob(self, z: Shaped[Tensor, "..."], context: Tensor | None = None) -> Tensor:
-        """log p(z) for z ``[..., *event_shape]`` → ``[...]``, nats."""
+        """log p(z), or log p(z|c), for z ``[..., *event_shape]`` → ``[...]``, nats.
+
+        Raises:
+            SpecError: a context that this prior does not read, or one that is missing.
+        """
+
+    def refuse_context(self, context: Tensor | None) -> None:
+        """Refuse a context by the name of a prior that reads none. Raises SpecError."""
+        refuse_unread(self, "prior", context=context)
 
     @abstractmethod
     def sample(self, shape: Sequence[int] = ()) -> Tensor:
