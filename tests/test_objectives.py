@@ -302,15 +302,15 @@ def quantized(prior: nn.Module) -> vf.Model:
 )
 def test_free_bits_say_what_a_flow_does(flow: nn.Module, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        vf.combinations.check(
+        vf.refusals.check(
             vf.Model(NORMAL(2), bernoulli(), gaussian(flow)), "binary", ELBO(free_bits=0.1)
         )
 
 
-@pytest.mark.parametrize("rule", vf.combinations.RULES)
+@pytest.mark.parametrize("rule", vf.refusals.RULES)
 def test_every_rule_refuses_its_case_with_one_sentence(rule: str) -> None:
     model, support, objective, message, *processes = REFUSED[rule]()
     with pytest.raises(SpecError, match=message) as caught:
-        vf.combinations.check(model, support, objective, *processes)
+        vf.refusals.check(model, support, objective, *processes)
     assert "\n" not in str(caught.value)
-    vf.combinations.check(vf.Model(NORMAL(2), bernoulli(), gaussian()), "binary", ELBO())
+    vf.refusals.check(vf.Model(NORMAL(2), bernoulli(), gaussian()), "binary", ELBO())

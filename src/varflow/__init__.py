@@ -19,7 +19,7 @@ _EXPORTS = {
     "fit": "varflow.runs.fitting:fit",
     "load": "varflow.runs.loading:load",
     "resume": "varflow.runs.fitting:resume",
-    "combinations": "varflow.combinations",
+    "refusals": "varflow.refusals",
     "data": "varflow.data",
     "errors": "varflow.core.errors",
     "evaluation": "varflow.evaluation",

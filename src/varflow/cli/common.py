@@ -78,9 +78,8 @@ class EstimateOptions(RunOptions):
         run = self.open()
         if run.infers_target:
             raise SpecError("run: was fitted to a target, which has no data; use varflow evaluate")
-        from varflow.posteriors import Observed
 
-        if isinstance(run.model.posterior, Observed):
+        if run.model.posterior.observed:
             raise SpecError("run: its log p(x) is exact, without latents; use varflow evaluate")
         if run.model.posterior.discrete:
             raise SpecError(

@@ -21,7 +21,6 @@ from varflow.evaluation.importance import POINTS, importance_sample
 from varflow.evaluation.means import check_points
 from varflow.evaluation.sums import Importance
 from varflow.model import Model
-from varflow.posteriors.observed import Observed
 
 if TYPE_CHECKING:
     from varflow.data import Dataset
@@ -93,7 +92,7 @@ def evaluate(
     found = Importance.concatenate(parts).shifted(ladj)
     report = _Report(samples, points, f"{dataset.name} {split}, {dataset.protocol}", seed)
     bits = dataset.bits_per_dim(found.log_px, torch.zeros_like(ladj))
-    observed = isinstance(model.posterior, Observed)
+    observed = model.posterior.observed
     if observed:
         report.density(found, bits, dataset)
     else:

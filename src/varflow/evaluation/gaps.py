@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from varflow import combinations
+from varflow import refusals
 from varflow.evaluation.annealed import Annealing
 from varflow.evaluation.annealing import anneal
 from varflow.evaluation.chunks import Chunks, digest
@@ -113,7 +113,7 @@ def inference_gaps(
     Cost: that of :func:`~varflow.evaluation.anneal`, and steps × samples draws with a backward pass.
     """
     settings, annealing = settings or Refinement(), annealing or Annealing()
-    combinations.check(model, dataset.support, levels=dataset.levels)
+    refusals.check(model, dataset.support, levels=dataset.levels)
     x, about, data = points_of(dataset, model, split, points, seed)
 
     def told(stage: int) -> Told | None:

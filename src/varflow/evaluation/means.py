@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varflow import combinations
+from varflow import refusals
 from varflow.core import random
 from varflow.core.errors import SpecError, positive, unknown
 from varflow.evaluation.estimate import Estimate
@@ -73,7 +73,7 @@ def check_points(
         raise SpecError(
             f"{name}: was {points}; {dataset.name} has {size} {split} points, use at most that"
         )
-    combinations.check(model, dataset.support, levels=dataset.levels)
+    refusals.check(model, dataset.support, levels=dataset.levels)
     return size if points is None else points
 
 

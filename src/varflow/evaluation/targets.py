@@ -51,7 +51,7 @@ def evaluate_target(
         seed: of all samples. Each fit has samples of its own.
         grid: panels along each dimension; ``kl_q_p_grid`` and ``kl_p_q_grid`` by quadrature beside the
             others, for D ≤ 2 and a q with a density. 0 for none.
-        data: what the report says of the target (``Unobserved.describe()``).
+        data: what the report says of the target (``TargetBatches.describe()``).
         progress: called with (fits done, fits).
 
     Returns:

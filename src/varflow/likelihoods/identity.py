@@ -30,8 +30,8 @@ class IdentitySettings(Settings):
 
 
 class Identity(nn.Module):
-    """x = z, the likelihood that goes with :class:`~varflow.posteriors.Observed`, or for grids of codes with
-    :class:`~varflow.posteriors.ObservedCodes`.
+    """x = z, the likelihood that goes with :class:`~varflow.posteriors.DataAsLatents`, or for grids of codes with
+    :class:`~varflow.posteriors.CodesAsLatents`.
 
     Args:
         event_shape: shape of one x.

@@ -9,8 +9,8 @@ _EXPORTS = {
     "Gaussian": "varflow.posteriors.gaussian:Gaussian",
     "Ancestral": "varflow.posteriors.ancestral:Ancestral",
     "Hamiltonian": "varflow.posteriors.hamiltonian:Hamiltonian",
-    "Observed": "varflow.posteriors.observed:Observed",
-    "ObservedCodes": "varflow.posteriors.observed:ObservedCodes",
+    "DataAsLatents": "varflow.posteriors.data_as_latents:DataAsLatents",
+    "CodesAsLatents": "varflow.posteriors.data_as_latents:CodesAsLatents",
     "Quantizer": "varflow.posteriors.quantizer:Quantizer",
 }
 

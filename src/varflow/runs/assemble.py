@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from varflow import combinations, priors
+from varflow import priors, refusals
 from varflow.core.errors import SpecError, VarflowError, suggestion
 from varflow.core.form import Form
 from varflow.data.dataset import Dataset
 from varflow.data.loading import dataset_of
 from varflow.data.protocols import Protocol
-from varflow.data.unobserved import Unobserved
+from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.likelihoods import Identity
 from varflow.model import Model
-from varflow.posteriors import Observed, ObservedCodes, Posterior
+from varflow.posteriors import CodesAsLatents, DataAsLatents, Posterior
 from varflow.priors import Prior
 from varflow.settings.roles import Chosen
 from varflow.settings.spec import RunSpec
@@ -58,7 +58,7 @@ def build(
         else:
             made = _latent(spec, form, own)
     model = Model(*made)
-    combinations.check(model, form.support, levels=form.levels)
+    refusals.check(model, form.support, levels=form.levels)
     return model
 
 
@@ -90,7 +90,7 @@ def _inferred(spec: RunSpec, own: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
 def _observed(spec: RunSpec, form: Form, own: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """The prior is of x itself."""
-    observed = Observed(form.event_shape)
+    observed = DataAsLatents(form.event_shape)
     prior = own.get("prior") or spec.prior.build(math.prod(form.event_shape), form)
     return prior, spec.likelihood.build(form), observed
 
@@ -156,9 +156,9 @@ def density(prior: Prior, event_shape: int | Sequence[int] = ()) -> Model:
     """
     if prior.discrete:
         labelled = getattr(prior, "classes", None) is not None
-        observed = ObservedCodes(prior.event_shape, labelled)
+        observed = CodesAsLatents(prior.event_shape, labelled)
         return Model(prior, Identity(observed.event_shape, codes=True), observed)
-    return Model(prior, Identity(event_shape), Observed(event_shape))
+    return Model(prior, Identity(event_shape), DataAsLatents(event_shape))
 
 
 def build_ensemble(
@@ -172,33 +172,33 @@ def build_ensemble(
     return Ensemble(members)
 
 
-def unobserved(spec: RunSpec, model: Model) -> Unobserved:
+def target_batches(spec: RunSpec, model: Model) -> TargetBatches:
     """The batches of a target's model."""
     facts = {} if spec.target.settings is None else spec.target.loaded.facts()
     batches = getattr(model.likelihood, "batches", "full")
     rows = getattr(model.likelihood, "rows", None)
     features = model.prior.event_shape[0]
-    return Unobserved(spec.target.target, features, rows, batches == "separate", facts)
+    return TargetBatches(spec.target.target, features, rows, batches == "separate", facts)
 
 
 def for_target(
     spec: RunSpec, own: dict[str, nn.Module]
-) -> tuple[Model | Ensemble, Unobserved]:
+) -> tuple[Model | Ensemble, TargetBatches]:
     """The model of a target, or the stacked fits, and what stands for their data."""
     ensemble = own.get("ensemble")
     if isinstance(ensemble, Ensemble):
-        return ensemble, unobserved(spec, ensemble.member(0))
+        return ensemble, target_batches(spec, ensemble.member(0))
     nowhere = Form((1,), "none")
     if spec.training.fits == 1:
         model = build(spec, nowhere, own)
-        return model, unobserved(spec, model)
+        return model, target_batches(spec, model)
     if own:
         raise SpecError(
             f"fits: was {spec.training.fits}, with parts of your own ({', '.join(own)}); build the models and "
             "pass varflow.Ensemble([...]) instead"
         )
     ensemble = build_ensemble(spec, nowhere)
-    return ensemble, unobserved(spec, ensemble.member(0))
+    return ensemble, target_batches(spec, ensemble.member(0))
 
 
 def spec_data(data: Any, spec: RunSpec, kept: Protocol | None = None) -> Dataset:

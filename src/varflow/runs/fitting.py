@@ -16,7 +16,7 @@ from varflow.core.errors import RunError, SpecError
 from varflow.core.files import read_json, read_metrics, write_json
 from varflow.core.form import Form
 from varflow.data.dataset import Dataset
-from varflow.data.unobserved import Unobserved
+from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.runs import code_prior
@@ -100,7 +100,7 @@ def fit(
     spec = spec.replace(**settings) if settings else spec
     spec.validate()
     engine = Engine.start(spec.training)
-    dataset: Dataset | Unobserved
+    dataset: Dataset | TargetBatches
     model: Model | Ensemble
     if data is None and (spec.target.target != "none" or _nothing_observed(what)):
         model, dataset = for_target(spec, own)
@@ -162,7 +162,7 @@ def resume(
         raise RunError(
             "data: this run was fitted to data given in Python; pass them again with data=..."
         )
-    dataset: Dataset | Unobserved
+    dataset: Dataset | TargetBatches
     model: Model | Ensemble
     if read_form(path).support == "none":
         model, dataset = for_target(spec, dict(parts or {}))
@@ -251,7 +251,7 @@ class _Fit:
         self,
         spec: RunSpec,
         model: Model | Ensemble,
-        dataset: Dataset | Unobserved,
+        dataset: Dataset | TargetBatches,
         engine: Engine,
         folder: Path | None,
         about: dict[str, Any],

@@ -32,7 +32,7 @@ from varflow.core.files import make_folder, read_json, write_atomically, write_j
 from varflow.core.form import Form
 from varflow.data.dataset import Dataset
 from varflow.data.protocols import Protocol, restored
-from varflow.data.unobserved import Unobserved
+from varflow.data.target_batches import TargetBatches
 from varflow.settings.spec import RunSpec
 
 SPEC, RUN, DATA, ENVIRONMENT = "spec.json", "run.json", "data.json", "environment.json"
@@ -232,7 +232,7 @@ def read_form(folder: Path) -> Form:
     return Form(shape, support, levels)
 
 
-def write_preprocessing(folder: Path, dataset: Dataset | Unobserved) -> None:
+def write_preprocessing(folder: Path, dataset: Dataset | TargetBatches) -> None:
     """What stands between the stored values and the model, with what it learned from the training split."""
     if not isinstance(dataset, Dataset):
         return
@@ -261,7 +261,7 @@ def read_preprocessing(folder: Path) -> tuple[Protocol | None, bool]:
         ) from error
 
 
-def describe_data(dataset: Dataset | Unobserved) -> dict[str, Any]:
+def describe_data(dataset: Dataset | TargetBatches) -> dict[str, Any]:
     """What data.json holds."""
     return {
         **dataset.describe(),
@@ -271,7 +271,7 @@ def describe_data(dataset: Dataset | Unobserved) -> dict[str, Any]:
     }
 
 
-def check_data(dataset: Dataset | Unobserved, folder: Path) -> None:
+def check_data(dataset: Dataset | TargetBatches, folder: Path) -> None:
     """Whether these are the data a run was fitted to.
 
     Raises:
@@ -340,7 +340,7 @@ def forget(folder: Path) -> None:
 def write_start(
     folder: Path,
     spec: RunSpec,
-    dataset: Dataset | Unobserved,
+    dataset: Dataset | TargetBatches,
     about: dict[str, Any],
     environment: dict[str, Any],
 ) -> None:

@@ -13,11 +13,11 @@ from varflow.core.errors import DataError, RunError
 from varflow.core.files import read_json, read_metrics
 from varflow.core.form import Form
 from varflow.data.dataset import Dataset
-from varflow.data.unobserved import Unobserved
+from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.runs import code_prior
-from varflow.runs.assemble import PARTS, build, build_ensemble, spec_data, unobserved
+from varflow.runs.assemble import PARTS, build, build_ensemble, spec_data, target_batches
 from varflow.runs.folder import (
     DATA,
     SPEC,
@@ -86,7 +86,7 @@ def load(
         model.double()
     assign_weights(model, weights, path / WEIGHTS)
     model.to(device).eval()
-    dataset: Dataset | Unobserved | None = None
+    dataset: Dataset | TargetBatches | None = None
     if data is not None:
         home = next(model.parameters())
         given = spec_data(data, spec, kept)
@@ -97,7 +97,7 @@ def load(
             )
         dataset = given.to(home.device, home.dtype)
     elif form.support == "none":
-        dataset = unobserved(spec, model.member(0) if isinstance(model, Ensemble) else model)
+        dataset = target_batches(spec, model.member(0) if isinstance(model, Ensemble) else model)
     later = read_metrics(path / code_prior.FOLDER)
     outcome = about.get("outcome", {})
     run = Run(spec, model, form, path, read_metrics(path), outcome, dataset, later, kept, picture)

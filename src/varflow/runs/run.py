@@ -14,10 +14,9 @@ from varflow.core.errors import RunError, SpecError, positive
 from varflow.core.form import Form
 from varflow.data.dataset import SPLITS, Dataset
 from varflow.data.protocols import Protocol
-from varflow.data.unobserved import Unobserved
+from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
-from varflow.posteriors.observed import Observed
 from varflow.runs.assemble import spec_data
 from varflow.runs.folder import check_data, read_about, snapshots
 from varflow.settings.spec import RunSpec
@@ -52,7 +51,7 @@ class Run:
         folder: Path | None = None,
         metrics: list[dict[str, Any]] | None = None,
         outcome: dict[str, Any] | None = None,
-        dataset: Dataset | Unobserved | None = None,
+        dataset: Dataset | TargetBatches | None = None,
         second_metrics: list[dict[str, Any]] | None = None,
         preprocessing: Protocol | None = None,
         picture: bool = False,
@@ -114,7 +113,7 @@ class Run:
         if not isinstance(self.model, Model) or self.preprocessing is None:
             raise SpecError("log_prob: this is a fit to a target, which has no x; use run.evaluate()")
         rows = self._dataset_of(x, seed)
-        exact, parts = isinstance(self.model.posterior, Observed), []
+        exact, parts = self.model.posterior.observed, []
         for start in range(0, rows.sizes["test"], POINTS):
             index = torch.arange(start, min(start + POINTS, rows.sizes["test"]))
             seen, ladj = rows.batch("test", index)
@@ -214,7 +213,7 @@ class Run:
                 self.dataset,
                 split="test" if split is None else split,
                 # Where the latents are the data all samples are the same; two, so that every sum has its variance.
-                samples=(2 if isinstance(self.model.posterior, Observed) else 1000)
+                samples=(2 if self.model.posterior.observed else 1000)
                 if samples is None
                 else samples,
                 **options,

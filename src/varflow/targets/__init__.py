@@ -26,8 +26,8 @@ _EXPORTS = {
     "GaussianData": "varflow.targets.gaussian_data:GaussianData",
     "generate": "varflow.targets.gaussian_data:generate",
     "simulate": "varflow.targets.gaussian_data:simulate",
-    "hamiltonian_gap": "varflow.targets.gap:hamiltonian_gap",
-    "best_hamiltonian_gap": "varflow.targets.gap:best_hamiltonian_gap",
+    "hamiltonian_gap": "varflow.targets.hamiltonian_bound:hamiltonian_gap",
+    "best_hamiltonian_gap": "varflow.targets.hamiltonian_bound:best_hamiltonian_gap",
 }
 
 #: name in a spec → a callable ``(features) -> Target``; every option has a default. The Gaussian model is

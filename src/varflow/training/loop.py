@@ -17,12 +17,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from varflow import combinations
+from varflow import refusals
 from varflow.core import random, ranks
 from varflow.core.durations import PATIENCE, VALIDATION
 from varflow.core.errors import RunError, SpecError
 from varflow.data.dataset import Dataset
-from varflow.data.unobserved import Unobserved
+from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.settings.spec import RunSpec
@@ -100,7 +100,7 @@ class Loop:
     def __init__(
         self,
         model: Model | Ensemble,
-        dataset: Dataset | Unobserved,
+        dataset: Dataset | TargetBatches,
         spec: RunSpec,
         engine: Engine,
         sink: Sink,
@@ -116,7 +116,7 @@ class Loop:
         self.steps = total_steps(spec, self.steps_per_epoch)
         self.objective = spec.objective.build(self.steps_per_epoch)
         for member in model.members():
-            combinations.check(
+            refusals.check(
                 member, dataset.support, self.objective, ranks.world(), dataset.levels, engine.compile
             )
         # What the processes share of a step, each takes an equal part of.

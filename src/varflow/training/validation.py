@@ -7,7 +7,7 @@ from torch import Tensor
 
 from varflow.core import random, ranks
 from varflow.data.dataset import Dataset
-from varflow.data.unobserved import Unobserved
+from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.objectives import Objective
@@ -35,7 +35,7 @@ class Validation:
     def __init__(
         self,
         model: Model | Ensemble,
-        dataset: Dataset | Unobserved,
+        dataset: Dataset | TargetBatches,
         objective: Objective,
         engine: Engine,
         samples: int,

@@ -17,7 +17,7 @@ class Rows(NamedTuple):
     ladj: None = None
 
 
-class Unobserved:
+class TargetBatches:
     """The batches of a model that has no data, or holds them.
 
     Args:
@@ -58,7 +58,7 @@ class Unobserved:
         """The rows of a step; ``split`` is always train."""
         return Rows(None if self.rows is None else index)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Unobserved:
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> TargetBatches:
         return self
 
     def describe(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from varflow.core.errors import ShapeError, SpecError
 from varflow.targets import best_hamiltonian_gap, generate, hamiltonian_gap
-from varflow.targets.gap import quadratic_tempering
+from varflow.targets.hamiltonian_bound import quadratic_tempering
 
 
 def problem(features: int = 3, steps: int = 4) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from varflow.networks.mlp import as_shape
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 
 
-class ObservedConditional(Conditional):
+class DataAsLatentsConditional(Conditional):
     """The point mass at z = x. ``local`` is x as a vector ``[B, D]``."""
 
     def __init__(self, x: Tensor) -> None:
@@ -41,7 +41,7 @@ class ObservedConditional(Conditional):
         )
 
 
-class Observed(Posterior):
+class DataAsLatents(Posterior):
     """z = x, flattened to a vector of D numbers."""
 
     observed = True
@@ -51,14 +51,14 @@ class Observed(Posterior):
         self.event_shape = as_shape("event_shape", event_shape)
         self.features = math.prod(self.event_shape)
 
-    def forward(self, x: Tensor | None = None) -> ObservedConditional:
+    def forward(self, x: Tensor | None = None) -> DataAsLatentsConditional:
         if x is None or x.shape[-len(self.event_shape) :] != self.event_shape:
             given = None if x is None else tuple(x.shape)
             raise ShapeError(f"x: shape {given}; this model needs [B, {self.event_shape}]")
-        return ObservedConditional(x.flatten(-len(self.event_shape)))
+        return DataAsLatentsConditional(x.flatten(-len(self.event_shape)))
 
-    def from_local(self, local: tuple[Tensor, ...]) -> ObservedConditional:
-        return ObservedConditional(*local)
+    def from_local(self, local: tuple[Tensor, ...]) -> DataAsLatentsConditional:
+        return DataAsLatentsConditional(*local)
 
 
 class ObservedGrid(Conditional):
@@ -80,7 +80,7 @@ class ObservedGrid(Conditional):
         raise SpecError("log_prob: the codes are observed themselves; use model.terms")
 
 
-class ObservedCodes(Posterior):
+class CodesAsLatents(Posterior):
     """z = x for grids of codes, integers ``[B, H, W]``; with ``labelled``, rows ``[B, 1 + H·W]`` of a label and the
     codes (:func:`varflow.data.from_codes`), whose label the prior is conditioned on.
 
