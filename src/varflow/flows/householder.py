@@ -7,6 +7,8 @@ make their frames of.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -92,8 +94,12 @@ class Householder(Flow):
         return self._apply_all(z, local, transpose=True)
 
     def _apply_all(self, z: Tensor, local: Local, transpose: bool) -> tuple[Tensor, Tensor]:
-        z, packed, batch = align(z, local[0] if local else self.v.flatten())
-        v = unit(packed.unflatten(-1, (self.length, self.features)))
+        if local:
+            z, packed, batch = align(z, local[0])
+            v = unit(packed.unflatten(-1, (self.length, self.features)))
+        else:  # without align: each view of the vectors would cost as much as a product of this size
+            batch = tuple(z.shape[:-1])
+            z, v = z.reshape(math.prod(batch), 1, self.features), unit(self.v).unsqueeze(0)
         turned = reflect(z.transpose(0, 1), v, overlaps(v), transpose)
         z = turned.transpose(0, 1).reshape(*batch, self.features)
         return z, z.new_zeros(batch)
