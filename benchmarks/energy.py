@@ -22,7 +22,7 @@ def loop(options: argparse.Namespace, **settings: Any) -> Any:
     """The loop that ``varflow.fit("energy")`` runs."""
     import torch
 
-    from varflow.runs import fitting
+    from varflow.runs import assemble
     from varflow.runs.folder import Memory
     from varflow.settings import recipes
     from varflow.training.engine import Engine
@@ -34,7 +34,7 @@ def loop(options: argparse.Namespace, **settings: Any) -> Any:
     )
     engine = Engine.start(spec.training)
     torch.set_flush_denormal(not options.keep_denormals)
-    model, dataset = fitting.for_target(spec, {})
+    model, dataset = assemble.for_target(spec, {})
     made = Loop(model, dataset, spec, engine, Memory(), Progress(0, quiet=True))
     made.model.train()
     return made

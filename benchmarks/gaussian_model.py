@@ -20,7 +20,7 @@ def loop(options: argparse.Namespace, d: int, precision: str) -> Any:
     """The loop that ``varflow.fit("gaussian-model", leapfrog=10, tempering="fixed")`` runs."""
     import torch
 
-    from varflow.runs import fitting
+    from varflow.runs import assemble
     from varflow.runs.folder import Memory
     from varflow.settings import recipes
     from varflow.training.engine import Engine
@@ -34,7 +34,7 @@ def loop(options: argparse.Namespace, d: int, precision: str) -> Any:
     )  # fmt: skip
     engine = Engine.start(spec.training)
     torch.set_flush_denormal(not options.keep_denormals)
-    model, dataset = fitting.for_target(spec, {})
+    model, dataset = assemble.for_target(spec, {})
     made = Loop(model, dataset, spec, engine, Memory(), Progress(0, quiet=True))
     made.model.train()
     return made

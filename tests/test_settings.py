@@ -277,7 +277,7 @@ def runs(tmp_path_factory):
     ],
 )
 def test_sizes_that_are_not_those_of_the_weights_take_no_memory(runs, run, name, value, monkeypatch):
-    import varflow.runs.run as module
+    import varflow.runs.loading as module
 
     out, data = runs
     folder = out / run

@@ -17,7 +17,7 @@ _EXPORTS = {
     "build": "varflow.runs.assemble:build",
     "density": "varflow.runs.assemble:density",
     "fit": "varflow.runs.fitting:fit",
-    "load": "varflow.runs.run:load",
+    "load": "varflow.runs.loading:load",
     "resume": "varflow.runs.fitting:resume",
     "combinations": "varflow.combinations",
     "data": "varflow.data",

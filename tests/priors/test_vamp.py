@@ -47,7 +47,8 @@ def bound(q: nn.Module, features: int = FEATURES, **options):
 
 def one_by_one(prior, q, z):
     each = [q(u[None]).log_prob(z.unsqueeze(-2)).squeeze(-1) for u in prior.inputs()]
-    return torch.stack(each).exp().mean(0).log()
+    # In logarithms: far from every component the densities themselves are 0.
+    return torch.stack(each).logsumexp(0) - math.log(K)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +81,10 @@ def test_an_ancestral_posterior_too():
 def test_samples_follow_the_density(flow):
     q = posterior(flow, amortized=flow is not None, features=1)
     prior = bound(q, features=1)
-    axis = torch.linspace(-40, 40, 40_001)
+    # Wide: what a posterior of random weights says of an input may have a scale of twenty.
+    axis = torch.linspace(-200, 200, 200_001)
     mass = prior.log_prob(axis[:, None]).exp() * (axis[1] - axis[0])
-    assert mass.sum().item() == pytest.approx(1, abs=1e-6)
+    assert mass.sum().item() == pytest.approx(1, abs=1e-4)
     with random.stream(0):
         z = prior.sample((50, 400)).flatten()
     # The largest distance of distribution functions: 2.23/√n is exceeded once in 10,000.

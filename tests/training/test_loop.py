@@ -12,7 +12,7 @@ import torch
 import varflow as vf
 from varflow.core import random
 from varflow.core.errors import SpecError
-from varflow.runs.fitting import as_dataset
+from varflow.runs.assemble import spec_data
 from varflow.runs.folder import Memory
 from varflow.settings.spec import RunSpec
 from varflow.training import Loop, Progress
@@ -27,7 +27,7 @@ def make(**settings) -> Loop:
     spec = RunSpec().replace(**{**SMALL, "steps": 30, **settings})
     spec.validate()
     engine = Engine.start(spec.training)
-    dataset = as_dataset(None, spec).to(engine.device, engine.dtype)
+    dataset = spec_data(None, spec).to(engine.device, engine.dtype)
     model = vf.build(spec, dataset).to(engine.device, engine.dtype)
     return Loop(model, dataset, spec, engine, Memory(), Progress(0, quiet=True))
 

@@ -29,7 +29,7 @@ class RunOptions:
 
     def open(self) -> Any:
         """The run, its model on the device that is asked for."""
-        from varflow.runs.run import load
+        from varflow.runs.loading import load
         from varflow.training.engine import Engine
         from varflow.training.settings import TrainingSettings
 

@@ -142,6 +142,40 @@ def from_tensor(
     return _build(named.Arrays(name, values, marks), protocol, levels, flip, seed_eval, continuous)
 
 
+def dataset_of(
+    data: Any, settings: Any, protocol: str, continuous: bool, kept: Protocol | None = None
+) -> Dataset:
+    """The data set of a run.
+
+    Args:
+        data: a data set, or a tensor or array of one's own; None for what ``settings`` name.
+        settings: the data settings of a spec (:class:`varflow.data.settings.DataSettings`).
+        protocol: what "auto" stands for under the likelihood.
+        continuous: whether log p(x) is to be a density.
+        kept: the preprocessing that a run has learned before. It is never learned again.
+    """
+    chosen = protocol if settings.protocol == "auto" else settings.protocol
+    learned = kept is not None and bool(kept.learned())
+    shared: dict[str, Any] = {
+        "protocol": "none" if learned else chosen, "continuous": continuous, "levels": settings.levels,
+        "flip": settings.flip,
+    }  # fmt: skip
+    if data is None:
+        found = load(
+            settings.data,
+            data_dir=settings.data_dir,
+            resize=settings.resize,
+            verify=settings.verify,
+            data_seed=settings.data_seed,
+            **shared,
+        )
+    else:
+        found = data if isinstance(data, Dataset) else from_tensor(data, **shared)
+    if learned and kept is not None:
+        found = found.under(kept)
+    return found.first(train=settings.train_limit, validation=settings.validation_limit)
+
+
 def stored_rows(
     x: Any, preprocessing: Protocol, event_shape: tuple[int, ...], picture: bool
 ) -> Tensor:

@@ -56,11 +56,29 @@ class FlowSettings(Settings):
 
 
 class Flow(nn.Module, ABC):
-    """Base class: the public calls and their checks. A family writes ``push``, ``pull`` and ``condition``.
+    """Base class: the public calls and their checks.
+
+    A flow of one's own writes ``push`` and works wherever points are drawn and their own density is
+    wanted: as a posterior's flow it trains under the ELBO and the importance-weighted bounds. It
+    writes ``pull`` too where given points are scored (a flow as a prior, log q of a given z, path
+    gradients), and ``condition`` where the context has to be made into something else first. A new
+    flow had better start at the identity.
 
     Args:
         features: D, the number of features of z.
         context_features: C, the size of the context vector; 0 makes the flow static.
+
+    Example:
+        >>> class Bend(Flow):
+        ...     def __init__(self, features, context_features=0):
+        ...         super().__init__(features, context_features)
+        ...         self.a = nn.Parameter(torch.full((features,), -4.0))
+        ...     def push(self, z, local=()):
+        ...         scale, h = self.a.exp(), z.tanh()
+        ...         return z + scale * h, torch.log1p(scale * (1 - h * h)).sum(-1)
+        >>> z, ladj = Bend(2)(torch.zeros(5, 2))
+        >>> ladj.shape
+        torch.Size([5])
 
     Attributes:
         mixes: whether an output feature depends on more than its own input feature.
@@ -91,9 +109,18 @@ class Flow(nn.Module, ABC):
     def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
         """z → (z′, ladj), without checks. ``local`` comes from :meth:`condition`."""
 
-    @abstractmethod
     def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        """z′ → (z, ladj of the inverse map), without checks."""
+        """z′ → (z, ladj of the inverse map), without checks.
+
+        Raises:
+            SpecError: the family does not write it.
+        """
+        name = type(self).__name__
+        raise SpecError(
+            f"flow: {name} has no inverse, which the density of a given point needs (log q of a z that was not "
+            "just drawn, path gradients, a flow as a prior), or a sample where the flow maps data to noise; write "
+            f"{name}.pull(self, z, local=()), which returns z before the flow and minus its ladj"
+        )
 
     def forward(
         self, z: Float[Tensor, "... features"], context: Float[Tensor, "... context"] | None = None

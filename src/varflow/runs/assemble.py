@@ -14,6 +14,9 @@ from torch import nn
 from varflow import combinations, priors
 from varflow.core.errors import SpecError, VarflowError, suggestion
 from varflow.core.form import Form
+from varflow.data.dataset import Dataset
+from varflow.data.loading import dataset_of
+from varflow.data.protocols import Protocol
 from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble
 from varflow.likelihoods import Identity
@@ -176,3 +179,28 @@ def unobserved(spec: RunSpec, model: Model) -> Unobserved:
     rows = getattr(model.likelihood, "rows", None)
     features = model.prior.event_shape[0]
     return Unobserved(spec.target.target, features, rows, batches == "separate", facts)
+
+
+def for_target(
+    spec: RunSpec, own: dict[str, nn.Module]
+) -> tuple[Model | Ensemble, Unobserved]:
+    """The model of a target, or the stacked fits, and what stands for their data."""
+    ensemble = own.get("ensemble")
+    if isinstance(ensemble, Ensemble):
+        return ensemble, unobserved(spec, ensemble.member(0))
+    nowhere = Form((1,), "none")
+    if spec.training.fits == 1:
+        model = build(spec, nowhere, own)
+        return model, unobserved(spec, model)
+    if own:
+        raise SpecError(
+            f"fits: was {spec.training.fits}, with parts of your own ({', '.join(own)}); build the models and "
+            "pass varflow.Ensemble([...]) instead"
+        )
+    ensemble = build_ensemble(spec, nowhere)
+    return ensemble, unobserved(spec, ensemble.member(0))
+
+
+def spec_data(data: Any, spec: RunSpec, kept: Protocol | None = None) -> Dataset:
+    """The data set of ``spec``, or ``data`` given in Python; under the preprocessing ``kept`` from training."""
+    return dataset_of(data, spec.data, spec.likelihood.protocol, spec.likelihood.continuous, kept)

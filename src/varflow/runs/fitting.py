@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from varflow import native
@@ -20,12 +16,12 @@ from varflow.core.errors import RunError, SpecError
 from varflow.core.files import read_json, read_metrics, write_json
 from varflow.core.form import Form
 from varflow.data.dataset import Dataset
-from varflow.data.protocols import Protocol
 from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble
 from varflow.model import Model
-from varflow.runs import code_prior as second_stage
-from varflow.runs.assemble import PARTS, build, build_ensemble, unobserved
+from varflow.runs import code_prior
+from varflow.runs.assemble import PARTS, build, for_target, spec_data
+from varflow.runs.environment import environment
 from varflow.runs.folder import (
     RUN,
     SPEC,
@@ -47,7 +43,7 @@ from varflow.runs.run import Run
 from varflow.settings import recipes
 from varflow.settings.spec import RunSpec
 from varflow.training.engine import Engine
-from varflow.training.loop import Loop
+from varflow.training.loop import Loop, Outcome
 from varflow.training.progress import Progress
 
 #: What can grow when a run goes on.
@@ -104,20 +100,21 @@ def fit(
     spec = spec.replace(**settings) if settings else spec
     spec.validate()
     engine = Engine.start(spec.training)
-    model: Model | Ensemble
     dataset: Dataset | Unobserved
+    model: Model | Ensemble
     if data is None and (spec.target.target != "none" or _nothing_observed(what)):
         model, dataset = for_target(spec, own)
+    elif spec.target.target != "none":
+        raise SpecError(
+            f"data: given beside target={spec.target.target}, which has none; leave one of the two out"
+        )
     else:
-        if spec.target.target != "none":
-            raise SpecError(
-                f"data: given beside target={spec.target.target}, which has none; leave one of the two out"
-            )
-        dataset = as_dataset(data, spec).to(engine.device, engine.dtype)
+        dataset = spec_data(data, spec).to(engine.device, engine.dtype)
         model = build(spec, dataset, own)
-    folder = None if out is None else Path(out)
     about = {"recipe": recipe, "own_parts": sorted(own), "data_given": data is not None}
-    return _train(spec, model, dataset, engine, folder, about, quiet, None, overwrite)
+    begun = _Fit(spec, model, dataset, engine, None if out is None else Path(out), about, quiet)
+    begun.start(overwrite)
+    return begun.finish()
 
 
 @ranks.together
@@ -151,23 +148,8 @@ def resume(
         raise RunError(
             f"folder: {path} holds no run (no {SPEC}); give the folder that `varflow fit` wrote"
         )
-    spec = RunSpec.from_dict(read_json(path / SPEC))
-    for name in budget:
-        if name not in BUDGETS:
-            raise SpecError(
-                f"{name}: a resumed run keeps its settings; only {', '.join(BUDGETS)} can grow"
-            )
-        if name in ("epochs", "steps") and second_stage.begun(path):
-            raise RunError(
-                f"{name}: the second stage of {path} is fitted to the codes of the first, which cannot grow any "
-                "more; give prior_epochs or prior_steps, or fit again"
-            )
-        if name in BUDGETS[2:] and not spec.has("second_stage"):
-            raise SpecError(f"{name}: this run has no second stage; give epochs or steps")
-    before = spec
-    if budget:
-        spec = spec.replace(**budget)
-        spec.validate()
+    before = RunSpec.from_dict(read_json(path / SPEC))
+    spec = _with_budget(before, budget, path)
     about = read_about(path)
     for name in about.get("own_parts", []):
         if name not in (parts or {}):
@@ -186,68 +168,12 @@ def resume(
         model, dataset = for_target(spec, dict(parts or {}))
     else:
         kept, _ = read_preprocessing(path)
-        dataset = as_dataset(data, spec, kept).to(engine.device, engine.dtype)
+        dataset = spec_data(data, spec, kept).to(engine.device, engine.dtype)
         model = build(spec, dataset, parts)
     check_data(dataset, path)
-    return _train(spec, model, dataset, engine, path, about, quiet, state, before=before)
-
-
-def as_dataset(data: Any, spec: RunSpec, kept: Protocol | None = None) -> Dataset:
-    """Whatever ``fit`` accepts as data, as a data set.
-
-    Under the preprocessing that a run has ``kept``, where there is one: it is never learned again.
-    """
-    from varflow import data as room
-
-    settings = spec.data
-    protocol = settings.protocol
-    if protocol == "auto":
-        protocol = spec.likelihood.protocol
-    continuous = spec.likelihood.continuous
-    if kept is not None and kept.learned():
-        protocol = "none"
-    if data is None:
-        found = room.load(
-            settings.data,
-            protocol=protocol,
-            continuous=continuous,
-            data_dir=settings.data_dir,
-            flip=settings.flip,
-            levels=settings.levels,
-            resize=settings.resize,
-            verify=settings.verify,
-            data_seed=settings.data_seed,
-        )
-    elif isinstance(data, Dataset):
-        found = data
-    else:
-        found = room.from_tensor(
-            data,
-            protocol=protocol,
-            continuous=continuous,
-            levels=settings.levels,
-            flip=settings.flip,
-        )
-    if kept is not None and kept.learned():
-        found = found.under(kept)
-    return found.first(train=settings.train_limit, validation=settings.validation_limit)
-
-
-def environment(spec: RunSpec, engine: Engine) -> dict[str, Any]:
-    """Versions, machine, seed and commit."""
-    import varflow
-
-    return {
-        "varflow": varflow.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(terse=True),
-        "processor": _processor(engine),
-        "engine": engine.to_dict(),
-        "seed": spec.training.seed,
-        "processes": ranks.world(),
-        "commit": _commit(),
-    }
+    begun = _Fit(spec, model, dataset, engine, path, about, quiet)
+    begun.go_on(state, before)
+    return begun.finish()
 
 
 def _what(
@@ -267,7 +193,7 @@ def _what(
             raise SpecError("parts: given beside a model, which has its own; give one of the two")
         named = {name: getattr(what, name) for name in PARTS}
         spec = RunSpec()
-        if second_stage.needed(what):
+        if code_prior.needed(what):
             spec = spec.replace(posterior="quantizer", network="grid", prior="pixelcnn")
         return spec, {name: part for name, part in named.items() if part is not None}
     raise SpecError(
@@ -282,141 +208,188 @@ def _nothing_observed(what: Any) -> bool:
     return isinstance(what, Model) and (what.likelihood is None or hasattr(what.likelihood, "batches"))
 
 
-def for_target(
-    spec: RunSpec, own: dict[str, nn.Module]
-) -> tuple[Model | Ensemble, Unobserved]:
-    """The model of a target, or the stacked fits, and what stands for their data."""
-    ensemble = own.get("ensemble")
-    if isinstance(ensemble, Ensemble):
-        return ensemble, unobserved(spec, ensemble.member(0))
-    nowhere = Form((1,), "none")
-    if spec.training.fits == 1:
-        model = build(spec, nowhere, own)
-        return model, unobserved(spec, model)
-    if own:
-        raise SpecError(
-            f"fits: was {spec.training.fits}, with parts of your own ({', '.join(own)}); build the models and "
-            "pass varflow.Ensemble([...]) instead"
+def _with_budget(before: RunSpec, budget: Mapping[str, Any], path: Path) -> RunSpec:
+    """The settings of a run that goes on: its own, and a larger budget.
+
+    Raises:
+        SpecError: a setting that is no budget, or of a code prior that the run has not.
+        RunError: the budget of a first stage whose codes are in use.
+    """
+    for name in budget:
+        if name not in BUDGETS:
+            raise SpecError(
+                f"{name}: a resumed run keeps its settings; only {', '.join(BUDGETS)} can grow"
+            )
+        if name in BUDGETS[:2] and code_prior.begun(path):
+            raise RunError(
+                f"{name}: the second stage of {path} is fitted to the codes of the first, which cannot grow any "
+                "more; give prior_epochs or prior_steps, or fit again"
+            )
+        if name in BUDGETS[2:] and not before.has("second_stage"):
+            raise SpecError(f"{name}: this run has no second stage; give epochs or steps")
+    if not budget:
+        return before
+    spec = before.replace(**budget)
+    spec.validate()
+    return spec
+
+
+class _Fit:
+    """A fit from its first update, or from where it stopped, to the run that comes of it.
+
+    Args:
+        spec: of the run.
+        model: with its initial weights.
+        dataset: on the engine's device.
+        engine: device, dtype, threads.
+        folder: of the run; None keeps everything in memory.
+        about: what run.json says beside the outcome.
+        quiet: show no progress.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        model: Model | Ensemble,
+        dataset: Dataset | Unobserved,
+        engine: Engine,
+        folder: Path | None,
+        about: dict[str, Any],
+        quiet: bool,
+    ) -> None:
+        self.spec, self.dataset, self.engine, self.folder = spec, dataset, engine, folder
+        self.about, self.quiet = about, quiet
+        self.model = model.to(device=engine.device, dtype=engine.dtype)
+        #: The model whose prior learns codes after the loop, where there is one.
+        self.coded = model if isinstance(model, Model) and code_prior.needed(model) else None
+        learns = self.model if self.coded is None else code_prior.first(self.coded)
+        self.writes = folder is not None and ranks.rank() == 0
+        self.sink: Memory | Elsewhere | RunFolder = (
+            Memory() if folder is None else RunFolder(folder) if self.writes else Elsewhere()
         )
-    ensemble = build_ensemble(spec, nowhere)
-    return ensemble, unobserved(spec, ensemble.member(0))
+        self.progress = Progress(0, quiet=quiet or ranks.rank() > 0)
+        self.loop = Loop(learns, dataset, spec, engine, self.sink, self.progress)
+        self.progress.steps = self.loop.steps
+        if isinstance(self.sink, RunFolder):
+            self.sink.watch(self.loop.kept_weights)
 
+    def start(self, overwrite: bool) -> None:
+        """Make the folder. Only now: whatever is wrong with the settings has been said."""
+        if self.folder is not None and self.writes:
+            prepare(self.folder, overwrite)
+            write_start(
+                self.folder, self.spec, self.dataset, self.about, environment(self.spec, self.engine)
+            )
 
-def _train(
-    spec: RunSpec,
-    model: Model | Ensemble,
-    dataset: Dataset | Unobserved,
-    engine: Engine,
-    folder: Path | None,
-    about: dict[str, Any],
-    quiet: bool,
-    state: dict[str, Any] | None,
-    overwrite: bool = False,
-    before: RunSpec | None = None,
-) -> Run:
-    """Train from the start, or from ``state``; ``before`` is the spec of the run where one goes on."""
-    model.to(device=engine.device, dtype=engine.dtype)
-    whole, followed = model, second_stage.needed(model)
-    if followed:
-        assert isinstance(model, Model)
-        model = second_stage.first(model)
-    writes = folder is not None and ranks.rank() == 0
-    sink = Memory() if folder is None else RunFolder(folder) if writes else Elsewhere()
-    progress = Progress(0, quiet=quiet or ranks.rank() > 0)
-    loop = Loop(model, dataset, spec, engine, sink, progress)
-    progress.steps = loop.steps
-    if folder is not None and writes and before is None:
-        # Only now: whatever is wrong with the settings has been said, and no half-made run is left.
-        prepare(folder, overwrite)
-        write_start(folder, spec, dataset, about, environment(spec, engine))
-    if isinstance(sink, RunFolder):
-        sink.watch(loop.kept_weights)
-    if state is not None:
+    def go_on(self, state: dict[str, Any] | None, before: RunSpec) -> None:
+        """Take up ``state``, or begin again where a run was cut off before it saved one.
+
+        Raises:
+            RunError: the run is finished.
+        """
+        loop, folder = self.loop, self.folder
+        if state is None:
+            if isinstance(self.sink, RunFolder):
+                forget(self.sink.folder)
+                write_json(self.sink.folder / SPEC, self.spec.to_dict())
+            return
         loop.load_state(state)
-        if loop.step >= loop.steps and not followed:
+        if loop.step >= loop.steps and self.coded is None:
             raise RunError(
                 f"folder: {folder} is finished ({loop.step} of {loop.steps} steps); "
                 "give a larger budget, e.g. epochs or steps, to go on"
             )
-        if isinstance(sink, RunFolder):
-            sink.rewind(state)
-            if not second_stage.begun(sink.folder):
+        if isinstance(self.sink, RunFolder):
+            self.sink.rewind(state)
+            if not code_prior.begun(self.sink.folder):
                 now = {"step": loop.step, "finished": False, "reason": "going on", "signal": None}
-                write_json(sink.folder / SPEC, spec.to_dict())
-                write_json(sink.folder / RUN, {**about, "outcome": about.get("outcome", {}) | now})
-    elif before is not None and isinstance(sink, RunFolder):
-        # Cut off before its first state: again from the start.
-        forget(sink.folder)
-        write_json(sink.folder / SPEC, spec.to_dict())
-    if before is not None and folder is not None and loop.step > 0:
-        for note in _jumps(before, spec, folder):
-            progress.say(note)
-    if not engine.denormals_flushed:
-        progress.say(
-            "note: denormal numbers are not flushed in all CPU threads (torch had started them before); "
-            "long fits will slow down. Call fit before other torch work, or torch.set_flush_denormal(True) first"
-        )
-    if state is not None and state["engine"].get("native") and not engine.native:
-        progress.say(
-            f"note: the run was begun with compiled code, and there is none here ({native.reason()}); "
-            "it goes on in torch, equal up to rounding"
-        )
-    # Where the data were found may differ.
-    seen = {k: v for k, v in describe_data(dataset).items() if k not in ("source", "folder")}
-    ranks.meet({"settings": spec.replace(data_dir=None).to_dict(), "data": seen})
-    ranks.copy_first(model)
-    try:
-        with progress, ranks.lockstep():
-            outcome = loop.run()
-    finally:
-        if isinstance(sink, RunFolder):
-            sink.close()
-    ended = dataclasses.asdict(outcome)
-    later: list[dict[str, Any]] = []
-    if outcome.finished and outcome.signal is not None:
-        # It came during the last step. Only what was to follow is left undone.
-        name = signal.Signals(outcome.signal).name
-        if followed:
-            ended |= {
-                "finished": False,
-                "reason": f"{name} received at the end of the first stage, step {outcome.step}",
-            }
-        else:
+                self._tell(self.about.get("outcome", {}) | now)
+        if folder is not None and loop.step > 0:
+            for note in _jumps(before, self.spec, folder):
+                self.progress.say(note)
+        if state["engine"].get("native") and not self.engine.native:
+            self.progress.say(
+                f"note: the run was begun with compiled code, and there is none here ({native.reason()}); "
+                "it goes on in torch, equal up to rounding"
+            )
+
+    def finish(self) -> Run:
+        """Train, then the prior over codes where there is one; and the run that holds it all."""
+        outcome = self._train()
+        ended = dataclasses.asdict(outcome)
+        model, later = self.loop.model, []
+        if outcome.finished and outcome.signal is not None:
+            # It came during the last step. Only what was to follow is left undone.
             ended["signal"] = None
-    elif followed and outcome.finished:
-        assert isinstance(whole, Model)
-        assert isinstance(dataset, Dataset)
+            if self.coded is not None:
+                name = signal.Signals(outcome.signal).name
+                ended |= {
+                    "signal": outcome.signal,
+                    "finished": False,
+                    "reason": f"{name} received at the end of the first stage, step {outcome.step}",
+                }
+        elif self.coded is not None and outcome.finished:
+            model = self.coded
+            later = self._fit_code_prior(self.coded, ended)
+        if self.folder is not None and self.writes:
+            write_json(self.folder / RUN, {**self.about, "outcome": ended})
+        ranks.meet()
+        model.eval()
+        dataset = self.dataset
+        form = Form(tuple(dataset.event_shape), dataset.support, dataset.levels)
+        records = self.sink.records if isinstance(self.sink, Memory) else read_metrics(self.folder or Path())
+        return Run(self.spec, model, form, self.folder, records, ended, dataset, later)
+
+    def _train(self) -> Outcome:
+        if not self.engine.denormals_flushed:
+            self.progress.say(
+                "note: denormal numbers are not flushed in all CPU threads (torch had started them before); "
+                "long fits will slow down. Call fit before other torch work, or torch.set_flush_denormal(True) first"
+            )
+        # Where the data were found may differ.
+        seen = {k: v for k, v in describe_data(self.dataset).items() if k not in ("source", "folder")}
+        ranks.meet({"settings": self.spec.replace(data_dir=None).to_dict(), "data": seen})
+        ranks.copy_first(self.loop.model)
+        try:
+            with self.progress, ranks.lockstep():
+                return self.loop.run()
+        finally:
+            if isinstance(self.sink, RunFolder):
+                self.sink.close()
+
+    def _fit_code_prior(self, model: Model, ended: dict[str, Any]) -> list[dict[str, Any]]:
+        """Fit the prior to the codes of the finished first stage; its outcome goes into ``ended``."""
+        assert isinstance(self.dataset, Dataset)
 
         def waits() -> None:
-            if folder is not None and writes:
-                told = {"finished": False, "reason": "the second stage is not finished"}
-                write_json(folder / SPEC, spec.to_dict())
-                write_json(folder / RUN, {**about, "outcome": {**ended, **told}})
+            if self.writes:
+                self._tell({**ended, "finished": False, "reason": "the second stage is not finished"})
 
-        # A second stage that is finished is left as it is, unless its budget has grown.
-        if not about.get("outcome", {}).get("second_stage", {}).get("finished"):
+        # One that is finished is left as it is, unless its budget has grown.
+        if not self.about.get("outcome", {}).get("second_stage", {}).get("finished"):
             waits()
         ranks.meet()
-        second, later = second_stage.fit(spec, whole, dataset, engine, folder, quiet, waits)
-        model = whole
+        second, later = code_prior.fit(
+            self.spec, model, self.dataset, self.engine, self.folder, self.quiet, waits
+        )
         told = dataclasses.asdict(second)
         if second.finished:
             told["signal"] = None
         ended |= {name: told[name] for name in ("finished", "reason", "signal")}
         ended["second_stage"] = told
-    if folder is not None and writes:
-        write_json(folder / RUN, {**about, "outcome": ended})
-    ranks.meet()
-    model.eval()
-    form = Form(tuple(dataset.event_shape), dataset.support, dataset.levels)
-    records = sink.records if isinstance(sink, Memory) else read_metrics(Path(folder or ""))
-    return Run(spec, model, form, folder, records, ended, dataset, later)
+        return later
+
+    def _tell(self, outcome: dict[str, Any]) -> None:
+        """Settings and outcome as they are now, in the folder."""
+        assert self.folder is not None
+        write_json(self.folder / SPEC, self.spec.to_dict())
+        write_json(self.folder / RUN, {**self.about, "outcome": outcome})
 
 
 def _jumps(before: RunSpec, spec: RunSpec, folder: Path) -> list[str]:
     """What to say where a budget has changed that the learning rate falls over."""
     changed = [""] if before.training != spec.training else []
-    if any(before.get(n) != spec.get(n) for n in BUDGETS[2:]) and started(folder / second_stage.FOLDER):
+    if any(before.get(n) != spec.get(n) for n in BUDGETS[2:]) and started(folder / code_prior.FOLDER):
         changed.append("prior_")
     out = []
     for stage in changed:
@@ -427,25 +400,3 @@ def _jumps(before: RunSpec, spec: RunSpec, folder: Path) -> list[str]:
                 "rate jumps here, and the run is not what it would have been with this budget from the start"
             )
     return out
-
-
-def _processor(engine: Engine) -> str:
-    if engine.device.startswith("cuda"):
-        return torch.cuda.get_device_name(engine.device)
-    if sys.platform == "linux":
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
-
-
-def _commit() -> str | None:
-    """The commit of the working folder, where it is a git checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

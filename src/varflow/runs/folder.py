@@ -286,6 +286,13 @@ def check_data(dataset: Dataset | Unobserved, folder: Path) -> None:
             )
 
 
+def snapshots(folder: Path) -> list[tuple[int, dict[str, Tensor]]]:
+    """(step, weights) that a fit to a target left behind, in order of the steps; they may be none."""
+    files = sorted((folder / SNAPSHOTS).glob("step-*.safetensors"))
+    found = [(path.stem.partition("-")[2], path) for path in files]
+    return [(int(step), read_weights(path)) for step, path in found if step.isdigit()]
+
+
 def read_about(folder: Path) -> dict[str, Any]:
     """run.json.
 

@@ -1,18 +1,16 @@
-"""A run: a fitted model with everything that belongs to it, and :func:`load` to open one."""
+"""A run: a fitted model with everything that belongs to it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from varflow.core import random, ranks
-from varflow.core.errors import DataError, RunError, SpecError, positive
-from varflow.core.files import read_json, read_metrics
+from varflow.core.errors import RunError, SpecError, positive
 from varflow.core.form import Form
 from varflow.data.dataset import SPLITS, Dataset
 from varflow.data.protocols import Protocol
@@ -20,26 +18,12 @@ from varflow.data.unobserved import Unobserved
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.posteriors.observed import Observed
-from varflow.runs import code_prior as second_stage
-from varflow.runs.assemble import PARTS, build, build_ensemble, unobserved
-from varflow.runs.folder import (
-    DATA,
-    SNAPSHOTS,
-    SPEC,
-    WEIGHTS,
-    check_data,
-    read_about,
-    read_form,
-    read_preprocessing,
-    read_weights,
-)
+from varflow.runs.assemble import spec_data
+from varflow.runs.folder import check_data, read_about, snapshots
 from varflow.settings.spec import RunSpec
 
 if TYPE_CHECKING:
     from varflow.evaluation import Evaluation
-
-#: A setting up to this number is never a reason to look no further.
-_SMALL = 10_000
 
 
 class Run:
@@ -94,9 +78,7 @@ class Run:
                     "data: this run was fitted to data given in Python, which the folder does not hold; "
                     "pass them again, e.g. load(folder, data=tensor)"
                 )
-            from varflow.runs.fitting import as_dataset
-
-            loaded = as_dataset(None, self.spec, self.preprocessing)
+            loaded = spec_data(None, self.spec, self.preprocessing)
             if self.folder is not None:
                 check_data(loaded, self.folder)
             home = next(self.model.parameters())
@@ -279,167 +261,3 @@ class Run:
 
     def _given_data(self) -> bool:
         return self.folder is not None and bool(read_about(self.folder).get("data_given"))
-
-
-def load(
-    folder: str | Path,
-    parts: Mapping[str, nn.Module] | None = None,
-    data: Any = None,
-    device: str = "cpu",
-) -> Run:
-    """The run in a folder, its model ready for use.
-
-    Nothing from the folder is executed and no name found in it is imported: part names are looked up
-    in varflow's own tables.
-
-    Args:
-        folder: a run folder.
-        parts: the parts of your own that the run was fitted with, by name.
-        data: the data, where they were given in Python.
-        device: where the model goes.
-
-    Raises:
-        RunError: no run there, a damaged or tampered file, another version, or a part that is missing.
-    """
-    path = Path(folder)
-    if not (path / SPEC).exists():
-        raise RunError(
-            f"folder: {path} holds no run (no {SPEC}); give the folder that `varflow fit` wrote"
-        )
-    spec = RunSpec.from_dict(read_json(path / SPEC))
-    form = read_form(path)
-    about = read_about(path)
-    kept, picture = read_preprocessing(path)
-    own = about.get("own_parts", [])
-    for name in own:
-        if name not in (*PARTS, "ensemble") or name not in (parts or {}):
-            raise RunError(
-                f"parts: the run was fitted with its own {name}; pass parts={{'{name}': ...}}"
-            )
-    weights = read_weights(path / WEIGHTS)
-    _check_sizes(spec, form, path, weights, parts)
-    model: Model | Ensemble
-    if "ensemble" in own:
-        model = (parts or {})["ensemble"]  # type: ignore[assignment]
-    elif spec.training.fits > 1:
-        model = build_ensemble(spec, form)
-    else:
-        model = build(spec, form, parts)
-    if second_stage.needed(model):
-        assert isinstance(model, Model)
-        model, weights = second_stage.joined(model, weights, path)
-    if spec.training.precision == "float64":
-        model.double()
-    assign_weights(model, weights, path / WEIGHTS)
-    model.to(device).eval()
-    dataset: Dataset | Unobserved | None = None
-    if data is not None:
-        from varflow.runs.fitting import as_dataset
-
-        home = next(model.parameters())
-        given = as_dataset(data, spec, kept)
-        if tuple(given.event_shape) != form.event_shape:
-            raise DataError(
-                f"data: one example has shape {list(given.event_shape)}, the run was fitted to "
-                f"{list(form.event_shape)}; give data of the same columns or picture size"
-            )
-        dataset = given.to(home.device, home.dtype)
-    elif form.support == "none":
-        dataset = unobserved(spec, model.member(0) if isinstance(model, Ensemble) else model)
-    later = read_metrics(path / second_stage.FOLDER)
-    outcome = about.get("outcome", {})
-    run = Run(spec, model, form, path, read_metrics(path), outcome, dataset, later, kept, picture)
-    run.other_data = data is not None and not _same_data(dataset, path)
-    return run
-
-
-def _same_data(dataset: Any, folder: Path) -> bool:
-    """Whether these are the data that the run was fitted to."""
-    try:
-        check_data(dataset, folder)
-    except RunError:
-        return False
-    return True
-
-
-def _check_sizes(
-    spec: RunSpec,
-    form: Form,
-    path: Path,
-    weights: Mapping[str, Tensor],
-    parts: Mapping[str, nn.Module] | None,
-) -> None:
-    """Refuse sizes that are not those of the weights, before a model of such sizes takes up memory.
-
-    Raises:
-        RunError: one sentence with the setting or the weight.
-    """
-    stored = dict(weights)
-    if (path / second_stage.FOLDER / WEIGHTS).exists():
-        stored |= read_weights(path / second_stage.FOLDER / WEIGHTS)
-    total = sum(tensor.numel() for tensor in stored.values())
-    for name, value in {**spec.sizes(), "fits": spec.training.fits}.items():
-        # Small numbers build quickly, and the comparison of the weights themselves names what differs.
-        if value > max(total, _SMALL):
-            raise RunError(
-                f"{path / SPEC}: {name} is {value}, and the weights of the run are {total} numbers in all; the spec "
-                "or the weights were changed"
-            )
-    told, held = spec.target.settings and spec.target.loaded.facts(), read_json(path / DATA)
-    for name, value in (told or {}).items():
-        if held.get(name) != value:
-            raise RunError(
-                f"{path / SPEC}: {name} is {value!r}, and the run was fitted with {held.get(name)!r} ({DATA}); the "
-                "spec or the data were changed"
-            )
-    if form.support == "none":
-        return
-    try:
-        # Shapes without memory; a part that cannot be built so is compared later.
-        with torch.device("meta"):
-            expected = build(spec, form, parts).state_dict()
-    except (NotImplementedError, RuntimeError):
-        return
-    for name in expected.keys() & stored.keys():
-        if expected[name].shape != stored[name].shape:
-            raise _other_shape(path / WEIGHTS, name, stored[name], expected[name])
-
-
-def _other_shape(origin: Path, name: str, found: Tensor, needed: Tensor) -> RunError:
-    return RunError(
-        f"{origin}: '{name}' has shape {tuple(found.shape)}, the spec needs {tuple(needed.shape)}; the spec or the "
-        "weights were changed"
-    )
-
-
-def snapshots(folder: Path) -> list[tuple[int, dict[str, Tensor]]]:
-    """(step, weights) that a fit to a target left behind, in order of the steps; they may be none."""
-    files = sorted((folder / SNAPSHOTS).glob("step-*.safetensors"))
-    found = [(path.stem.partition("-")[2], path) for path in files]
-    return [(int(step), read_weights(path)) for step, path in found if step.isdigit()]
-
-
-def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path) -> None:
-    """Put weights into a model, all of them and nothing else.
-
-    Raises:
-        RunError: names or shapes differ, or a weight is not finite.
-    """
-    expected = model.state_dict()
-    missing, extra = (
-        sorted(expected.keys() - weights.keys()),
-        sorted(weights.keys() - expected.keys()),
-    )
-    if missing or extra:
-        raise RunError(
-            f"{origin}: does not belong to this spec (missing: {missing[:3] or 'none'}, "
-            f"unexpected: {extra[:3] or 'none'}); the spec or the weights were changed"
-        )
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise _other_shape(origin, name, tensor, expected[name])
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise RunError(
-                f"{origin}: '{name}' holds a NaN or an infinity; fit again or restore the file"
-            )
-    model.load_state_dict(dict(weights))

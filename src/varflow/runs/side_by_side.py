@@ -12,7 +12,7 @@ from varflow.core import random
 from varflow.report import comparison as pages
 from varflow.report.comparison import Sheet
 from varflow.runs.comparison import Comparison
-from varflow.runs.run import load
+from varflow.runs.loading import load
 
 #: Pictures in a panel.
 _PICTURES = 36
