@@ -17,7 +17,7 @@ from varflow.settings import recipes
 from varflow.settings.flags import spec_types
 from varflow.settings.roles import every_name
 
-TINY = ["--latent", "2", "--hidden", "8", "--layers", "1", "--threads", "1", "--quiet"]
+TINY = ["--latent", "2", "--hidden", "8", "--layers", "1", "--threads", "1"]
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -384,3 +384,23 @@ def test_the_convolutional_recipe_fits_svhn_files(capsys, tmp_path):
     assert code == 0, err
     assert "bits_per_dim" in out
     assert "svhn test, logit; 20 points" in out
+
+
+def test_quiet_says_nothing_but_errors(capsys, tmp_path):
+    run = str(tmp_path / "run")
+    code, out, err = call(capsys, "fit", "digits", *TINY, "--steps", "2", "--quiet", "--out", run)
+    assert (code, out, err) == (0, "", "")
+    assert (tmp_path / "run" / "report.html").exists()
+    assert call(capsys, "evaluate", run, "--samples", "5", "--limit", "10", "--quiet")[:2] == (0, "")
+    code, _, err = call(capsys, "fit", "digits", *TINY, "--quiet", "--out", run)
+    assert code == 2
+    assert "already holds a run" in err
+
+
+@pytest.mark.parametrize("verb", [("fit", "dense"), ("evaluate",)])
+def test_a_shell_gets_its_completion(verb):
+    done = subprocess.run(
+        [sys.executable, "-m", "varflow", *verb, "--tyro-print-completion", "bash"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "complete" in done.stdout

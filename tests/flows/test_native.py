@@ -21,7 +21,7 @@ from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 
 from varflow import native
 from varflow.flows import Planar
-from varflow.flows.planar import _push_in_torch as twin
+from varflow.flows.planar import push_in_torch as in_torch
 from varflow.native import build, planar
 
 SHIFT = Planar(1)._shift
@@ -60,7 +60,7 @@ def made(
 
 def compiled_push(z: Tensor, *parameters: Tensor, length: int, shift: float = SHIFT) -> Any:
     assert planar.usable(z, *parameters)
-    return planar.push(twin, z, parameters, length, shift)
+    return planar.push(in_torch, z, parameters, length, shift)
 
 
 def operator_push(z: Tensor, *parameters: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ def operator_push(z: Tensor, *parameters: Tensor, length: int) -> tuple[Tensor, 
 
 
 def torch_push(z: Tensor, *parameters: Tensor, length: int, shift: float = SHIFT) -> Any:
-    return twin(z, parameters, length, shift)
+    return in_torch(z, parameters, length, shift)
 
 
 def all_of_it(
@@ -150,7 +150,7 @@ def test_extreme_parameters(
     exact = [x.double() for x in inputs], [x.double() for x in cotangents]
     expected = all_of_it(torch_push, *exact, length=length)
     eps = torch.finfo(dtype).eps
-    step = max(eps, 1e-12)  # of the float64 twin: well above its own roundings
+    step = max(eps, 1e-12)  # of the float64 in_torch: well above its own roundings
     reach = [torch.zeros_like(x) for x in expected]
     for _ in range(6):
         moved = [x * (1 + step * (2 * torch.rand_like(x) - 1)) for x in exact[0]]
@@ -369,7 +369,7 @@ def test_transforms_of_transforms() -> None:
         return out.sin().sum() + (ladj * ladj).sum()
 
     results = []
-    for push in (compiled_push, lambda *x, length: twin(x[0], x[1:], length, SHIFT)):
+    for push in (compiled_push, lambda *x, length: in_torch(x[0], x[1:], length, SHIFT)):
 
         def second(z: Tensor, *p: Tensor, push: Any = push) -> Tensor:
             return jacrev(jacrev(lambda z: value(push, z, *p)))(z)

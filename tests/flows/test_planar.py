@@ -17,9 +17,12 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from varflow.core.errors import SpecError
 from varflow.flows import Planar
-from varflow.flows._chain import _unwind_unrolled, unwind
-from varflow.flows._root import tanh_root
-from varflow.flows.planar import _step_by_step
+from varflow.flows.planar import step_by_step
+from varflow.flows.tanh_units import (
+    inverse_pre_activations,
+    inverse_pre_activations_unrolled,
+    tanh_root,
+)
 
 SHIFT = math.log(math.e - 1)
 DTYPES = [torch.float32, torch.float64]
@@ -82,12 +85,12 @@ def test_what_the_compiler_sees_is_the_same_map() -> None:
     flow = perturbed(Planar(3, 4).double())
     z = torch.randn(1, 6, 3, dtype=torch.float64)
     u, _, _ = flow._constrain(flow.u[None], flow.w[None])
-    stepped, _ = _step_by_step(z, u, flow.w[None], flow.b[None, None])
+    stepped, _ = step_by_step(z, u, flow.w[None], flow.b[None, None])
     torch.testing.assert_close(stepped, flow(z)[0], rtol=1e-12, atol=1e-12)
 
     args = [torch.randn(2, 3, 4), 0.3 * torch.randn(2, 4, 4), 2 * torch.rand(2, 4)]
     args = [x.double().requires_grad_() for x in args]
-    plain, closed = _unwind_unrolled(*args), unwind(*args)
+    plain, closed = inverse_pre_activations_unrolled(*args), inverse_pre_activations(*args)
     torch.testing.assert_close(plain, closed, rtol=1e-12, atol=1e-12)
     expected = torch.autograd.grad(closed.sin().sum(), args)
     found = torch.autograd.grad(plain.sin().sum(), args)

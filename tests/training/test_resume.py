@@ -37,7 +37,7 @@ def records(folder) -> list[dict]:
 
 def command(*arguments, **options) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "varflow", "fit", *arguments, "--no-report", "--quiet"],
+        [sys.executable, "-m", "varflow", "fit", *arguments, "--no-report"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -158,7 +158,7 @@ def told_at(monkeypatch, step, number=signal.SIGINT):
 
 def test_a_signal_in_the_last_step_is_no_interruption(tmp_path, monkeypatch, capsys):
     told_at(monkeypatch, 9)
-    words = ["--latent", "2", "--hidden", "8", "--threads", "1", "--quiet", "--steps", "10"]
+    words = ["--latent", "2", "--hidden", "8", "--threads", "1", "--steps", "10"]
     with pytest.raises(SystemExit) as end:
         main(["fit", "digits", *words, "--out", str(tmp_path / "run")])
     out, err = capsys.readouterr()

@@ -26,7 +26,7 @@ class Fit:
     overwrite: bool = False
     """Replace the run that the folder holds."""
     quiet: bool = False
-    """Show no progress."""
+    """Print nothing but errors."""
     report: bool = True
     """Draw the figures and write report.html at the end."""
 
@@ -111,6 +111,9 @@ def _finish(run: Any, command: Fit) -> int:
     if outcome["signal"] is not None:
         print(f"{outcome['reason']}; saved. Go on with: varflow fit --resume {run.folder}")
         return 128 + int(outcome["signal"])
+    drawn = run.report() if command.report else None
+    if command.quiet:
+        return 0
     if run.infers_target:
         last = run.metrics[-1]["elbo"] if run.metrics else float("nan")
         how = "last training ELBO" + (" (mean over the fits)" if run.spec.training.fits > 1 else "")
@@ -126,8 +129,8 @@ def _finish(run: Any, command: Fit) -> int:
         took = f"{second['step']} steps in {second['seconds']:.0f} s"
         best = f"best validation log p(codes) {second['best_elbo']:.2f} nats at step {second['best_step']}"
         print(f"prior over codes: {took}, {second['reason']}; {best}")
-    if command.report:
-        print(f"report: {run.report()}")
+    if drawn is not None:
+        print(f"report: {drawn}")
     print(f"next: varflow evaluate {run.folder}")
     return 0
 

@@ -31,10 +31,10 @@ class _Autoregressive(Flow):
     def __init__(
         self,
         features: int,
-        length: int,
-        context_features: int,
-        hidden: Sequence[int] | None,
-        bound: float,
+        length: int = 1,
+        context_features: int = 0,
+        hidden: Sequence[int] | None = None,
+        bound: float = 3.0,
     ) -> None:
         super().__init__(features, context_features)
         positive(length=length)
@@ -47,10 +47,16 @@ class _Autoregressive(Flow):
         """(log-scale, shift) from the two outputs of the network."""
         return self.bound * torch.tanh(raw / self.bound), shift
 
+    def at_once(self, step: Step, z: Tensor, solve: bool) -> tuple[Tensor, Tensor]:
+        """(z ⊙ exp(s) + t, Σ s), (s, t) seeing the features of z; with ``solve`` ((z − t) ⊙ exp(−s), Σ s)."""
+        log_scale, shift = self.coefficients(*step(z).unbind(-2))
+        z = (z - shift) * (-log_scale).exp() if solve else z * log_scale.exp() + shift
+        return z, log_scale.sum(-1)
+
     def one_by_one(
         self, step: Step, z: Tensor, batch: tuple[int, ...], solve: bool
     ) -> tuple[Tensor, Tensor]:
-        """(z ⊙ exp(s) + t, Σ s), (s, t) seeing the features already computed; with ``solve`` its inverse."""
+        """The same where (s, t) see the features of what comes out, which are found one after the other."""
         if self._bounded and native.usable(z, step, self.bound):
             return native.affine(step, z, batch, self.bound, solve)
         columns = z.unbind(-1)
@@ -64,14 +70,27 @@ class _Autoregressive(Flow):
         z, raw = step.sequential(update, batch)
         return z, self.coefficients(*raw.unbind(-2))[0].sum(-1)
 
+    def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
+        return self._through(z, local, solve=False)
+
+    def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
+        return self._through(z, local, solve=True)
+
+    def _through(self, z: Tensor, local: Local, solve: bool) -> tuple[Tensor, Tensor]:
+        """All steps, or with ``solve`` their inverses from the last to the first."""
+        ladj = z.new_zeros(())
+        batch = torch.broadcast_shapes(z.shape[:-1], *(tensor.shape[:-1] for tensor in local))
+        steps = self.made.steps(*local)
+        for step in reversed(steps) if solve else steps:
+            if solve == self.fast_inverse:
+                z, total = self.at_once(step, z, solve)
+            else:
+                z, total = self.one_by_one(step, z, batch, solve)
+            ladj = ladj - total if solve else ladj + total
+        return z, ladj
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, length={self.length}, bound={self.bound}"
-
-    def _steps(self, local: Local) -> list[Step]:
-        return self.made.steps(*local)
-
-    def _batch(self, z: Tensor, local: Local) -> tuple[int, ...]:
-        return torch.broadcast_shapes(z.shape[:-1], *(tensor.shape[:-1] for tensor in local))
 
 
 class InverseAutoregressive(_Autoregressive):
@@ -131,22 +150,6 @@ class InverseAutoregressive(_Autoregressive):
         gate = raw + FORGET_BIAS
         return F.logsigmoid(gate), torch.sigmoid(-gate) * shift
 
-    def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        ladj = z.new_zeros(())
-        for step in self._steps(local):
-            log_scale, shift = self.coefficients(*step(z).unbind(-2))
-            z = z * log_scale.exp() + shift
-            ladj = ladj + log_scale.sum(-1)
-        return z, ladj
-
-    def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        ladj = z.new_zeros(())
-        batch = self._batch(z, local)
-        for step in reversed(self._steps(local)):
-            z, log_scales = self.one_by_one(step, z, batch, solve=True)
-            ladj = ladj - log_scales
-        return z, ladj
-
 
 class MaskedAutoregressive(_Autoregressive):
     """MAF: z′ᵢ = zᵢ · exp(sᵢ) + tᵢ where (sᵢ, tᵢ) depend on z′₍<i₎ and the context. ladj = Σᵢ sᵢ.
@@ -174,29 +177,3 @@ class MaskedAutoregressive(_Autoregressive):
 
     #: The density costs one pass, sampling D of them; a wrapper that may choose takes the inverse.
     fast_inverse = True
-
-    def __init__(
-        self,
-        features: int,
-        length: int = 1,
-        context_features: int = 0,
-        hidden: Sequence[int] | None = None,
-        bound: float = 3.0,
-    ) -> None:
-        super().__init__(features, length, context_features, hidden, bound)
-
-    def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        ladj = z.new_zeros(())
-        batch = self._batch(z, local)
-        for step in self._steps(local):
-            z, log_scales = self.one_by_one(step, z, batch, solve=False)
-            ladj = ladj + log_scales
-        return z, ladj
-
-    def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        ladj = z.new_zeros(())
-        for step in reversed(self._steps(local)):
-            log_scale, shift = self.coefficients(*step(z).unbind(-2))
-            z = (z - shift) * (-log_scale).exp()
-            ladj = ladj - log_scale.sum(-1)
-        return z, ladj

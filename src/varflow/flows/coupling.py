@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,13 +30,15 @@ class _Coupling(Flow):
     all steps are one product.
     """
 
+    #: Numbers that a step's network gives for each feature that moves.
+    outputs: int
+
     def __init__(
         self,
         features: int,
-        length: int,
-        context_features: int,
-        hidden: Sequence[int] | None,
-        outputs: int,
+        length: int = 1,
+        context_features: int = 0,
+        hidden: Sequence[int] | None = None,
     ) -> None:
         super().__init__(features, context_features)
         positive(length=length)
@@ -48,9 +51,9 @@ class _Coupling(Flow):
         positive(**{f"hidden[{index}]": width for index, width in enumerate(widths)})
         if not widths:
             raise SpecError("hidden: was (); a coupling needs at least one hidden layer")
-        self.length, self.outputs = length, outputs
+        self.length = length
         self.larger = (features + 1) // 2
-        inputs, targets = (self.larger, *widths), (*widths, outputs * self.larger)
+        inputs, targets = (self.larger, *widths), (*widths, self.outputs * self.larger)
         self.weights = nn.ParameterList(
             _uniform((length, out, size), size) for size, out in zip(inputs, targets, strict=True)
         )
@@ -79,9 +82,32 @@ class _Coupling(Flow):
             for t in range(self.length)
         ]
 
-    def _merge(self, even: Tensor, odd: Tensor) -> Tensor:
+    @abstractmethod
+    def move(self, z: Tensor, outputs: tuple[Tensor, ...], solve: bool) -> tuple[Tensor, Tensor | None]:
+        """The half that moves, or with ``solve`` moves back, and its log-scales; None where it keeps volumes."""
+
+    def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
+        return self._through(z, local, solve=False)
+
+    def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
+        return self._through(z, local, solve=True)
+
+    def _through(self, z: Tensor, local: Local, solve: bool) -> tuple[Tensor, Tensor]:
+        """All steps, or with ``solve`` their inverses from the last to the first."""
+        halves = [z[..., 0::2], z[..., 1::2]]
+        ladj = z.new_zeros(())
+        steps = list(enumerate(self._steps(local)))
+        for t, step in reversed(steps) if solve else steps:
+            kept, moved = t % 2, 1 - t % 2
+            outputs = step(halves[kept], halves[moved].shape[-1])
+            halves[moved], log_scale = self.move(halves[moved], outputs, solve)
+            if log_scale is not None:
+                total = log_scale.sum(-1)
+                ladj = ladj - total if solve else ladj + total
+        even, odd = halves
         even, odd = torch.broadcast_tensors(even, F.pad(odd, (0, self.larger - odd.shape[-1])))
-        return torch.stack((even, odd), -1).flatten(-2)[..., : self.features]
+        out = torch.stack((even, odd), -1).flatten(-2)[..., : self.features]
+        return out, out.new_zeros(out.shape[:-1]) if self.volume_preserving else ladj
 
 
 class AdditiveCoupling(_Coupling):
@@ -108,33 +134,11 @@ class AdditiveCoupling(_Coupling):
     """
 
     volume_preserving = True
+    outputs = 1
 
-    def __init__(
-        self,
-        features: int,
-        length: int = 1,
-        context_features: int = 0,
-        hidden: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(features, length, context_features, hidden, outputs=1)
-
-    def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        halves = [z[..., 0::2], z[..., 1::2]]
-        for t, step in enumerate(self._steps(local)):
-            kept, moved = t % 2, 1 - t % 2
-            (shift,) = step(halves[kept], halves[moved].shape[-1])
-            halves[moved] = halves[moved] + shift
-        out = self._merge(*halves)
-        return out, out.new_zeros(out.shape[:-1])
-
-    def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        halves = [z[..., 0::2], z[..., 1::2]]
-        for t, step in reversed(list(enumerate(self._steps(local)))):
-            kept, moved = t % 2, 1 - t % 2
-            (shift,) = step(halves[kept], halves[moved].shape[-1])
-            halves[moved] = halves[moved] - shift
-        out = self._merge(*halves)
-        return out, out.new_zeros(out.shape[:-1])
+    def move(self, z: Tensor, outputs: tuple[Tensor, ...], solve: bool) -> tuple[Tensor, None]:
+        (shift,) = outputs
+        return z - shift if solve else z + shift, None
 
 
 class AffineCoupling(_Coupling):
@@ -157,6 +161,8 @@ class AffineCoupling(_Coupling):
         SpecError: D is 1, a size is not positive, or ``bound`` is not positive.
     """
 
+    outputs = 2
+
     def __init__(
         self,
         features: int,
@@ -165,7 +171,7 @@ class AffineCoupling(_Coupling):
         hidden: Sequence[int] | None = None,
         bound: float = 3.0,
     ) -> None:
-        super().__init__(features, length, context_features, hidden, outputs=2)
+        super().__init__(features, length, context_features, hidden)
         if not bound > 0:
             raise SpecError(f"bound: was {bound!r}; use a positive number, the largest |log-scale|")
         self.bound = bound
@@ -173,27 +179,10 @@ class AffineCoupling(_Coupling):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bound={self.bound}"
 
-    def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        halves = [z[..., 0::2], z[..., 1::2]]
-        ladj = z.new_zeros(())
-        for t, step in enumerate(self._steps(local)):
-            kept, moved = t % 2, 1 - t % 2
-            raw, shift = step(halves[kept], halves[moved].shape[-1])
-            log_scale = self.bound * torch.tanh(raw / self.bound)
-            halves[moved] = halves[moved] * log_scale.exp() + shift
-            ladj = ladj + log_scale.sum(-1)
-        return self._merge(*halves), ladj
-
-    def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        halves = [z[..., 0::2], z[..., 1::2]]
-        ladj = z.new_zeros(())
-        for t, step in reversed(list(enumerate(self._steps(local)))):
-            kept, moved = t % 2, 1 - t % 2
-            raw, shift = step(halves[kept], halves[moved].shape[-1])
-            log_scale = self.bound * torch.tanh(raw / self.bound)
-            halves[moved] = (halves[moved] - shift) * (-log_scale).exp()
-            ladj = ladj - log_scale.sum(-1)
-        return self._merge(*halves), ladj
+    def move(self, z: Tensor, outputs: tuple[Tensor, ...], solve: bool) -> tuple[Tensor, Tensor]:
+        raw, shift = outputs
+        log_scale = self.bound * torch.tanh(raw / self.bound)
+        return (z - shift) * (-log_scale).exp() if solve else z * log_scale.exp() + shift, log_scale
 
 
 def nice(features: int, length: int = 2, context_features: int = 0) -> Compose | Affine:

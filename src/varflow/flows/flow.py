@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
+from math import prod
 from typing import Annotated, Any
 
 import torch
@@ -175,6 +176,28 @@ class Flow(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"features={self.features}, context_features={self.context_features}"
+
+
+def align(z: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """R points for each of G parameter sets: z ``[R, G, D]``, packed ``[G, P]``, and the batch shape they came in.
+
+    The batch shapes of z ``[*, D]`` and packed ``[*, P]`` broadcast, without copies in the usual cases: static
+    parameters (``packed [P]``), one set per example, and one set per example shared by samples (``z [S, B, D]``,
+    ``packed [B, P]``). Anything else expands the parameters.
+    """
+    if packed.ndim == 1:
+        batch = tuple(z.shape[:-1])
+        return z.reshape(prod(batch), 1, z.shape[-1]), packed.unsqueeze(0), batch
+    batch = tuple(torch.broadcast_shapes(z.shape[:-1], packed.shape[:-1]))
+    sets = tuple(packed.shape[:-1])
+    while sets and sets[0] == 1:
+        sets = sets[1:]
+    if sets != batch[len(batch) - len(sets) :]:
+        sets = batch
+        packed = packed.expand(*batch, packed.shape[-1])
+    groups, points = prod(sets), prod(batch[: len(batch) - len(sets)])
+    z = z.expand(*batch, z.shape[-1])
+    return z.reshape(points, groups, z.shape[-1]), packed.reshape(groups, packed.shape[-1]), batch
 
 
 def _dtype(module: nn.Module) -> torch.dtype | None:

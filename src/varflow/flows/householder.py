@@ -1,17 +1,16 @@
-"""Householder flow: a product of reflections, an orthogonal map."""
+"""Householder flow: a product of reflections, an orthogonal map.
+
+The last three functions are the product of all reflections at once; Sylvester flows make their frames of it.
+"""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import positive
-from varflow.flows._batch import align
-from varflow.flows._reflections import overlaps, reflect, unit
-from varflow.flows.flow import Flow, Local
+from varflow.flows.flow import Flow, Local, align
 from varflow.networks.linear import Linear
 
 
@@ -91,16 +90,40 @@ class Householder(Flow):
         return self._apply_all(z, local, transpose=True)
 
     def _apply_all(self, z: Tensor, local: Local, transpose: bool) -> tuple[Tensor, Tensor]:
-        if self.context_features:
-            z, packed, batch = align(z, local[0])
-            v = unit(packed.unflatten(-1, (self.length, self.features)))
-        else:
-            batch = tuple(z.shape[:-1])
-            z = z.reshape(math.prod(batch), 1, self.features)
-            v = unit(self.v).unsqueeze(0)
+        z, packed, batch = align(z, local[0] if local else self.v.flatten())
+        v = unit(packed.unflatten(-1, (self.length, self.features)))
         turned = reflect(z.transpose(0, 1), v, overlaps(v), transpose)
         z = turned.transpose(0, 1).reshape(*batch, self.features)
         return z, z.new_zeros(batch)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, length={self.length}"
+
+
+def unit(v: Tensor) -> Tensor:
+    """v / ‖v‖ over the last dimension; 0 where ‖v‖² is below the smallest normal number."""
+    square = (v * v).sum(-1, keepdim=True)
+    vanishing = square < torch.finfo(square.dtype).tiny
+    return torch.where(vanishing, 0, v / torch.where(vanishing, 1, square).sqrt())
+
+
+def overlaps(v: Tensor) -> Tensor:
+    """2 v vᵀ for rows v ``[..., K, D]``: what :func:`reflect` solves with."""
+    return 2 * (v @ v.transpose(-1, -2))
+
+
+def reflect(z: Tensor, v: Tensor, gram: Tensor, transpose: bool = False) -> Tensor:
+    """H_K … H_1 z (``transpose``: H_1 … H_K z) for z ``[G, R, D]``, unit rows v ``[G, K, D]``.
+
+    H_k subtracts c_k v_k with c_k = 2 v_kᵀ(z − Σ_{j<k} c_j v_j): a triangular system with unit
+    diagonal, (I + 2 tril(v vᵀ, −1)) c = 2 v z. The transposed product solves the transposed
+    system. A row v_k = 0 makes c_k = 0, the identity.
+    """
+    if v.shape[-2] == 1:
+        c = 2 * (v @ z.transpose(-1, -2))
+    else:
+        # unitriangular: neither the diagonal nor the other triangle of gram is read.
+        c = torch.linalg.solve_triangular(
+            gram, 2 * (v @ z.transpose(-1, -2)), upper=transpose, unitriangular=True
+        )
+    return torch.baddbmm(z, c.transpose(-1, -2), v, alpha=-1)

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import positive
-from varflow.flows._batch import align
-from varflow.flows._chain import log_det, unwind, wind
-from varflow.flows.flow import Flow, Local
+from varflow.flows.determinants import log_det
+from varflow.flows.flow import Flow, Local, align
+from varflow.flows.tanh_units import inverse_pre_activations, pre_activations
 from varflow.native import planar as native
 from varflow.networks.linear import Linear
 
@@ -118,7 +118,7 @@ class Planar(Flow):
         across = w.transpose(1, 2)
         # The last step is undone first: the same recurrence with the steps in reverse order.
         a, coupling = torch.baddbmm(b, z, across).flip(-1), (u @ across).flip(-2, -1)
-        p = unwind(a, coupling, s.squeeze(1).flip(-1)).flip(-1)
+        p = inverse_pre_activations(a, coupling, s.squeeze(1).flip(-1)).flip(-1)
         ladj = -log_det(p, s, log_s).sum(-1)
         z = torch.baddbmm(z, p.tanh(), u, alpha=-1)
         if self.context_features:
@@ -133,26 +133,39 @@ class Planar(Flow):
         return f"{super().extra_repr()}, length={self.length}{paper}"
 
 
+def step_by_step(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition: z′ and the pre-activations p_k = w_kᵀz + b_k, for û in place of u; layouts as in ``_arrange``.
+
+    All faster forms compute this. torch's compiler is given this one, which it fuses.
+    """
+    received = []
+    for u_k, w_k, b_k in zip(u.unbind(1), w.unbind(1), b.unbind(2), strict=True):
+        p = (z * w_k.unsqueeze(1)).sum(-1) + b_k
+        z = torch.addcmul(z, p.tanh().unsqueeze(-1), u_k.unsqueeze(1))
+        received.append(p)
+    return z, torch.stack(received, -1)
+
+
 def _push(
     z: Tensor, parameters: tuple[Tensor, ...], length: int, shift: float
 ) -> tuple[Tensor, Tensor]:
     if native.usable(z, *parameters):
-        return native.push(_push_in_torch, z, parameters, length, shift)
-    return _push_in_torch(z, parameters, length, shift)
+        return native.push(push_in_torch, z, parameters, length, shift)
+    return push_in_torch(z, parameters, length, shift)
 
 
-def _push_in_torch(
+def push_in_torch(
     z: Tensor, parameters: tuple[Tensor, ...], length: int, shift: float
 ) -> tuple[Tensor, Tensor]:
-    """The chain for u, w, b apart, or packed in one tensor: layouts in :mod:`varflow.native.planar`."""
+    """All steps in the coordinates wᵀz, for u, w, b apart or packed in one tensor (:mod:`varflow.native.planar`)."""
     shape = z.shape
     z, u, w, b = _arrange(z, parameters, length)
     u, s, log_s = _constrain(u, w, shift)
     if torch.compiler.is_compiling():
-        z, p = _step_by_step(z, u, w, b)
+        z, p = step_by_step(z, u, w, b)
     else:
         across = w.transpose(1, 2)
-        p = wind(torch.baddbmm(b, z, across), u @ across)
+        p = pre_activations(torch.baddbmm(b, z, across), u @ across)
         z = torch.baddbmm(z, p.tanh(), u)
     ladj = log_det(p, s, log_s).sum(-1)
     if len(parameters) == 1:
@@ -238,13 +251,3 @@ class _Excess(torch.autograd.Function):
     def jvp(ctx: Any, da: Tensor, _: None) -> Tensor:
         (a,) = ctx.saved_tensors
         return -da * torch.sigmoid(-a - ctx.shift)
-
-
-def _step_by_step(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """z′ and the pre-activations by the definition: what a compiler can fuse (``wind`` it cannot)."""
-    received = []
-    for u_k, w_k, b_k in zip(u.unbind(1), w.unbind(1), b.unbind(2), strict=True):
-        p = (z * w_k.unsqueeze(1)).sum(-1) + b_k
-        z = torch.addcmul(z, p.tanh().unsqueeze(-1), u_k.unsqueeze(1))
-        received.append(p)
-    return z, torch.stack(received, -1)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import positive
-from varflow.flows._chain import log_mean
+from varflow.flows.determinants import log_mean
 from varflow.flows.flow import Flow, Local
 from varflow.networks.linear import Linear
 

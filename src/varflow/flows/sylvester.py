@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import SpecError, positive
-from varflow.flows._batch import align
-from varflow.flows._chain import log_det, unwind
-from varflow.flows._reflections import overlaps, reflect, unit
-from varflow.flows.flow import Flow, Local
+from varflow.flows.determinants import log_det
+from varflow.flows.flow import Flow, Local, align
+from varflow.flows.householder import overlaps, reflect, unit
+from varflow.flows.tanh_units import inverse_pre_activations
 from varflow.networks.linear import Linear
 
 
@@ -130,7 +130,7 @@ class Sylvester(Flow):
             q = torch.baddbmm(step.b, inside, step.upper_tilde.transpose(1, 2))
             # R̃R couples a unit to those after it: the last unit is solved first.
             coupling = (step.upper_tilde @ step.upper).transpose(1, 2).flip(-2, -1)
-            p = unwind(q.flip(-1), coupling, step.s.squeeze(1).flip(-1)).flip(-1)
+            p = inverse_pre_activations(q.flip(-1), coupling, step.s.squeeze(1).flip(-1)).flip(-1)
             z = z - self._outside(p.tanh() @ step.upper.transpose(1, 2), step)
             total = total - log_det(p, step.s, step.log_s).sum(-1)
         return self._restore(z, batch), total.t().reshape(batch)
@@ -141,13 +141,8 @@ class Sylvester(Flow):
 
     def _arrange(self, z: Tensor, local: Local) -> tuple[Tensor, list[_Step], tuple[int, ...]]:
         """Points [G, R, D], the parameters of each step ([G, ...]), and the batch shape."""
-        if self.context_features:
-            z, packed, batch = align(z, local[0])
-            packed = packed.unflatten(-1, (self.length, -1)).transpose(0, 1)
-        else:
-            batch = tuple(z.shape[:-1])
-            z = z.reshape(math.prod(batch), 1, self.features)
-            packed = self.packed.unsqueeze(1)
+        z, packed, batch = align(z, local[0] if local else self.packed.flatten())
+        packed = packed.unflatten(-1, (self.length, -1)).transpose(0, 1)
         vectors, triangles, d, d_tilde, b = packed.split(self._sizes, -1)
         vectors = unit(vectors.unflatten(-1, (self.reflections, self.features)))
         triangles = triangles.unflatten(-1, (self.rank, self.rank))

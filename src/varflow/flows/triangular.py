@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import positive
-from varflow.flows._batch import align
-from varflow.flows.flow import Flow, Local
+from varflow.flows.flow import Flow, Local, align
 from varflow.networks.linear import Linear
 
 

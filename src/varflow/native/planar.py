@@ -4,7 +4,7 @@
     z, packed             one tensor for the three:      packed [*sets, K (2D + 1)], z [*points, *sets, D]
 
 The backward pass of the first order is one call. Derivatives of it, for which nobody waits, are those of the
-torch expression (``twin``), and so is everything of forward mode.
+torch expression (``in_torch``), and so is everything of forward mode.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from varflow import native
 from varflow.native.eligible import usable as usable
 
 #: The torch expression: (z, parameters, K, shift) → (z′, ladj).
-Twin = Callable[[Tensor, tuple[Tensor, ...], int, float], tuple[Tensor, Tensor]]
+InTorch = Callable[[Tensor, tuple[Tensor, ...], int, float], tuple[Tensor, Tensor]]
 
 
 def push(
-    twin: Twin, z: Tensor, parameters: tuple[Tensor, ...], length: int, shift: float
+    in_torch: InTorch, z: Tensor, parameters: tuple[Tensor, ...], length: int, shift: float
 ) -> tuple[Tensor, Tensor]:
     """z′ and ladj."""
     if torch.compiler.is_compiling():
         out, ladj = torch.ops.varflow.planar(z, list(parameters), length, shift)
         return out, ladj
     function = _Push if torch._C._are_functorch_transforms_active() else _PushAlone
-    out, ladj = function.apply(twin, length, shift, z, *parameters)
+    out, ladj = function.apply(in_torch, length, shift, z, *parameters)
     return out, ladj
 
 
 class _Push(torch.autograd.Function):
     @staticmethod
     def forward(
-        twin: Twin, length: int, shift: float, z: Tensor, *parameters: Tensor
+        in_torch: InTorch, length: int, shift: float, z: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         return native.calls_in_use().push(z, parameters, length, shift)
 
@@ -73,9 +73,9 @@ class _PushAlone(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, twin: Twin, length: int, shift: float, z: Tensor, *parameters: Tensor
+        ctx: Any, in_torch: InTorch, length: int, shift: float, z: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.settings = (twin, length, shift)
+        ctx.settings = (in_torch, length, shift)
         ctx.save_for_backward(z, *parameters)
         return native.calls_in_use().push(z, parameters, length, shift)
 
@@ -87,7 +87,7 @@ class _Back(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        twin: Twin,
+        in_torch: InTorch,
         length: int,
         shift: float,
         grad_out: Tensor,
@@ -104,11 +104,11 @@ class _Back(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        twin, length, shift = ctx.settings
+        in_torch, length, shift = ctx.settings
 
         def first_order(grad_out: Tensor, grad_ladj: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
             def chain(z: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-                return twin(z, parameters, length, shift)
+                return in_torch(z, parameters, length, shift)
 
             back = torch.func.vjp(chain, *inputs)[1]
             sent: tuple[Tensor, ...] = back((grad_out, grad_ladj))

@@ -30,7 +30,7 @@ def parse(kind: type, arguments: list[str], *positional: str) -> Any:
     types = get_type_hints(kind)
     flags = spelled_out(leading[: 2 * words] + arguments[words:], types)
     given = check_flags(flags, types)
-    if not any(a in ("-h", "--help") for a in flags):
+    if not any(a in ("-h", "--help", *_COMPLETION) for a in flags):
         for name in positional:
             required = next(f for f in fields(kind) if f.name == name)
             if name not in given and required.default is required.default_factory:
@@ -84,6 +84,9 @@ def check_flags(
     while position < len(arguments):
         word = arguments[position]
         position += 1
+        if word in _COMPLETION:
+            # tyro's own: it writes a completion script for a shell.
+            return set()
         if not word.startswith("--"):
             raise SpecError(f"'{word}': not expected here; settings are given as --name value")
         flag, has_value, value = word[2:].partition("=")
@@ -109,6 +112,9 @@ def check_flags(
             position += 1
         _check_value(flag, value, types[plain])
     return given
+
+
+_COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 
 
 def _check_value(flag: str, value: str, kind: Any) -> None:

@@ -8,8 +8,8 @@ walks the same steps again, this time looking at everything.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,25 @@ from varflow.core.errors import NonFiniteError
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 
-if TYPE_CHECKING:
-    from varflow.training.loop import Loop
+
+class Replayed(Protocol):
+    """What a diagnosis asks of the loop: to go back to its last good state, and to take the same steps again."""
+
+    model: Any
+    engine: Any
+    spec: Any
+    samples: int
+    step: int
+
+    def noise(self) -> AbstractContextManager[Any]: ...
+
+    def batch_of(self, step: int) -> Any: ...
+
+    def update(self) -> Any: ...
+
+    def restore(self) -> None: ...
+
+    def save(self) -> None: ...
 
 
 class Finding:
@@ -110,7 +127,7 @@ class LastGood:
         return self.step
 
 
-def diagnose(loop: Loop) -> NoReturn:
+def diagnose(loop: Replayed) -> NoReturn:
     """Walk again from the last good state, looking at everything.
 
     Raises:
@@ -132,7 +149,7 @@ def diagnose(loop: Loop) -> NoReturn:
     stop(loop, f"step {at}", finding.where or "the replay, run without compilation, stayed finite")
 
 
-def stop(loop: Loop, when: str, what: str) -> NoReturn:
+def stop(loop: Replayed, when: str, what: str) -> NoReturn:
     """End a fit with its last good state. Raises NonFiniteError with what was found, and advice."""
     loop.restore()
     loop.save()
