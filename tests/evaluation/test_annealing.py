@@ -13,9 +13,8 @@ import varflow as vf
 from varflow import hmc
 from varflow.core import random
 from varflow.core.errors import NonFiniteError, ShapeError, SpecError
-from varflow.evaluation import Annealed, Annealing, anneal, quadrature
+from varflow.evaluation import Annealed, Annealing, anneal, quadrature, transitions
 from varflow.evaluation import annealing as room
-from varflow.evaluation import path as road
 
 from .conftest import tiny
 
@@ -116,7 +115,7 @@ def _accept(change, z, proposed, log_ratio, purpose="acceptance"):
 
 
 _right_accept = hmc.accept
-_right_transition = road.transition
+_right_transition = transitions.transition
 _right_normal = random.normal
 
 HARD = Annealing(4000, 12, 2, acceptance=0.4, warmup=60)
@@ -166,7 +165,7 @@ def _momenta_stand_still(patch):
 
 
 def _stale_gradients(patch):
-    patch.setattr(road.At, "replaced", lambda self, moved, other: other)
+    patch.setattr(transitions.Densities, "replaced", lambda self, moved, other: other)
 
 
 DEFECTS = [
@@ -190,14 +189,14 @@ def test_a_defect_is_caught(binary, monkeypatch, defect):
 
 def test_a_transition_leaves_its_density_alone(binary):
     model, x = tiny(), binary[:1]
-    start, log_scale = road.starts(model, x, "prior")
-    path = road.Path(model, x, start, log_scale, 2**30)
+    start, log_scale = transitions.starts(model, x, "prior")
+    path = transitions.GeometricPath(model, x, start, log_scale, 2**30)
     # Exact samples of f_β at β = 0 are the prior's; twenty transitions later they still are.
     with torch.no_grad(), random.stream(1):
         z = start.draw(20_000)
         at = path.at(z)
         for _ in range(20):
-            z, at, _ = road.transition(path, z, at, 0.0, torch.zeros(1, dtype=z.dtype), 3)
+            z, at, _ = transitions.transition(path, z, at, 0.0, torch.zeros(1, dtype=z.dtype), 3)
     assert z.mean(0).abs().max() < 4 / math.sqrt(20_000)
     assert (z.var(0) - 1).abs().max() < 4 * math.sqrt(2 / 20_000)
     again = path.at(z)
@@ -207,8 +206,8 @@ def test_a_transition_leaves_its_density_alone(binary):
 
 def test_a_transition_costs_one_gradient_a_step(binary, monkeypatch):
     calls = []
-    inner = road.Path.at
-    monkeypatch.setattr(road.Path, "at", lambda self, z: calls.append(1) or inner(self, z))
+    inner = transitions.GeometricPath.at
+    monkeypatch.setattr(transitions.GeometricPath, "at", lambda self, z: calls.append(1) or inner(self, z))
     anneal(tiny(), binary[:2], Annealing(3, 11, 4, warmup=10, chunk=2))
     # Two starts, ten transitions of the warm-up, ten of the chains.
     assert len(calls) == 2 + 4 * (10 + 10)

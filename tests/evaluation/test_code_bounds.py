@@ -80,7 +80,7 @@ def test_what_cannot_be_evaluated_is_named():
     prior = vf.priors.PixelCNN((2, 3), 5, channels=4, layers=1, kernel=3)
     with torch.no_grad():
         prior.head[-1].bias.fill_(math.nan)
-    with pytest.raises(NonFiniteError, match=r"log p\(codes\): was nan at point 0"):
+    with pytest.raises(NonFiniteError, match=r"log p\(codes\): was NaN at point 0"):
         evaluate_codes(vf.density(prior), coded())
 
 

@@ -11,7 +11,7 @@ import varflow as vf
 from varflow.core.errors import ShapeError, SpecError
 from varflow.evaluation import active_units, aggregated_distance, latents
 from varflow.evaluation.health import _energy
-from varflow.evaluation.sliced import SlicedJoint
+from varflow.evaluation.memory import SlicedJoint
 from varflow.priors.prior import Prior
 
 from .conftest import tiny

@@ -18,6 +18,7 @@ from varflow.core import random
 from varflow.core.errors import NonFiniteError, ShapeError, SpecError
 from varflow.evaluation import Importance, LinearGaussian, importance_sample, pareto_k, quadrature
 from varflow.evaluation import importance as room
+from varflow.evaluation.memory import COPIES, rows_within
 
 from .conftest import tiny
 
@@ -145,10 +146,10 @@ def test_memory_stays_within_its_bound_for_any_number_of_samples(samples):
     memory = 4 * 2**20
     with _Tracker() as tracker:
         importance_sample(wide(), torch.ones(5, 4096), samples, memory)
-    assert tracker.largest * room.COPIES <= memory
+    assert tracker.largest * COPIES <= memory
     with _Tracker() as tracker:
         importance_sample(wide(), torch.ones(5, 4096), samples)
-    assert tracker.largest * room.COPIES > memory or samples == 3
+    assert tracker.largest * COPIES > memory or samples == 3
 
 
 def test_rows_follow_the_largest_activation_of_the_decoder():
@@ -156,9 +157,9 @@ def test_rows_follow_the_largest_activation_of_the_decoder():
     model = wide()
     draw = model.posterior(x).draw(2)
     row = 4096 * 4
-    assert room.rows_within(room.COPIES * row * 7, model, x, draw) == 7
+    assert rows_within(COPIES * row * 7, model, x, draw) == 7
     with pytest.raises(SpecError, match=r"memory: was 1000 bytes; decoding one latent takes about"):
-        room.rows_within(1000, model, x, draw)
+        rows_within(1000, model, x, draw)
 
 
 def test_the_exact_posterior_has_no_error():

@@ -12,7 +12,7 @@ import varflow as vf
 from varflow.core import random
 from varflow.core.errors import NonFiniteError, ShapeError, SpecError
 from varflow.evaluation import Evaluation, divergences, evaluate_target
-from varflow.evaluation.scores import score
+from varflow.evaluation.target_scores import score
 from varflow.flows import Planar
 from varflow.posteriors import Gaussian, Hamiltonian
 from varflow.priors import StandardNormal
@@ -393,11 +393,11 @@ def test_a_posterior_that_reads_x_is_refused() -> None:
 
 
 def test_results_do_not_depend_on_the_block_of_draws_beyond_their_noise(monkeypatch) -> None:
-    from varflow.evaluation import scores
+    from varflow.evaluation import target_scores
 
     model = vf.Model(Shifted([0.5], [1.0]), None, gaussian([0.0], [1.3])).double()
     whole = score(model, 1000, 0, 0)
-    monkeypatch.setattr(scores, "_SAMPLES", 64)
+    monkeypatch.setattr(target_scores, "_SAMPLES", 64)
     cut = score(model, 1000, 0, 0)
     for name in ("kl_q_p", "kl_p_q", "mean_error"):
         a, b = whole.numbers[name], cut.numbers[name]

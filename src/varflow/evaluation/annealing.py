@@ -1,6 +1,6 @@
 """Annealed importance sampling: log p(x) through a thousand small steps instead of one large one.
 
-Chains start in s(z), which can be sampled, and move towards p(x, z) along f_β (:mod:`.path`):
+Chains start in s(z), which can be sampled, and move towards p(x, z) along f_β (:mod:`.transitions`):
 
     log w = Σ_t (β_{t+1} − β_t) [log p(x, z_t) − log s(z_t)],   z_0 ~ s,   z_t moved by a transition of f_{β_t}.
 
@@ -16,23 +16,140 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path as File
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from varflow.core import random
-from varflow.core.errors import NonFiniteError, ShapeError, SpecError
-from varflow.evaluation.annealed import Annealed, Annealing
-from varflow.evaluation.chunks import Chunks, digest
-from varflow.evaluation.path import At, Path, starts, transition
+from varflow.core.errors import ShapeError, SpecError, positive, unknown
+from varflow.evaluation.chunks import Chunks
+from varflow.evaluation.importance import log_excess, log_mean
+from varflow.evaluation.points import OnProgress, evaluating, not_a_weight, refuse
+from varflow.evaluation.transitions import Densities, GeometricPath, starts, transition
 from varflow.model import Model
+
+Schedule = Literal["sigmoidal", "geometric", "linear"]
+StartName = Literal["posterior", "prior"]
 
 #: Temperatures at which step sizes are found; between them log ε is interpolated.
 _KNOTS = 10
 #: Chains of the warm-up.
 _SCOUTS = 4
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """Settings of annealed importance sampling.
+
+    Attributes:
+        chains: C for each example.
+        temperatures: T; with one, the chains are plain importance samples of the start.
+        leapfrog: steps of each transition.
+        schedule: β_t for t = 0 … T. ``sigmoidal``: (σ(δ(2t/T − 1)) − σ(−δ)) / (σ(δ) − σ(−δ)) with δ = 4 (Wu et
+            al. 2017), slow at both ends; ``geometric``: (10^{3t/T} − 1)/(10³ − 1), slow at the start;
+            ``linear``: t/T.
+        start: ``posterior``: a Gaussian with the mean and the standard deviations of q(z|x), which is q itself
+            where that is a diagonal Gaussian, and otherwise has the moments of 256 draws; ``prior``: p(z).
+        acceptance: the rate that step sizes are adapted to, for each example, in a warm-up with chains of
+            its own; they are then frozen, because a step size that follows the chains would bias the weights.
+        warmup: transitions of the warm-up, over the whole road.
+        chunk: examples moved together; changing it changes the random numbers.
+    """
+
+    chains: int = 16
+    temperatures: int = 1000
+    leapfrog: int = 5
+    schedule: Schedule = "sigmoidal"
+    start: StartName = "posterior"
+    acceptance: float = 0.65
+    warmup: int = 300
+    chunk: int = 20
+
+    def __post_init__(self) -> None:
+        sizes = ("chains", "temperatures", "leapfrog", "warmup", "chunk")
+        positive(**{name: getattr(self, name) for name in sizes})
+        if self.schedule not in get_args(Schedule):
+            raise unknown("schedule", str(self.schedule), get_args(Schedule))
+        if self.start not in get_args(StartName):
+            raise unknown("start", str(self.start), get_args(StartName))
+        if not 0 < self.acceptance < 1:
+            raise SpecError(f"acceptance: was {self.acceptance}; use a rate between 0 and 1")
+
+    def describe(self) -> str:
+        """The settings in words, for the estimates that come from them."""
+        return (
+            f"{self.chains} chains over {self.temperatures} temperatures ({self.schedule}) from the {self.start}, "
+            f"{self.leapfrog} leapfrog steps each"
+        )
+
+    @property
+    def betas(self) -> list[float]:
+        """β_0 = 0 < … < β_T = 1.
+
+        >>> Annealing(temperatures=4, schedule="linear").betas
+        [0.0, 0.25, 0.5, 0.75, 1.0]
+        """
+        count = self.temperatures
+        t = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+        if self.schedule == "sigmoidal":
+            t = torch.sigmoid(4 * (2 * t - 1))
+        elif self.schedule == "geometric":
+            t = torch.expm1(math.log(1e3) * t)
+        t = (t - t[0]) / (t[-1] - t[0])
+        return [float(beta) for beta in t]
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """What the chains say of each example: float64 tensors on the CPU, nats.
+
+    Attributes:
+        log_weights: log w of each chain, ``[C, N]``.
+        acceptance: mean probability of acceptance, ``[N]``; nan where no transition was needed.
+        steps: step sizes at the knots of the schedule, in units of each latent's width, ``[K, N]``.
+        backwards: whether the chains started in p(z|x) and their mean of 1/w is unbiased for 1/p(x).
+    """
+
+    log_weights: Tensor
+    acceptance: Tensor
+    steps: Tensor
+    backwards: bool = False
+
+    @property
+    def log_px(self) -> Float[Tensor, " points"]:
+        """A lower bound of log p(x) in expectation: log mean w. Backwards an upper bound, −log mean 1/w."""
+        return self._sign * log_mean(self._sign * self.log_weights)[0]
+
+    @property
+    def log_px_variance(self) -> Float[Tensor, " points"]:
+        """Of ``log_px`` over repetitions, by the delta method; nan for one chain."""
+        return log_mean(self._sign * self.log_weights)[1]
+
+    @property
+    def ess(self) -> Float[Tensor, " points"]:
+        """Effective chains over C, in [1/C, 1]."""
+        logs = self._sign * self.log_weights
+        log_sum = logs.logsumexp(0)
+        excess = log_excess(log_sum, (2 * logs).logsumexp(0), len(logs))
+        # Weights of zero alone: as far from even as weights can be.
+        return torch.where(log_sum == -math.inf, 1 / len(logs), torch.exp(-excess))
+
+    @property
+    def _sign(self) -> int:
+        return -1 if self.backwards else 1
+
+    @staticmethod
+    def concatenate(parts: list[Annealed]) -> Annealed:
+        """The results of several chunks as one."""
+        joined = {
+            name: torch.cat([getattr(part, name) for part in parts], -1)
+            for name in ("log_weights", "acceptance", "steps")
+        }
+        return Annealed(**joined, backwards=parts[0].backwards)
 
 
 @torch.no_grad()
@@ -43,8 +160,8 @@ def anneal(
     memory: int = 2**30,
     seed: int = 0,
     exact: Float[Tensor, "points features"] | None = None,
-    folder: File | str | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    folder: Path | str | None = None,
+    progress: OnProgress | None = None,
 ) -> Annealed:
     """Estimate log p(x) of each example by annealed importance sampling.
 
@@ -79,31 +196,29 @@ def anneal(
             f"exact: shape {tuple(exact.shape)}; give one latent for each example, "
             f"{(len(x), *model.prior.event_shape)}"
         )
-    chunks = Chunks(folder, "ais")
-    training = model.training
-    model.eval()
-    try:
-        parts = []
+    chunks, parts = Chunks(folder, "ais"), []
+    with evaluating(model):
         for start in range(0, len(x), settings.chunk):
             stop = min(start + settings.chunk, len(x))
+            ends = None if exact is None else exact[start:stop]
             chunk = _Chunk(model, settings, memory, seed, start)
-            given = {"x": x[start:stop], "exact": None if exact is None else exact[start:stop]}
-            key = digest(model, given, annealing=asdict(settings), seed=seed, start=start)
-            found = chunks.find(key)
-            if found is None or set(found) != {"log_weights", "acceptance", "steps"}:
-                told = _within(progress, start, stop, len(x))
-                found = chunk.run(x[start:stop], given["exact"], told)
-                chunks.keep(key, found)
+            found = chunks.get(
+                model,
+                {"x": x[start:stop], "exact": ends},
+                ("log_weights", "acceptance", "steps"),
+                partial(chunk.run, x[start:stop], ends, _within(progress, start, stop, len(x))),
+                annealing=asdict(settings),
+                seed=seed,
+                start=start,
+            )
             parts.append(Annealed(**found, backwards=exact is not None))
             if progress is not None:
                 progress(stop, len(x))
-    finally:
-        model.train(training)
     return Annealed.concatenate(parts)
 
 
 def _within(
-    progress: Callable[[int, int], object] | None, start: int, stop: int, total: int
+    progress: OnProgress | None, start: int, stop: int, total: int
 ) -> Callable[[float], object]:
     """Share of a chunk → points done."""
     if progress is None:
@@ -129,18 +244,18 @@ class _Chunk:
         # Backwards too, the warm-up is the forward one: the same transitions, whichever way they are used.
         with random.stream(random.derive(self.seed, "annealing/warmup", 0), number):
             start, log_scale = starts(self.model, x, settings.start)
-            path = Path(self.model, x, start, log_scale, self.memory)
+            path = GeometricPath(self.model, x, start, log_scale, self.memory)
             knots, log_steps = self._warm_up(path)
         with random.stream(random.derive(self.seed, purpose, 0), number):
             z = start.draw(settings.chains)
             if exact is not None:
                 z = exact.expand(settings.chains, *exact.shape)
             log_weights, acceptance = self._move(path, z, knots, log_steps, exact is not None, told)
-        self._refuse("log_weight", log_weights)
+        refuse("log_weight", log_weights, not_a_weight(log_weights), self.first)
         found = {"log_weights": log_weights, "acceptance": acceptance, "steps": log_steps.exp()}
         return {name: value.double().cpu() for name, value in found.items()}
 
-    def _warm_up(self, path: Path) -> tuple[list[int], Tensor]:
+    def _warm_up(self, path: GeometricPath) -> tuple[list[int], Tensor]:
         """(t of the knots, log ε ``[K, B]``), by log ε ← log ε + (acceptance − target)/√n at each knot in turn.
 
         The later half is averaged (Robbins and Monro 1951; Andrieu and Thoms 2008, section 4.2.2). Dual averaging
@@ -170,7 +285,7 @@ class _Chunk:
 
     def _move(
         self,
-        path: Path,
+        path: GeometricPath,
         z: Tensor,
         knots: list[int],
         log_steps: Tensor,
@@ -192,20 +307,10 @@ class _Chunk:
             told((done + 1) / count)
         return log_weights, total / (count - 1) if count > 1 else total * math.nan
 
-    def _checked(self, at: At) -> At:
-        self._refuse("log_start", at.start)
-        self._refuse("log_joint", at.joint)
+    def _checked(self, at: Densities) -> Densities:
+        for name, values in (("log_start", at.start), ("log_joint", at.joint)):
+            refuse(name, values, not_a_weight(values), self.first)
         return at
-
-    def _refuse(self, name: str, values: Tensor) -> None:
-        wrong = (values.isnan() | (values == math.inf)).any(0)
-        if bool(wrong.any()):
-            point = int(wrong.nonzero()[0])
-            value = "NaN" if bool(values[:, point].isnan().any()) else "infinite"
-            raise NonFiniteError(
-                f"{name}: was {value} at point {self.first + point}; look for a part of the model that "
-                "diverged, or load the last weights that were finite"
-            )
 
 
 def _interpolate(t: int, knots: list[int], values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,29 @@ class Chunks:
 
     def __init__(self, folder: Path | str | None, kind: str) -> None:
         self.folder, self.kind = None if folder is None else Path(folder), kind
+
+    def get(
+        self,
+        model: Model,
+        tensors: Mapping[str, Tensor | None],
+        names: Collection[str],
+        compute: Callable[[], Mapping[str, Tensor]],
+        **settings: Any,
+    ) -> Mapping[str, Tensor]:
+        """What was kept of this model, these tensors and settings; else what ``compute`` gives, which is then kept.
+
+        Args:
+            model, tensors, settings: of :func:`digest`.
+            names: of the tensors that a chunk holds; one that holds others is computed again.
+        """
+        if self.folder is None:
+            return compute()
+        key = digest(model, tensors, **settings)
+        found: Mapping[str, Tensor] | None = self.find(key)
+        if found is None or set(found) != set(names):
+            found = compute()
+            self.keep(key, found)
+        return found
 
     def find(self, key: str) -> dict[str, Tensor] | None:
         """What :meth:`keep` kept; None where it is missing or unreadable, and has to be computed again."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +11,11 @@ from jaxtyping import Int, Real
 from torch import Tensor
 
 from varflow.core import random
-from varflow.core.errors import NonFiniteError, SpecError
-from varflow.evaluation.estimate import Estimate
+from varflow.core.errors import SpecError
+from varflow.evaluation.estimate import Estimates
 from varflow.evaluation.evaluation import Evaluation
-from varflow.evaluation.means import check_points
-from varflow.model import Model, Terms
+from varflow.evaluation.points import OnProgress, check_points, evaluating, protocol_of, refuse
+from varflow.model import Model
 from varflow.posteriors.codebook import perplexity, usage
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def evaluate_codes(
     split: str = "test",
     seed: int = 0,
     limit: int | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: OnProgress | None = None,
 ) -> Evaluation:
     """The two-stage bound, its two parts, bits per dimension, perplexity and usage of the codebook.
 
@@ -70,15 +69,14 @@ def evaluate_codes(
     codes_in_all: int = prior_over_codes.codes
     found: dict[str, list[Tensor]] = {"likelihood": [], "prior": [], "ladj": [], "mean": []}
     counts: list[Tensor] = []
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for number, start in enumerate(range(0, points, _CHUNK)):
             index = torch.arange(start, min(start + _CHUNK, points))
             with random.stream(seed, number):
                 batch = dataset.batch(split, index)
                 terms = model.terms(batch.x, 1)
-            _refuse(terms, start)
+            for name, values in (("log p(x|z)", terms.log_likelihood), ("log p(codes)", terms.log_prior)):
+                refuse(name, values, ~values.isfinite(), start)
             found["likelihood"].append(terms.log_likelihood[0].double().cpu())
             found["prior"].append(terms.log_prior[0].double().cpu())
             found["ladj"].append(batch.ladj.double().cpu())
@@ -87,47 +85,43 @@ def evaluate_codes(
             counts.append(_histograms(terms.codes, codes_in_all))
             if progress is not None:
                 progress(start + len(index), points)
-    finally:
-        model.train(training)
     likelihood, prior, ladj, means = (torch.cat(parts) for parts in found.values())
     # Of the stored pictures, in the units of the data.
     likelihood = likelihood + ladj
-    report = _Report(points, f"{dataset.name} {split}, {dataset.protocol}", seed)
-    bound = likelihood + prior
-    report.mean(
-        "elbo", bound, "nats", "log p(x|z) + log p(codes); one code for each x, nothing is sampled"
-    )
-    report.mean("log_likelihood", likelihood, "nats", "log p(x|z) at the codes of x")
-    report.mean("kl", -prior, "nats", "−log p(codes of x)")
-    report.mean("nll", -bound, "nats", f"−ELBO, an upper bound of −log p(x); {dataset.scored}")
+    bound, none = likelihood + prior, torch.zeros_like(ladj)
+    estimates = Estimates(1, points, protocol_of(dataset, split), seed)
+    how = f"log p(x|z) + log p(codes); one code for each x, nothing is sampled; {dataset.scored}"
+    estimates.mean("elbo", bound, none, how)
+    estimates.mean("log_likelihood", likelihood, none, "log p(x|z) at the codes of x")
+    estimates.mean("kl", -prior, none, "−log p(codes of x)")
+    how = f"−ELBO, an upper bound of −log p(x); {dataset.scored}"
+    estimates.mean("nll", -bound, none, how)
     per_example = {
         "log_px": bound, "elbo": bound, "log_likelihood": likelihood, "log_prior": prior, "kl": -prior,
-        "log_px_variance": torch.zeros(points), "elbo_variance": torch.zeros(points),
-        "log_likelihood_variance": torch.zeros(points), "kl_variance": torch.zeros(points),
+        "log_px_variance": none, "elbo_variance": none, "log_likelihood_variance": none, "kl_variance": none,
         "index": torch.arange(points), "x_mean": means, "data_ladj": ladj,
     }  # fmt: skip
-    bits = dataset.bits_per_dim(bound, torch.zeros_like(ladj))
+    bits = dataset.bits_per_dim(bound, none)
     if bits is not None:
-        report.mean("bits_per_dim", bits, "bits/dim", f"nll per dimension, {dataset.levels} levels")
+        how = f"nll per dimension, {dataset.levels} levels"
+        estimates.mean("bits_per_dim", bits, none, how, "bits/dim")
         per_example["bits_per_dim"] = bits
     positions = math.prod(model.prior.event_shape)
     of_prior = -prior / (positions * math.log(2))
     uniform = math.log2(codes_in_all)
     how = f"−log₂ p(codes) per position of {positions}; {uniform:.4g} under the uniform prior"
-    report.mean("code_bits", of_prior, "bits/code", how)
+    estimates.mean("code_bits", of_prior, none, how, "bits/code")
     histograms = torch.cat(counts)
-    value, error = used_alike(histograms)
-    report.add(
-        "perplexity", value, error, f"of {codes_in_all} codes", "exp of the entropy of all codes"
-    )
-    value, error = used_at_all(histograms)
-    report.add("usage", value, error, "", f"share of the {codes_in_all} codes that occur")
+    how = "exp of the entropy of all codes"
+    estimates.add("perplexity", *used_alike(histograms), 0.0, how, f"of {codes_in_all} codes")
+    how = f"share of the {codes_in_all} codes that occur"
+    estimates.add("usage", *used_at_all(histograms), 0.0, how, "")
     notes = [
         "elbo: a bound through one code for each x; the codes that are left out could only raise log p(x)"
     ]
     return Evaluation(
         {**dataset.describe(), "split": split},
-        report.estimates,
+        estimates.found,
         {name: np.asarray(values.double()) for name, values in per_example.items()},
         {"code_counts": histograms.double().sum(0).numpy()},
         notes if model.posterior.reads_x and bits is not None else [],
@@ -167,43 +161,3 @@ def _histograms(codes: Int[Tensor, "batch *grid"], size: int) -> Tensor:
     flat = codes.flatten(1)
     zeros = torch.zeros(len(flat), size, dtype=torch.int32, device=flat.device)
     return zeros.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.int32)).cpu()
-
-
-def _refuse(terms: Terms, start: int) -> None:
-    for name, values in (("log p(x|z)", terms.log_likelihood), ("log p(codes)", terms.log_prior)):
-        wrong = ~values[0].isfinite()
-        if bool(wrong.any()):
-            point = start + int(wrong.nonzero()[0])
-            raise NonFiniteError(
-                f"{name}: was {values[0, point - start].item()} at point {point}; look for a part of the model "
-                "that diverged, or load the last weights that were finite"
-            )
-
-
-class _Report:
-    """Collects estimates that share points, protocol and seed; nothing here has a Monte-Carlo error."""
-
-    def __init__(self, points: int, protocol: str, seed: int) -> None:
-        self.points, self.protocol, self.seed = points, protocol, seed
-        self.estimates: dict[str, Estimate] = {}
-
-    def add(self, name: str, value: float, error: float | None, unit: str, how: str) -> None:
-        shared: dict[str, Any] = {"protocol": self.protocol, "seed": self.seed}
-        self.estimates[name] = Estimate(
-            name,
-            value,
-            error,
-            0.0,
-            unit=unit,
-            estimator=how,
-            samples=1,
-            points=self.points,
-            **shared,
-        )
-
-    def mean(self, name: str, values: Tensor, unit: str, how: str) -> None:
-        error = values.std().item() / math.sqrt(self.points) if self.points > 1 else None
-        # Of equal values the mean and the spread are known; what is left are rounding errors.
-        if error is not None and bool((values == values[0]).all()):
-            error = 0.0
-        self.add(name, values.mean().item(), error, unit, how)

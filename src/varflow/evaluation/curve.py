@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varflow.core.errors import SpecError, positive
-from varflow.evaluation.chunks import Chunks, digest
+from varflow.evaluation.chunks import Chunks
+from varflow.evaluation.estimate import Estimates
 from varflow.evaluation.evaluation import Evaluation
-from varflow.evaluation.importance import POINTS, fill
-from varflow.evaluation.means import Source, points_of
-from varflow.evaluation.sums import Sums
+from varflow.evaluation.importance import POINTS, Sums, fill, log_mean
+from varflow.evaluation.points import OnProgress, evaluating, points_of, protocol_of
 from varflow.model import Model
 
 if TYPE_CHECKING:
@@ -54,13 +55,7 @@ def grouped_bounds(
         grouped = log_weights[: groups * k].unflatten(0, (groups, k))
         each = grouped.logsumexp(1) - math.log(k)
         values.append(each.mean(0))
-        if groups > 1:
-            variances.append(each.var(0) / groups)
-        elif k > 1:
-            excess = math.log(k) + (2 * grouped[0]).logsumexp(0) - 2 * grouped[0].logsumexp(0)
-            variances.append(torch.expm1(torch.where(excess > 0, excess, 0.0)) / (k - 1))
-        else:
-            variances.append(torch.full_like(each[0], math.nan))
+        variances.append(each.var(0) / groups if groups > 1 else log_mean(grouped[0])[1])
     return torch.stack(values), torch.stack(variances)
 
 
@@ -86,7 +81,7 @@ def bound_curve(
     counts: Sequence[int] | None = None,
     memory: int = 2**30,
     seed: int = 0,
-    progress: Callable[[int, int], object] | None = None,
+    progress: OnProgress | None = None,
     folder: Path | str | None = None,
 ) -> Evaluation:
     """L_1 = ELBO ≤ L_10 ≤ L_100 ≤ … ≤ log p(x) on a split, each with its errors.
@@ -114,34 +109,32 @@ def bound_curve(
     points = dataset.sizes.get(split, 1) if points is None else points
     x, about, data = points_of(dataset, model, split, points, seed)
     counts = list(counts or sorted({10**e for e in range(len(str(samples)))} | {samples}))
-    training = model.training
-    model.eval()
-    try:
-        parts, chunks = [], Chunks(folder, CURVE)
+    chunks = Chunks(folder, CURVE)
+
+    def bounds(block: Tensor, start: int) -> dict[str, Tensor]:
+        sums = _Kept(samples, start)
+        fill(sums, model, block, memory, seed)
+        found = grouped_bounds(torch.cat(sums.kept), counts)
+        return dict(zip(("values", "variances"), found, strict=True))
+
+    parts = []
+    with evaluating(model):
         for start in range(0, points, POINTS):
             block = x[start : start + POINTS]
             asked = {"samples": samples, "counts": counts, "seed": seed, "first": start}
-            key = digest(model, {"x": block}, **asked) if folder is not None else ""
-            kept = chunks.find(key)
-            if kept is None or set(kept) != {"values", "variances"}:
-                sums = _Kept(samples, start)
-                fill(sums, model, block, memory, seed)
-                values, variances = grouped_bounds(torch.cat(sums.kept), counts)
-                kept = {"values": values, "variances": variances}
-                chunks.keep(key, kept)
-            parts.append((kept["values"], kept["variances"]))
+            compute = partial(bounds, block, start)
+            kept = chunks.get(model, {"x": block}, ("values", "variances"), compute, **asked)
+            parts.append((kept["values"].cpu(), kept["variances"].cpu()))
             if progress is not None:
                 progress(min(start + POINTS, points), points)
-    finally:
-        model.train(training)
-    values, variances = (torch.cat(columns, 1).cpu() for columns in zip(*parts, strict=True))
+    values, variances = (torch.cat(columns, 1) for columns in zip(*parts, strict=True))
     values = values + torch.from_numpy(about["data_ladj"])
-    source = Source(samples, f"{dataset.name} {split}, {dataset.protocol}", seed)
-    estimates, arrays = {}, dict(about)
+    estimates = Estimates(samples, points, protocol_of(dataset, split), seed)
+    arrays = dict(about)
     for k, value, variance in zip(counts, values, variances, strict=True):
         groups = samples // k
-        how = f"mean over {groups} {'group' if groups == 1 else 'groups'} of log of the mean of {k} weights"
-        estimates[f"bound_{k}"] = source.mean(f"bound_{k}", value, variance, how)
+        how = f"mean over {groups} {'group' if groups == 1 else 'groups'} of log of the mean of {k} weights; "
+        estimates.mean(f"bound_{k}", value, variance, how + dataset.scored)
         arrays[f"bound_{k}"] = value.numpy()
         arrays[f"bound_{k}_variance"] = variance.numpy()
-    return Evaluation({**data, "split": f"{split}-curve"}, estimates, arrays)
+    return Evaluation({**data, "split": f"{split}-curve"}, estimates.found, arrays)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from torch import Tensor
+
 from varflow.core.errors import RunError
 
 #: Errors below this are shown as powers of ten, and no number gets decimals beyond it.
@@ -103,6 +105,56 @@ class Estimate:
             if isinstance(plain[name], str):
                 plain[name] = float(plain[name])
         return Estimate(**plain)
+
+
+class Estimates:
+    """Estimates by name, in the order they were added, that share their samples, points, protocol and seed.
+
+    Args:
+        samples, points, protocol, seed: of :class:`Estimate`, where an estimate does not say otherwise.
+    """
+
+    def __init__(self, samples: int, points: int, protocol: str, seed: int) -> None:
+        self.shared: dict[str, Any] = {"samples": samples, "points": points, "protocol": protocol, "seed": seed}
+        self.found: dict[str, Estimate] = {}
+
+    def add(
+        self,
+        name: str,
+        value: float,
+        error: float | None,
+        monte_carlo: float | None,
+        how: str,
+        unit: str = "nats",
+        **more: Any,
+    ) -> None:
+        """One estimate; an error that is not finite is not known."""
+        error, monte_carlo = (
+            None if e is None or not math.isfinite(e) else e for e in (error, monte_carlo)
+        )
+        settings = {"unit": unit, "estimator": how, **self.shared, **more}
+        self.found[name] = Estimate(name, value, error, monte_carlo, **settings)
+
+    def mean(
+        self,
+        name: str,
+        values: Tensor,
+        variances: Tensor | None,
+        how: str,
+        unit: str = "nats",
+        **more: Any,
+    ) -> None:
+        """The mean over the points of ``values`` ``[N]``, each with the Monte-Carlo variance ``variances`` ``[N]``.
+
+        A point whose value is undefined makes the mean so. Without ``variances`` the Monte-Carlo error is not known.
+        """
+        count = len(values)
+        error = values.std().item() / math.sqrt(count) if count > 1 else None
+        if error is not None and bool((values == values[0]).all()):
+            # Of equal values the spread is known; what is left are rounding errors.
+            error = 0.0
+        monte_carlo = None if variances is None else variances.sum().sqrt().item() / count
+        self.add(name, values.mean().item(), error, monte_carlo, how, unit, **more)
 
 
 def _to_digits(number: float, error: float | None) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
+from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError
 from varflow.model import Model
 
@@ -54,62 +58,81 @@ class LinearGaussian:
         return (x - self.bias) @ self.weight @ covariance / self.scale**2, covariance
 
 
-@torch.no_grad()
-def quadrature(
-    model: Model,
-    x: Shaped[Tensor, points * event],
-    halfwidth: float = 9.0,
-    nodes: int | None = None,
-    tolerance: float = 1e-3,
-) -> Float[Tensor, " points"]:
-    """log p(x) = log ∫ p(x|z) p(z) dz of a model with one or two latents, by the trapezoidal rule.
+@dataclass(frozen=True)
+class Reference:
+    """p(z) = exp(log_joint(z)) / Z; every field is None where it is not known.
 
-    For smooth integrands that vanish at the border the rule converges faster than any power of the
-    spacing. The same sum over every second node tells the error.
+    Attributes:
+        log_normalizer: log Z, nats. For a Gaussian model log p(D) at its present parameters.
+        mean: ``[D]``.
+        covariance: ``[D, D]``.
+        sample: n → exact draws ``[n, D]``.
+        mode_probabilities: z ``[n, D]`` → ``[n, M]``, which mode each point belongs to.
+        mode_weights: ``[M]``, the mass of each mode under p.
+    """
+
+    log_normalizer: float | None = None
+    mean: Tensor | None = None
+    covariance: Tensor | None = None
+    sample: Callable[[int], Tensor] | None = None
+    mode_probabilities: Callable[[Tensor], Tensor] | None = None
+    mode_weights: Tensor | None = None
+
+
+def reference(model: Model, x: Tensor | None = None) -> Reference:
+    """The exact answers about the posterior of ``model``: those of its target or of its Gaussian model.
 
     Args:
-        model: any; its posterior is not used.
-        x: ``[N, *event]``.
-        halfwidth: the integral runs over [−halfwidth, halfwidth]^D; it has to hold the prior's mass.
-        nodes: along each axis, an odd number; 2,001 for one latent, 401 for two without it.
-        tolerance: largest difference in nats between the rule and its coarse half.
-
-    Returns:
-        log p(x) ``[N]`` in nats, float64.
-
-    Raises:
-        SpecError: more than two latents, or the grid is too coarse for this model.
-
-    Cost: nodes^D decoder passes for each example.
+        model: a prior without likelihood, or a likelihood that answers ``exact(x)`` with
+            ``log_evidence``, ``mean`` and ``variance`` or ``covariance`` of p(z | D).
+        x: which block of data, for a likelihood that has several.
     """
-    features = math.prod(model.prior.event_shape)
-    if features not in (1, 2):
-        raise SpecError(
-            f"model: has {features} latents; quadrature works for 1 or 2, sample for more"
-        )
-    nodes = nodes or {1: 2001, 2: 401}[features]
-    if nodes < 3 or nodes % 2 == 0:
-        raise SpecError(f"nodes: was {nodes}; use an odd number of at least 3")
-    axis = torch.linspace(-halfwidth, halfwidth, nodes, dtype=x.dtype, device=x.device)
-    grid = torch.cartesian_prod(*[axis] * features).reshape(-1, features)
-    log_prior = model.prior.log_prob(grid).double()
-    fine, coarse = [], []
-    for point in x:
-        values = log_prior + torch.cat(
-            [
-                model.likelihood.log_prob(point[None], part[:, None])[:, 0].double()
-                for part in grid.split(4096)
-            ]
-        )
-        values = values.reshape([nodes] * features)
-        fine.append(values.flatten().logsumexp(0))
-        coarse.append(values[(slice(None, None, 2),) * features].flatten().logsumexp(0))
-    spacing = 2 * halfwidth / (nodes - 1)
-    log_px = torch.stack(fine) + features * math.log(spacing)
-    gap = (log_px - torch.stack(coarse) - features * math.log(2 * spacing)).abs().max().item()
-    if not gap <= tolerance:
-        raise SpecError(
-            f"nodes: {nodes} are too few, halving them moves log p(x) by {gap:.2g} nats; use more nodes, "
-            "or a smaller halfwidth"
-        )
-    return log_px
+    if model.likelihood is not None:
+        return _gaussian(model.likelihood, x)
+    target: Any = model.prior
+    found = {name: getattr(target, name, None) for name in ("mean", "covariance", "mode_weights")}
+    tell = None if found["mode_weights"] is None else target.mode_probabilities
+    log_normalizer = getattr(target, "log_normalizer", None)
+    return Reference(
+        None if log_normalizer is None else float(log_normalizer),
+        found["mean"],
+        found["covariance"],
+        _sampler(target),
+        tell,
+        found["mode_weights"],
+    )
+
+
+def _sampler(target: Any) -> Callable[[int], Tensor] | None:
+    """Exact draws, if one can be had."""
+    try:
+        with random.stream(0):
+            target.sample((1,))
+    except SpecError:
+        return None
+
+    def sample(count: int) -> Tensor:
+        z: Tensor = target.sample((count,))
+        return z
+
+    return sample
+
+
+def _gaussian(likelihood: Any, x: Tensor | None) -> Reference:
+    if not hasattr(likelihood, "exact"):
+        return Reference()
+    with torch.no_grad():
+        exact = likelihood.exact() if x is None else likelihood.exact(x)
+        mean = exact.mean
+        covariance = getattr(exact, "covariance", None)
+        if covariance is None:
+            covariance = torch.diag(exact.variance)
+            root = exact.variance.sqrt()
+        else:
+            root = torch.linalg.cholesky(covariance)
+
+    def sample(count: int) -> Tensor:
+        noise = random.normal((count, *mean.shape), "target", dtype=mean.dtype, device=mean.device)
+        return mean + (noise * root if root.ndim == 1 else noise @ root.T)
+
+    return Reference(float(exact.log_evidence), mean, covariance, sample)

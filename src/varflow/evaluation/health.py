@@ -13,10 +13,9 @@ from torch import Tensor
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive
 from varflow.evaluation.importance import POINTS
-from varflow.evaluation.sliced import SlicedJoint
+from varflow.evaluation.memory import SlicedJoint
+from varflow.evaluation.points import evaluating
 from varflow.model import Model
-from varflow.posteriors.gaussian import GaussianConditional
-from varflow.priors.normal import StandardNormal
 from varflow.priors.prior import Prior
 
 #: A latent is active when the variance over data of its posterior mean is above this (Burda et al. 2016).
@@ -65,33 +64,32 @@ def latents(
     positive(samples=samples)
     if samples < 2:
         raise SpecError("samples: was 1; a variance needs at least 2")
-    training = model.training
-    model.eval()
-    means, variances, draws, kls = [], [], [], []
+    means, variances, draws = [], [], []
+    kls: list[Tensor | None] = []
     exact = True
-    try:
+    with evaluating(model):
         for number, x in enumerate(part for batch in batches for part in batch.split(POINTS)):
             q = model.posterior(x)
-            exact = isinstance(q, GaussianConditional) and q.flow is None
+            exact = q.diagonal is not None
             # Negative steps: not the random numbers of importance_sample with the same seed.
             joint = SlicedJoint(model, x, memory)
             with random.stream(seed, -1 - number):
                 z = q.draw(1 if exact else samples, log_joint=joint).z
             z = z.double().flatten(2)
             draws.append(z[0])
-            if isinstance(q, GaussianConditional) and exact:
-                mean, log_scale = q.mean.double(), q.log_scale.double()
-                means.append(mean)
-                variances.append((2 * log_scale).exp())
-                kls.append(0.5 * (mean.square() + variances[-1] - 1) - log_scale)
-            else:
+            if q.diagonal is None:
                 means.append(z.mean(0))
                 variances.append(z.var(0))
-    finally:
-        model.train(training)
+                continue
+            mean, log_scale = (moment.double() for moment in q.diagonal)
+            means.append(mean)
+            variances.append((2 * log_scale).exp())
+            groups = q.kl_groups(model.prior)
+            kls.append(None if groups is None else groups[0].double())
     variance = torch.cat(variances)
     noise = torch.zeros_like(variance) if exact else variance / samples
-    kl = torch.cat(kls) if exact and isinstance(model.prior, StandardNormal) else None
+    known = [kl for kl in kls if kl is not None]
+    kl = torch.cat(known) if known else None
     return Latents(torch.cat(means), variance, noise, torch.cat(draws), kl, 0 if exact else samples)
 
 

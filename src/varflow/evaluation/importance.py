@@ -12,24 +12,70 @@ the memory, and only running sums and the largest weights are kept: any S fits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive
-from varflow.evaluation.sliced import COPIES, SlicedJoint, rows_within, slices
-from varflow.evaluation.sums import Importance, Sums
-from varflow.model import Model
+from varflow.evaluation import psis
+from varflow.evaluation.memory import SlicedJoint, rows_within, slices
+from varflow.evaluation.points import OnProgress, evaluating, not_a_weight, refuse
+from varflow.model import Model, Terms
 from varflow.posteriors.posterior import Conditional, Draw
-
-__all__ = ["COPIES", "POINTS", "SAMPLES", "fill", "importance_sample", "rows_within"]
 
 #: A block of latents; changing either changes the random numbers of every evaluation.
 POINTS, SAMPLES = 128, 64
+
+#: The terms that are averaged, log w first.
+_TERMS = ("log_weight", "log_likelihood", "log_prior", "log_q", "ladj", "kl")
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What S samples say of each test point: float64 tensors ``[N]`` on the CPU, in nats.
+
+    Attributes:
+        log_px: log p̂(x).
+        log_px_variance: of log p̂(x) over repetitions, by the delta method: the relative variance of the
+            mean weight. nan for one sample. log p̂(x) is low by about half of it.
+        elbo: mean of log w.
+        log_likelihood, log_prior, log_q, ladj, kl: means of the terms; kl = log_q − log_prior, ladj is
+            the flow's.
+        elbo_variance, log_likelihood_variance, kl_variance, ladj_variance: of these means.
+        ess: effective sample size over S, (Σw)²/(S Σw²), in [1/S, 1].
+        khat: Pareto k̂ of the weights (:func:`varflow.evaluation.pareto_k`); nan below 25 samples.
+    """
+
+    log_px: Tensor
+    log_px_variance: Tensor
+    elbo: Tensor
+    elbo_variance: Tensor
+    log_likelihood: Tensor
+    log_likelihood_variance: Tensor
+    log_prior: Tensor
+    log_q: Tensor
+    ladj: Tensor
+    ladj_variance: Tensor
+    kl: Tensor
+    kl_variance: Tensor
+    ess: Tensor
+    khat: Tensor
+
+    def shifted(self, ladj: Tensor) -> Importance:
+        """The same of the stored values, whose log-densities are those of x plus ``ladj`` ``[N]``."""
+        moved = {name: getattr(self, name) + ladj for name in ("log_px", "elbo", "log_likelihood")}
+        return replace(self, **moved)
+
+    @staticmethod
+    def concatenate(parts: list[Importance]) -> Importance:
+        """The results of several batches as one."""
+        names = [f.name for f in fields(Importance)]
+        return Importance(**{n: torch.cat([getattr(part, n) for part in parts]) for n in names})
 
 
 @torch.no_grad()
@@ -40,7 +86,7 @@ def importance_sample(
     memory: int = 2**30,
     seed: int = 0,
     first: int = 0,
-    progress: Callable[[int, int], object] | None = None,
+    progress: OnProgress | None = None,
 ) -> Importance:
     """Estimate log p(x), the ELBO and its terms for each example of x.
 
@@ -68,10 +114,8 @@ def importance_sample(
         )
     if x.ndim == 0 or len(x) == 0:
         raise ShapeError(f"x: shape {tuple(x.shape)}; give at least one example, [N, *event]")
-    training = model.training
-    model.eval()
-    try:
-        parts = []
+    parts = []
+    with evaluating(model):
         for start in range(0, len(x), POINTS):
             block = x[start : start + POINTS]
             sums = Sums(samples, first + start)
@@ -79,8 +123,6 @@ def importance_sample(
             parts.append(sums.result())
             if progress is not None:
                 progress(start + len(block), len(x))
-    finally:
-        model.train(training)
     return Importance.concatenate(parts)
 
 
@@ -100,6 +142,24 @@ def fill(sums: Sums, model: Model, x: Tensor, memory: int, seed: int) -> None:
         sums.close(count)
 
 
+def log_mean(
+    log_weights: Float[Tensor, "samples points"],
+) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
+    """log 1/S Σ w and its variance over repetitions, by the delta method; nan for one weight."""
+    samples, log_sum = len(log_weights), log_weights.logsumexp(0)
+    excess = log_excess(log_sum, (2 * log_weights).logsumexp(0), samples)
+    variance = torch.expm1(excess) / (samples - 1) if samples > 1 else excess * math.nan
+    return log_sum - math.log(samples), variance
+
+
+def log_excess(log_sum: Tensor, log_squares: Tensor, samples: int) -> Tensor:
+    """log S Σw²/(Σw)² from log Σw and log Σw²: minus the log of the effective share of S weights.
+
+    It is at least 0; where the weights are constant, rounding may fall short of that.
+    """
+    return (math.log(samples) + log_squares - 2 * log_sum).clamp_min(0.0)
+
+
 class _Drawn(Conditional):
     """A slice of samples that were already drawn, so that the model's own ``terms`` evaluates it."""
 
@@ -115,3 +175,102 @@ class _Drawn(Conditional):
 
     def log_prob(self, z: Tensor) -> Tensor:
         raise SpecError("log_prob: these are samples; ask the posterior itself")
+
+
+class Sums:
+    """Running sums over the samples of one block of points, in float64.
+
+    Args:
+        samples: S, how many there will be; it sets how many of the largest weights are kept.
+        first: the position of the block's first point, for messages.
+    """
+
+    def __init__(self, samples: int, first: int) -> None:
+        self.samples, self.first = samples, first
+        self.done = 0
+        self.tail = psis.tail_length(samples) + 1 if samples >= psis.FEWEST else 0
+        self.pending: list[tuple[slice, Tensor]] = []
+        self.tolerance = 0.0
+
+    def add(self, terms: Terms, points: slice) -> None:
+        found = [terms.draw.ladj if name == "ladj" else getattr(terms, name) for name in _TERMS]
+        parts = torch.stack([term.double() for term in found])
+        self._refuse(parts, self.first + points.start)
+        self.pending.append((points, parts))
+        # log w is a sum of rounded terms: differences below this are no property of the weights.
+        self.tolerance = 64 * torch.finfo(terms.log_weight.dtype).eps
+
+    def close(self, count: int) -> None:
+        """Fold the ``count`` samples that were added into the sums."""
+        self.fold(self._joined(), count)
+
+    def _joined(self) -> Tensor:
+        """What was added since the last fold, ``[terms, count, points]``."""
+        columns: dict[int, list[Tensor]] = {}
+        for points, parts in self.pending:
+            columns.setdefault(points.start, []).append(parts)
+        self.pending = []
+        return torch.cat([torch.cat(column, 1) for column in columns.values()], 2)
+
+    def fold(self, parts: Tensor, count: int) -> None:
+        """Take in the terms ``[terms, count, points]``, log w first."""
+        log_weight = parts[0]
+        log_sum, log_squares = log_weight.logsumexp(0), (2 * log_weight).logsumexp(0)
+        mean = parts.mean(1)
+        squares = (parts - mean[:, None]).square().sum(1)
+        if self.done == 0:
+            self.log_sum, self.log_squares = log_sum, log_squares
+            self.mean, self.squares = mean, squares
+            self.top = log_weight.new_empty(log_weight.shape[1], 0)
+        else:
+            self.log_sum = torch.logaddexp(self.log_sum, log_sum)
+            self.log_squares = torch.logaddexp(self.log_squares, log_squares)
+            # Chan, Golub and LeVeque 1983: merge two means and sums of squares without cancellation.
+            total = self.done + count
+            gap = mean - self.mean
+            self.mean = self.mean + gap * (count / total)
+            self.squares = self.squares + squares + gap.square() * (self.done * count / total)
+        if self.tail:
+            top = torch.cat([self.top, log_weight.T], 1)
+            self.top = top.topk(min(self.tail, top.shape[1]), dim=1).values
+        self.done += count
+
+    def result(self) -> Importance:
+        samples = self.done
+        log_px = self.log_sum - math.log(samples)
+        excess = log_excess(self.log_sum, self.log_squares, samples)
+        ess = torch.where(self.log_sum == -math.inf, 0.0, torch.exp(-excess))
+        nan = torch.full_like(log_px, math.nan)
+        several = samples > 1
+        spread = torch.expm1(excess) / (samples - 1) if several else nan
+        variance = self.squares / (samples * (samples - 1)) if several else self.squares * math.nan
+        if self.tail:
+            tolerance = self.tolerance * torch.maximum(log_px.abs(), torch.ones_like(log_px))
+            khat = psis.tail_k(self.top, tolerance)
+        else:
+            khat = nan
+        means = dict(zip(_TERMS, self.mean, strict=True))
+        variances = dict(zip(_TERMS, variance, strict=True))
+        found = {
+            "log_px": log_px,
+            "log_px_variance": spread,
+            "elbo": means["log_weight"],
+            "elbo_variance": variances["log_weight"],
+            "ess": ess,
+            "khat": khat,
+            **{name: means[name] for name in _TERMS[1:]},
+            **{f"{name}_variance": variances[name] for name in ("log_likelihood", "kl", "ladj")},
+        }
+        return Importance(**{name: value.cpu() for name, value in found.items()})
+
+    def _refuse(self, parts: Tensor, first: int) -> None:
+        """Raise for the term that makes a weight NaN or infinite.
+
+        The posterior is asked first: a latent that is NaN spoils the other terms too.
+        """
+        if not bool(not_a_weight(parts[0]).any()):
+            return
+        log_weight, log_likelihood, log_prior, log_q = parts[:4]
+        named = {"log_q": -log_q, "log_prior": log_prior, "log_likelihood": log_likelihood}
+        for name, part in {**named, "log_weight": log_weight}.items():
+            refuse(name, part, not_a_weight(part), first)

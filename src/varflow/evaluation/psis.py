@@ -17,6 +17,8 @@ from varflow.core.errors import NonFiniteError, SpecError
 
 #: Fewer weights than this have no tail to speak of; k̂ is nan.
 FEWEST = 25
+#: Above this k̂ an importance estimate is unreliable (Vehtari et al. 2024).
+UNRELIABLE = 0.7
 
 
 def tail_length(samples: int) -> int:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from varflow.core import random
-from varflow.core.errors import NonFiniteError, SpecError, positive
+from varflow.core.errors import SpecError, positive
+from varflow.evaluation.chunks import Chunks
+from varflow.evaluation.importance import log_mean
+from varflow.evaluation.points import OnProgress, evaluating, not_a_weight, refuse
 from varflow.model import Model
-from varflow.posteriors.gaussian import GaussianConditional
-from varflow.posteriors.posterior import Conditional
 
 Local = tuple[Tensor, ...]
 
@@ -65,6 +68,42 @@ class Refined(NamedTuple):
     log_px_variance: Tensor
 
 
+def refined_bounds(
+    model: Model,
+    x: Shaped[Tensor, "points *event"],
+    settings: Refinement | None = None,
+    seed: int = 0,
+    folder: Path | str | None = None,
+    progress: OnProgress | None = None,
+) -> Refined:
+    """ELBOs of each example before and after its q is refined; see :class:`Refined`.
+
+    Args:
+        folder: keeps ``refined-*.npz``, a file for each finished chunk, which the same call finds again.
+
+    Raises:
+        SpecError: q has no per-example tensors.
+        NonFiniteError: an ELBO is NaN.
+    """
+    settings = settings or Refinement()
+    chunks, parts = Chunks(folder, "refined"), []
+
+    def bounds(part: Tensor, number: int) -> dict[str, Tensor]:
+        local = refine(model, part, settings, seed, number)
+        found = measure(model, part, local, settings, seed, number)._asdict()
+        return {name: value.double().cpu() for name, value in found.items()}
+
+    with evaluating(model):
+        for number, part in enumerate(x.split(settings.chunk)):
+            asked = {"refinement": asdict(settings), "seed": seed, "number": number}
+            compute = partial(bounds, part, number)
+            found = chunks.get(model, {"x": part}, Refined._fields, compute, **asked)
+            parts.append(Refined(**found))
+            if progress is not None:
+                progress(min((number + 1) * settings.chunk, len(x)), len(x))
+    return Refined(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
 def refine(model: Model, x: Tensor, settings: Refinement, seed: int, number: int) -> Local:
     """The per-example tensors of q(z|x) that maximise each example's ELBO, by Adam from the encoder's.
 
@@ -95,7 +134,9 @@ def refine(model: Model, x: Tensor, settings: Refinement, seed: int, number: int
         with random.stream(random.derive(seed, "refinement", 0), number):
             for _ in range(settings.steps):
                 q = model.posterior.from_local(local)
-                bound = model.terms(x, settings.samples, q, hold=_holds(q)).log_weight
+                # Path gradients are cheap without a flow, and vanish at an exact q (Roeder et al. 2017).
+                hold = q.diagonal is not None
+                bound = model.terms(x, settings.samples, q, hold=hold).log_weight
                 # Each example has its own tensors, so the sum optimizes each by itself.
                 grads = torch.autograd.grad(
                     bound.mean(0).sum(), local, allow_unused=True, materialize_grads=True
@@ -125,29 +166,19 @@ def measure(
     before, after = _weights(model, x, (initial, refined), settings, fresh, number)
     count = settings.evaluation
     for name, weights in (("elbo", before), ("refined elbo", after)):
-        wrong = (weights.isnan() | (weights == torch.inf)).any(0)
-        if bool(wrong.any()):
-            point = number * settings.chunk + int(wrong.nonzero()[0])
-            raise NonFiniteError(
-                f"{name}: a log-weight was not finite at point {point}; look for a part of the model that "
-                "diverged, or use a smaller lr"
-            )
+        first = number * settings.chunk
+        refuse(name, weights, not_a_weight(weights), first, "use a smaller lr")
 
     def spread(values: Tensor) -> Tensor:
         return values.var(0) / count if count > 1 else values[0] * torch.nan
 
-    log_sum = after.logsumexp(0)
-    log_count = math.log(count)
-    excess = log_count + (2 * after).logsumexp(0) - 2 * log_sum
-    relative = torch.expm1(excess) / (count - 1) if count > 1 else excess * torch.nan
     return Refined(
         before.mean(0),
         after.mean(0),
         spread(before),
         spread(after),
         spread(after - before),
-        log_sum - log_count,
-        torch.where(relative < 0, 0.0, relative),
+        *log_mean(after),
     )
 
 
@@ -169,11 +200,6 @@ def _weights(
                 q = model.posterior.from_local(local)
                 part.append(model.terms(x, count, q).log_weight.double())
     return [torch.cat(part) for part in parts]
-
-
-def _holds(q: Conditional) -> bool:
-    """Whether path gradients are cheap: without a flow, where they vanish at an exact q (Roeder et al. 2017)."""
-    return isinstance(q, GaussianConditional) and q.flow is None
 
 
 @contextmanager

@@ -8,7 +8,6 @@ two says how tight the same settings are on data of this kind (Grosse, Ghahraman
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,17 +17,21 @@ from torch import Tensor
 
 from varflow.core import random
 from varflow.core.errors import positive
-from varflow.evaluation.annealed import Annealed, Annealing
-from varflow.evaluation.annealing import anneal
-from varflow.evaluation.estimate import Estimate
+from varflow.evaluation.annealing import Annealed, Annealing, anneal
+from varflow.evaluation.estimate import Estimates
 from varflow.evaluation.evaluation import Evaluation
-from varflow.evaluation.means import Source, identity, points_of
+from varflow.evaluation.points import (
+    OnProgress,
+    evaluating,
+    identity,
+    points_of,
+    protocol_of,
+    stage,
+)
 from varflow.model import Model
 
 if TYPE_CHECKING:
     from varflow.data import Dataset
-
-Told = Callable[[int, int], object]
 
 
 def annealed_likelihood(
@@ -40,7 +43,7 @@ def annealed_likelihood(
     memory: int = 2**30,
     seed: int = 0,
     folder: Path | str | None = None,
-    progress: Told | None = None,
+    progress: OnProgress | None = None,
 ) -> Evaluation:
     """−log p(x) of the first points of a split by :func:`~varflow.evaluation.anneal`, with its errors.
 
@@ -62,50 +65,38 @@ def annealed_likelihood(
     found = anneal(model, x, settings, memory, seed, None, folder, progress)
     # From here on every log p is of the stored values, in the units of the data.
     found = replace(found, log_weights=found.log_weights + torch.from_numpy(about["data_ladj"]))
-    source = Source(settings.chains, f"{dataset.name} {split}, {dataset.protocol}", seed)
-    how = f"{describe(settings)}; −log of the mean weight, an upper bound in expectation; {dataset.scored}"
+    estimates = Estimates(settings.chains, points, protocol_of(dataset, split), seed)
+    log_px, variance = found.log_px, found.log_px_variance
+    how = f"{settings.describe()}; −log of the mean weight, an upper bound in expectation; {dataset.scored}"
+    estimates.mean("nll", -log_px, variance, how, ess=found.ess.mean().item())
     chains = settings.chains
     spread = found.log_weights.var(0) / chains if chains > 1 else None
-    estimates = {
-        "nll": source.mean("nll", -found.log_px, found.log_px_variance, how, ess=_mean(found.ess)),
-        "nll_one_chain": source.mean(
-            "nll_one_chain",
-            -found.log_weights.mean(0),
-            spread,
-            "−mean of log w, the bound of single chains",
-        ),
-        **_acceptance(found, source),
-    }
+    how = "−mean of log w, the bound of single chains"
+    estimates.mean("nll_one_chain", -found.log_weights.mean(0), spread, how)
+    _acceptance(found, estimates)
     none = torch.zeros(points, dtype=torch.float64)
-    bits = dataset.bits_per_dim(found.log_px, none)
+    bits = dataset.bits_per_dim(log_px, none)
     if bits is not None:
-        per_bit = (bits - dataset.bits_per_dim(found.log_px + 1, none)).square()
-        variances = found.log_px_variance * per_bit
-        estimates["bits_per_dim"] = source.mean(
-            "bits_per_dim", bits, variances, "the same for each dimension", "bits/dim"
-        )
+        per_nat = (dataset.bits_per_dim(log_px + 1, none) - bits).square()
+        how = "the same for each dimension"
+        estimates.mean("bits_per_dim", bits, variance * per_nat, how, "bits/dim")
     arrays = {
         **about,
-        "log_px": found.log_px.numpy(),
-        "log_px_variance": found.log_px_variance.numpy(),
+        "log_px": log_px.numpy(),
+        "log_px_variance": variance.numpy(),
         "log_weight": found.log_weights.mean(0).numpy(),
         "acceptance": found.acceptance.numpy(),
         "ess": found.ess.numpy(),
     }
-    return Evaluation({**data, "split": f"{split}-annealed"}, estimates, arrays)
+    return Evaluation({**data, "split": f"{split}-annealed"}, estimates.found, arrays)
 
 
 @torch.no_grad()
 def simulate(model: Model, points: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """z ~ p(z) ``[N, D]`` and x ~ p(x|z) ``[N, *event]``: z is an exact sample of p(z|x)."""
-    training = model.training
-    model.eval()
-    try:
-        with random.stream(random.derive(seed, "simulate", 0)):
-            z = model.prior.sample((points,))
-            return z, model.likelihood.sample(z)
-    finally:
-        model.train(training)
+    with evaluating(model), random.stream(random.derive(seed, "simulate", 0)):
+        z = model.prior.sample((points,))
+        return z, model.likelihood.sample(z)
 
 
 def sandwich_bounds(
@@ -115,7 +106,7 @@ def sandwich_bounds(
     memory: int = 2**30,
     seed: int = 0,
     folder: Path | str | None = None,
-    progress: Told | None = None,
+    progress: OnProgress | None = None,
     data: dict[str, Any] | None = None,
 ) -> Evaluation:
     """Lower and upper bounds of log p(x) for simulated x, and their distance.
@@ -149,26 +140,18 @@ def sandwich_bounds(
     settings = settings or Annealing()
     z, x = simulate(model, points, seed)
 
-    def told(direction: int) -> Told | None:
-        if progress is None:
-            return None
-        return lambda done, total: progress(direction * total + done, 2 * total)
-
-    lower = anneal(model, x, settings, memory, seed, None, folder, told(0))
-    upper = anneal(model, x, settings, memory, seed, z, folder, told(1))
-    source = Source(settings.chains, "simulated from the model, as it sees x", seed)
-    how = describe(settings)
-    gap = upper.log_px - lower.log_px
-    forward = f"{how}; log of the mean weight, a lower bound of log p(x) in expectation"
-    backward = "the same chains backwards from the exact posterior sample; −log of the mean of 1/w, an upper bound; "
-    backward += "the chains of a point share their sample, and the error over points has all of its error"
+    lower = anneal(model, x, settings, memory, seed, None, folder, stage(progress, 0))
+    upper = anneal(model, x, settings, memory, seed, z, folder, stage(progress, 1))
+    estimates = Estimates(settings.chains, points, "simulated from the model, as it sees x", seed)
+    how = f"{settings.describe()}; log of the mean weight, a lower bound of log p(x) in expectation"
+    estimates.mean("lower", lower.log_px, lower.log_px_variance, how)
     # The chains of a point go back from one exact sample: their spread is not the error of what they average to.
-    estimates = {
-        "lower": source.mean("lower", lower.log_px, lower.log_px_variance, forward),
-        "upper": source.mean("upper", upper.log_px, None, backward),
-        "gap": source.mean("gap", gap, None, "upper − lower on the same points"),
-        **_acceptance(lower, source),
-    }
+    how = "the same chains backwards from the exact posterior sample; −log of the mean of 1/w, an upper bound; the "
+    how += "chains of a point share their sample, and the error over points has all of its error"
+    estimates.mean("upper", upper.log_px, None, how)
+    gap = upper.log_px - lower.log_px
+    estimates.mean("gap", gap, None, "upper − lower on the same points")
+    _acceptance(lower, estimates)
     arrays = {
         **identity(x),
         "lower": lower.log_px.numpy(),
@@ -176,25 +159,12 @@ def sandwich_bounds(
         "lower_variance": lower.log_px_variance.numpy(),
         "acceptance": lower.acceptance.numpy(),
     }
-    return Evaluation({**(data or {}), "split": "simulated"}, estimates, arrays)
+    return Evaluation({**(data or {}), "split": "simulated"}, estimates.found, arrays)
 
 
-def describe(settings: Annealing) -> str:
-    """The settings in words, for the estimates that come from them."""
-    return (
-        f"{settings.chains} chains over {settings.temperatures} temperatures ({settings.schedule}) from the "
-        f"{settings.start}, {settings.leapfrog} leapfrog steps each"
-    )
-
-
-def _acceptance(found: Annealed, source: Source) -> dict[str, Estimate]:
+def _acceptance(found: Annealed, estimates: Estimates) -> None:
     """Nothing where no transition was needed."""
     moved = found.acceptance
-    if bool(moved.isnan().any()):
-        return {}
-    rate = f"share of proposals accepted; {moved.min():.2f} to {moved.max():.2f} over the points"
-    return {"acceptance": source.mean("acceptance", moved, None, rate, "")}
-
-
-def _mean(values: Tensor) -> float:
-    return values.mean().item()
+    if not bool(moved.isnan().any()):
+        how = f"share of proposals accepted; {moved.min():.2f} to {moved.max():.2f} over the points"
+        estimates.mean("acceptance", moved, None, how, "")

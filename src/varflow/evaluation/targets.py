@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,12 @@ from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive
 from varflow.ensemble import Ensemble
 from varflow.evaluation import psis
-from varflow.evaluation.estimate import Estimate
+from varflow.evaluation.estimate import Estimates
 from varflow.evaluation.evaluation import Evaluation
-from varflow.evaluation.plane import divergences
-from varflow.evaluation.scores import Score, Scores, score
+from varflow.evaluation.integration import divergences
+from varflow.evaluation.points import OnProgress
+from varflow.evaluation.target_scores import Score, Scores, score
 from varflow.model import LogJoint, Model
-
-#: Above this k̂ an importance estimate is unreliable (Vehtari et al. 2024).
-KHAT = 0.7
 
 
 def evaluate_target(
@@ -30,7 +28,7 @@ def evaluate_target(
     seed: int = 0,
     grid: int = 0,
     data: Mapping[str, Any] | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: OnProgress | None = None,
 ) -> Evaluation:
     """How near q(z) is to p(z) = π(z)/Z, for one fit or for several that were trained together.
 
@@ -77,97 +75,62 @@ def evaluate_target(
     positive(samples=samples)
     if samples < 2:
         raise SpecError(f"samples: was {samples}; errors need 2 or more")
-    fits = model.fits if isinstance(model, Ensemble) else 1
     found: list[dict[str, Score]] = []
     scores: list[Scores] = []
-    names = []
-    for fit in range(fits):
-        member = model.member(fit) if isinstance(model, Ensemble) else copy.deepcopy(model)
-        member.double().eval()
+    members = model.members()
+    for fit, original in enumerate(members):
+        member = copy.deepcopy(original).double().eval()
         if member.posterior.reads_x:
             raise SpecError(
                 "model: its posterior reads x, so this is no target; use evaluate(model, dataset)"
             )
         one = score(member, samples, seed, fit)
-        numbers = {**one.numbers, **_parameters(member), **_on_grid(member, one, grid, seed)}
-        found.append(numbers)
         scores.append(one)
-        names.append(_name(member))
+        found.append({**one.numbers, **_parameters(member), **_on_grid(member, one, grid, seed)})
         if progress is not None:
-            progress(fit + 1, fits)
+            progress(fit + 1, len(members))
+    names = [_name(member) for member in members]
     facts = {"name": ", ".join(dict.fromkeys(names)), "protocol": "none", **(data or {})}
-    table = _Table(samples, seed, fits, str(facts["name"]))
-    table.add(found, scores)
+    estimates = Estimates(samples, len(members), str(facts["name"]), seed)
+    arrays = _put_together(estimates, found, scores)
     notes = list(dict.fromkeys(note for one in scores for note in one.notes))
     if len(set(names)) > 1:
         notes.append(
             f"fits: they are of different targets ({', '.join(names)}); the means mix them, per_example does not"
         )
-    return Evaluation(
-        {**facts, "split": "target", "fits": fits}, table.estimates, table.arrays, {}, notes
-    )
+    facts |= {"split": "target", "fits": len(members)}
+    return Evaluation(facts, estimates.found, arrays, {}, notes)
 
 
-class _Table:
-    """Numbers of several fits → estimates and arrays."""
-
-    def __init__(self, samples: int, seed: int, fits: int, protocol: str) -> None:
-        self.samples, self.seed, self.fits, self.protocol = samples, seed, fits, protocol
-        self.estimates: dict[str, Estimate] = {}
-        self.arrays: dict[str, np.ndarray] = {"index": np.arange(fits, dtype=np.float64)}
-
-    def add(self, found: list[dict[str, Score]], scores: list[Scores]) -> None:
-        khat = np.array([one.khat for one in scores])
-        self.arrays["khat"] = khat
-        for name in dict.fromkeys(name for numbers in found for name in numbers):
-            each = [numbers.get(name) for numbers in found]
-            values = np.array([math.nan if s is None else s.value for s in each])
-            errors = np.array([math.nan if s is None else s.error for s in each])
-            self.arrays[name], self.arrays[f"{name}_variance"] = values, errors**2
-            there = [s for s in each if s is not None]
-            if len(there) == self.fits:
-                weighted = name in ("log_z", "log_z_error") and self.samples >= psis.FEWEST
-                self._estimate(name, values, errors, there[0], khat if weighted else None)
-        for mode in range(
-            max((len(s.mode_shares) for s in scores if s.mode_shares is not None), default=0)
-        ):
-            self.arrays[f"mode_{mode}"] = np.array(
-                [
-                    math.nan
-                    if s.mode_shares is None or mode >= len(s.mode_shares)
-                    else s.mode_shares[mode].item()
-                    for s in scores
-                ]
-            )
-
-    def _estimate(
-        self,
-        name: str,
-        values: np.ndarray,
-        errors: np.ndarray,
-        like: Score,
-        khat: np.ndarray | None,
-    ) -> None:
-        how, several = like.how, self.fits > 1
-        if several:
+def _put_together(
+    estimates: Estimates, found: list[dict[str, Score]], scores: list[Scores]
+) -> dict[str, np.ndarray]:
+    """Means over the fits of what all of them have, added to ``estimates``; returns the numbers of each fit."""
+    fits = len(found)
+    khat = np.array([one.khat for one in scores])
+    arrays = {"index": np.arange(fits, dtype=np.float64), "khat": khat}
+    enough = estimates.shared["samples"] >= psis.FEWEST
+    for name in dict.fromkeys(name for numbers in found for name in numbers):
+        each = [numbers.get(name) for numbers in found]
+        values = np.array([math.nan if s is None else s.value for s in each])
+        variances = np.array([math.nan if s is None else s.error for s in each]) ** 2
+        arrays[name], arrays[f"{name}_variance"] = values, variances
+        there = [s for s in each if s is not None]
+        if len(there) < fits:
+            continue
+        how = there[0].how
+        if fits > 1:
             low, middle, high = (f"{f(values):.6g}" for f in (np.min, np.median, np.max))
-            how += f"; over {self.fits} fits: median {middle}, from {low} to {high}"
-        finite = bool(np.isfinite(values).all())
-        spread = float(values.std(ddof=1)) / math.sqrt(self.fits) if several and finite else None
-        error = math.sqrt(float((errors**2).sum())) / self.fits
-        self.estimates[name] = Estimate(
-            name,
-            float(values.mean()),
-            spread,
-            error if math.isfinite(error) else None,
-            self.samples,
-            self.fits,
-            like.unit,
-            how,
-            self.protocol,
-            self.seed,
-            None if khat is None else float((khat > KHAT).mean()),
-        )
+            how += f"; over {fits} fits: median {middle}, from {low} to {high}"
+        weighted = name in ("log_z", "log_z_error") and enough
+        share = float((khat > psis.UNRELIABLE).mean()) if weighted else None
+        both = (torch.from_numpy(values), torch.from_numpy(variances))
+        estimates.mean(name, *both, how, there[0].unit, khat=share)
+    shares = [() if one.mode_shares is None else one.mode_shares.tolist() for one in scores]
+    for mode in range(max(map(len, shares))):
+        of_each = [each[mode] if mode < len(each) else math.nan for each in shares]
+        arrays[f"mode_{mode}"] = np.array(of_each)
+    return arrays
 
 
 @torch.no_grad()

@@ -159,13 +159,13 @@ def schedule(scene: Scene) -> Drawn:
 
 def hmc(scene: Scene) -> Drawn:
     """Hamiltonian Monte Carlo from q(z|x), whatever the posterior is."""
-    from varflow.evaluation.walk import hmc_walk
+    from varflow.evaluation.trajectory import hmc_trajectory
 
     x = scene.batch(0, scene.size(_EXAMPLES))
     steps = 15
-    walk = hmc_walk(scene.model, x, steps, seed=scene.seed)
-    sides = [f"{probability:.2f}" for probability in walk.acceptance.tolist()]
-    figure = _sheet(scene, x, walk.z, sides)
+    path = hmc_trajectory(scene.model, x, steps, seed=scene.seed)
+    sides = [f"{probability:.2f}" for probability in path.acceptance.tolist()]
+    figure = _sheet(scene, x, path.z, sides)
     caption = (
         f"{steps} leapfrog steps of Hamiltonian Monte Carlo under log p(x, z), from one draw of q(z|x) for each of "
         f"the first {len(x)} {scene.examples}. To the right the probability of accepting the end; the step size of "

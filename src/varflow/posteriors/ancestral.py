@@ -97,6 +97,13 @@ class AncestralConditional(Conditional):
         below, above = z.tensor_split([z.shape[-1] - self.conditional.features], -1)
         return self.bottom.log_prob(below) + self.conditional.log_prob(above, self._nearest(below))
 
+    def shared(self) -> list[str]:
+        own = (
+            "q of the upper layer given the one below is the same network for all examples; it stands still, so "
+            "what it costs belongs to the approximation gap"
+        )
+        return list(dict.fromkeys([*self.bottom.shared(), own]))
+
     def held(self) -> AncestralConditional:
         return AncestralConditional(self.bottom.held(), _Constant(self.conditional))
 

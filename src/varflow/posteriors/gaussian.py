@@ -138,6 +138,37 @@ class GaussianConditional(Conditional):
         mean, log_scale = self.mean, self.log_scale
         return (0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale).unsqueeze(0)
 
+    @property
+    def diagonal(self) -> tuple[Tensor, Tensor] | None:
+        return (self.mean, self.log_scale) if self.flow is None else None
+
+    def shared(self) -> list[str]:
+        flow = self.flow
+        if flow is None or not self._depends_on_parameters(flow):
+            return []
+        name = type(flow).__name__
+        if flow.context_features:
+            return [
+                f"the networks of the {name} flow are the same for all examples; they stand still, and only what "
+                "they read of x is refined"
+            ]
+        return [
+            f"the {name} flow has parameters of its own, the same for all examples; they stand still, so what they "
+            "cost belongs to the approximation gap"
+        ]
+
+    @torch.enable_grad()
+    def _depends_on_parameters(self, flow: Flow) -> bool:
+        """Whether parameters of the flow act beside the per-example tensors that were computed from them."""
+        learned = [parameter for parameter in flow.parameters() if parameter.requires_grad]
+        z = torch.zeros_like(self.mean)
+        moved, ladj = flow.push(z, tuple(tensor.detach() for tensor in self.flow_local))
+        total = moved.sum() + ladj.sum()
+        if not learned or not total.requires_grad:
+            return False
+        grads = torch.autograd.grad(total, learned, allow_unused=True)
+        return any(gradient is not None for gradient in grads)
+
     def held(self) -> GaussianConditional:
         flow = None if self.flow is None else _Frozen(self.flow)
         local = tuple(t.detach() for t in self.flow_local)

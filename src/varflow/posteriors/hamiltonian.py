@@ -99,6 +99,16 @@ class HamiltonianConditional(Conditional):
         self.posterior, self.base = posterior, base
         self.local = base.local
 
+    def shared(self) -> list[str]:
+        what = "step sizes and tempering"
+        if self.posterior.flow is not None:
+            what = "step sizes, tempering and the flow of positions and momenta"
+        return [
+            *self.base.shared(),
+            f"{what} are the same for all examples; they stand still, so what they cost belongs to the approximation "
+            "gap",
+        ]
+
     def draw(self, samples: int = 1, log_joint: LogJoint | None = None, hold: bool = False) -> Draw:
         """z_K, with the fields of :class:`Draw` read on the extended space.
 

@@ -88,6 +88,15 @@ class Conditional(ABC):
         """
         return None
 
+    @property
+    def diagonal(self) -> tuple[Tensor, Tensor] | None:
+        """(mean, log-scale), each ``[*B, D]``, where q is a diagonal Gaussian in z; else None."""
+        return None
+
+    def shared(self) -> list[str]:
+        """What all examples have in common beside ``local``, and so stands still while that is refined: sentences."""
+        return []
+
 
 class Posterior(nn.Module, ABC):
     """The map x → q(z|x) with its learned parameters.
@@ -98,6 +107,7 @@ class Posterior(nn.Module, ABC):
         discrete: whether z is looked up by codes, which the prior is over.
         observed: whether z is x itself, as a vector: the prior is then fitted to the data.
         reads: what it can be conditioned on beside x, among "context" and "mask".
+        uses_gradient: whether drawing follows the gradient of log p(x, z), which ``draw`` then has to be given.
         codes: how many codewords there are, for a posterior whose codes are counted; 0 for any other.
     """
 
@@ -105,6 +115,7 @@ class Posterior(nn.Module, ABC):
     discrete: bool = False
     observed: bool = False
     reads: tuple[str, ...] = ()
+    uses_gradient: bool = False
     codes: int = 0
 
     def monitor(self) -> dict[str, float]:

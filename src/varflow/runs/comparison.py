@@ -13,9 +13,8 @@ from rich.cells import cell_len, set_cell_size
 
 from varflow.core.errors import RunError, SpecError
 from varflow.core.files import read_json
-from varflow.evaluation.compare import check_same, paired
 from varflow.evaluation.estimate import Estimate
-from varflow.evaluation.evaluation import Evaluation, outdated
+from varflow.evaluation.evaluation import Evaluation, check_same, outdated, paired
 
 #: What is shown of each run, and which of it is compared in pairs, by kind of evaluation.
 _SHOWN = {

@@ -180,7 +180,7 @@ class Run:
         """
         from varflow import evaluation
         from varflow.evaluation.chunks import Chunks
-        from varflow.evaluation.estimation import IMPORTANCE
+        from varflow.evaluation.marginal_likelihood import IMPORTANCE
 
         if self.infers_target:
             for name, value in (("split", split), ("limit", options.pop("limit", None))):

@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo over the latents of a few examples, to be looked at."""
+"""Trajectories of Hamiltonian Monte Carlo over the latents of a few examples, for a figure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from varflow.core.errors import SpecError, positive
 from varflow.model import LogJoint, Model
 
 
-class Walk(NamedTuple):
+class Trajectory(NamedTuple):
     """Trajectories in the landscape of log p(x, z).
 
     Attributes:
@@ -30,9 +30,9 @@ class Walk(NamedTuple):
 
 
 @torch.no_grad()
-def hmc_walk(
+def hmc_trajectory(
     model: Model, x: Shaped[Tensor, "batch ..."], steps: int = 15, warmup: int = 16, seed: int = 0
-) -> Walk:
+) -> Trajectory:
     """One trajectory of K leapfrog steps from a draw of q(z|x), for each example of x, under log p(x, z).
 
     The step size of each example is adapted to an acceptance of 0.65 over ``warmup`` trajectories of the same
@@ -81,7 +81,7 @@ def hmc_walk(
     log_p = model.log_joint(start, x)
     _, log_ratio = _end(start, log_p, momentum, noting, state.log_average, steps)
     probability = torch.where(log_ratio < 0, log_ratio, 0.0).exp()
-    return Walk(torch.stack(visited)[:, 0], state.log_average.exp()[0], probability[0])
+    return Trajectory(torch.stack(visited)[:, 0], state.log_average.exp()[0], probability[0])
 
 
 def _end(

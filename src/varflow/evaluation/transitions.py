@@ -1,4 +1,4 @@
-"""The road of annealed importance sampling, from a density that can be sampled to p(x, z).
+"""What annealed importance sampling moves along: from a density that can be sampled to p(x, z).
 
     log f_β(z) = (1 − β) log s(z) + β log p(x, z),   0 ≤ β ≤ 1,
 
@@ -18,9 +18,8 @@ from torch import Tensor
 from varflow import hmc
 from varflow.core import random
 from varflow.core.errors import SpecError
-from varflow.evaluation.sliced import SlicedJoint
+from varflow.evaluation.memory import SlicedJoint
 from varflow.model import LogJoint, Model
-from varflow.posteriors.gaussian import GaussianConditional
 from varflow.posteriors.posterior import Conditional
 from varflow.priors.normal import StandardNormal
 
@@ -89,10 +88,7 @@ def starts(model: Model, x: Tensor, kind: str) -> tuple[Start, Tensor]:
             "use importance_sample"
         )
     q = model.infer(x)
-    if isinstance(q, GaussianConditional) and q.flow is None:
-        mean, log_scale = q.mean, q.log_scale
-    else:
-        mean, log_scale = _moments(_draws(model, x, q))
+    mean, log_scale = q.diagonal or _moments(_draws(model, x, q))
     if kind == "posterior":
         return GaussianStart(mean, log_scale), log_scale
     if isinstance(model.prior, StandardNormal):
@@ -109,7 +105,7 @@ def _moments(z: Tensor) -> tuple[Tensor, Tensor]:
     return z.mean(0), z.std(0).log()
 
 
-class At(NamedTuple):
+class Densities(NamedTuple):
     """What is known at the positions of all chains: ``[C, B]`` and ``[C, B, D]``.
 
     Attributes:
@@ -134,9 +130,9 @@ class At(NamedTuple):
         """log p(x, z) − log s(z) in float64: what log f_β gains for each unit of β."""
         return self.joint.double() - self.start.double()
 
-    def replaced(self, moved: Tensor, other: At) -> At:
+    def replaced(self, moved: Tensor, other: Densities) -> Densities:
         """``other`` where ``moved``."""
-        return At(
+        return Densities(
             *(
                 torch.where(moved if one.ndim == moved.ndim else moved[..., None], two, one)
                 for one, two in zip(self, other, strict=True)
@@ -144,7 +140,7 @@ class At(NamedTuple):
         )
 
 
-class Path:
+class GeometricPath:
     """log f_β of B examples.
 
     Args:
@@ -164,8 +160,8 @@ class Path:
         self.x, self.start, self.log_scale = x, start, log_scale
         self._joint = SlicedJoint(model, x, memory)
 
-    def at(self, z: Float[Tensor, "chains batch features"]) -> At:
-        return At(*self.start.slope(z), *self._joint.value_and_gradient(z))
+    def at(self, z: Float[Tensor, "chains batch features"]) -> Densities:
+        return Densities(*self.start.slope(z), *self._joint.value_and_gradient(z))
 
     def scale(self, beta: float) -> Float[Tensor, "batch features"]:
         """How wide f_β is along each latent, if s and p(z|x) were Gaussians: precisions mix as densities do."""
@@ -177,21 +173,21 @@ class Moved(NamedTuple):
     """Positions after a transition, what is known there, and the probability of having moved ``[C, B]``."""
 
     z: Tensor
-    at: At
+    at: Densities
     probability: Tensor
 
 
 def transition(
-    path: Path,
+    path: GeometricPath,
     z: Float[Tensor, "chains batch features"],
-    at: At,
+    at: Densities,
     beta: float,
     log_step: Float[Tensor, " batch"],
     leapfrog: int,
 ) -> Moved:
     """One Hamiltonian transition that leaves f_β as it is: fresh momenta, L leapfrog steps, acceptance.
 
-    The mass of each latent is that of its width (:meth:`Path.scale`), and each trajectory has a step size of
+    The mass of each latent is that of its width (:meth:`GeometricPath.scale`), and each trajectory has a step size of
     its own within 20 % of ε; neither looks at where the chain is.
 
     Source: Neal 2011, "MCMC using Hamiltonian dynamics", sections 3.2, 3.3 and 4.1.

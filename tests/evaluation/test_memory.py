@@ -11,7 +11,7 @@ import varflow as vf
 from varflow import hmc
 from varflow.core.errors import SpecError
 from varflow.evaluation import Importance, importance_sample
-from varflow.evaluation.sliced import CACHE, COPIES, SlicedJoint, gradient_rows, rows_within
+from varflow.evaluation.memory import CACHE, COPIES, SlicedJoint, gradient_rows, rows_within
 from varflow.model import LogJoint
 
 from .conftest import tiny

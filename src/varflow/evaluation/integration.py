@@ -1,4 +1,4 @@
-"""KL both ways by quadrature on a line or in the plane: the independent route to the Monte-Carlo values."""
+"""Integrals on a line or in the plane, to hold Monte-Carlo estimates against."""
 
 from __future__ import annotations
 
@@ -8,14 +8,76 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from varflow.core.errors import NonFiniteError, ShapeError, positive
+from varflow.core.errors import NonFiniteError, ShapeError, SpecError, positive
+from varflow.model import Model
 
 #: Nodes of a panel.
 _NODES = 16
 _CHUNK = 1 << 16
+
+
+@torch.no_grad()
+def quadrature(
+    model: Model,
+    x: Shaped[Tensor, points * event],
+    halfwidth: float = 9.0,
+    nodes: int | None = None,
+    tolerance: float = 1e-3,
+) -> Float[Tensor, " points"]:
+    """log p(x) = log ∫ p(x|z) p(z) dz of a model with one or two latents, by the trapezoidal rule.
+
+    For smooth integrands that vanish at the border the rule converges faster than any power of the
+    spacing. The same sum over every second node tells the error.
+
+    Args:
+        model: any; its posterior is not used.
+        x: ``[N, *event]``.
+        halfwidth: the integral runs over [−halfwidth, halfwidth]^D; it has to hold the prior's mass.
+        nodes: along each axis, an odd number; 2,001 for one latent, 401 for two without it.
+        tolerance: largest difference in nats between the rule and its coarse half.
+
+    Returns:
+        log p(x) ``[N]`` in nats, float64.
+
+    Raises:
+        SpecError: more than two latents, or the grid is too coarse for this model.
+
+    Cost: nodes^D decoder passes for each example.
+    """
+    features = math.prod(model.prior.event_shape)
+    if features not in (1, 2):
+        raise SpecError(
+            f"model: has {features} latents; quadrature works for 1 or 2, sample for more"
+        )
+    nodes = nodes or {1: 2001, 2: 401}[features]
+    if nodes < 3 or nodes % 2 == 0:
+        raise SpecError(f"nodes: was {nodes}; use an odd number of at least 3")
+    axis = torch.linspace(-halfwidth, halfwidth, nodes, dtype=x.dtype, device=x.device)
+    grid = torch.cartesian_prod(*[axis] * features).reshape(-1, features)
+    log_prior = model.prior.log_prob(grid).double()
+    fine, coarse = [], []
+    for point in x:
+        values = log_prior + torch.cat(
+            [
+                model.likelihood.log_prob(point[None], part[:, None])[:, 0].double()
+                for part in grid.split(4096)
+            ]
+        )
+        values = values.reshape([nodes] * features)
+        fine.append(values.flatten().logsumexp(0))
+        coarse.append(values[(slice(None, None, 2),) * features].flatten().logsumexp(0))
+    spacing = 2 * halfwidth / (nodes - 1)
+    log_px = torch.stack(fine) + features * math.log(spacing)
+    gap = (log_px - torch.stack(coarse) - features * math.log(2 * spacing)).abs().max().item()
+    if not gap <= tolerance:
+        raise SpecError(
+            f"nodes: {nodes} are too few, halving them moves log p(x) by {gap:.2g} nats; use more nodes, "
+            "or a smaller halfwidth"
+        )
+    return log_px
 
 
 class Divergences(NamedTuple):

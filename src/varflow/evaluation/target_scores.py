@@ -14,7 +14,7 @@ from torch import Tensor
 from varflow.core import random
 from varflow.core.errors import NonFiniteError, SpecError
 from varflow.evaluation import psis
-from varflow.evaluation.reference import Reference, reference
+from varflow.evaluation.exact import Reference, reference
 from varflow.model import Model
 
 #: Most samples, and most numbers, in a block of draws; a change changes the random numbers.
@@ -75,7 +75,7 @@ def score(model: Model, samples: int, seed: int, fit: int) -> Scores:
     if blocks:
         return _separate(model, blocks, samples, seed, fit)
     exact = reference(model)
-    extended = bool(getattr(model.posterior, "uses_gradient", False))
+    extended = model.posterior.uses_gradient
     numbers: dict[str, Score] = {}
     notes: list[str] = []
     space = " on the extended space of positions and momenta" if extended else ""
