@@ -6,9 +6,9 @@
 Prints the table of docs/densities.md: −log p of the test rows in nats, in the units of the data. Small data sets are
 split at random several times, and errors are over all test rows of all splits together. The rivals are tuned by the
 mean of log p of the validation rows, the mixture over components, covariance type, ridge and two starts, the kernel
-over its bandwidth. All three have the same rows under the same preprocessing, with one draw of its noise: tables under
-`protocol=table` (rounded columns dequantized, heavy tails taken away), digits dequantized and brought to logits. Needs
-scikit-learn.
+over its bandwidth. All three have the same rows under the same preprocessing, with one draw of its noise: tables
+under `protocol=table` (rounded columns dequantized, heavy tails taken away), digits dequantized and brought to
+logits. Needs scikit-learn.
 """
 
 from __future__ import annotations
