@@ -113,7 +113,7 @@ def test_every_recipe_is_a_valid_spec_that_survives_writing(recipe):
         (["fit", "digits", "--step-bound", "1"], "without leapfrog steps there is none; set leapfrog"),
         (["fit", "digits", "--observations", "9"], "observations: is a setting of target=gaussian-model"),
         (["fit", "digits", "--classes", "9"], "classes: is a setting of prior=pixelcnn, gated-pixelcnn"),
-        (["fit", "digits", "--prior-lr", "0.1"], "prior_lr: belongs to the second stage"),
+        (["fit", "digits", "--prior-lr", "0.1"], "prior_lr: belongs to the code prior"),
         (["fit", "digits", "--flow", "maf", "--length", "two"], "--length: was 'two'; use an integer"),
         (["fit", "digits", "--lr", "fast"], "--lr: was 'fast'; use a number"),
         (["fit", "digits", "--lr", "-1"], "lr: was -1.0; use a number above 0"),

@@ -157,7 +157,7 @@ def test_presets_wait_for_their_parts():
         ({"target": "u1", "batches": "full"}, "batches: is a setting of target=gaussian-model, and target=u1"),
         ({"target": "u1", "data": "mnist"}, "data: belongs to data, and a target is a density of its own"),
         ({"likelihood": "identity", "hidden": 3}, "hidden: belongs to the networks, and with likelihood=identity"),
-        ({"prior_lr": 0.1}, "prior_lr: belongs to the second stage, and only a prior over codes"),
+        ({"prior_lr": 0.1}, "prior_lr: belongs to the code prior, and only a prior over codes"),
     ],
     ids=str,
 )
@@ -229,7 +229,7 @@ def test_a_folder_of_the_first_version_is_refused_in_one_sentence():
         ({"flow": {"flow": "none", "length": 3}}, "unknown key 'flow.length'"),
         ({"flow": {"latent": 3}}, "unknown key 'flow.latent'"),
         ({"flow": 3}, "'flow' is not an object"),
-        ({"second_stage": {"prior_epochs": 3.0}}, "unknown role 'second_stage'"),
+        ({"code_prior": {"prior_epochs": 3.0}}, "unknown role 'code_prior'"),
         ({"posterior": {"posterior": "gaussian", "latent": "3"}}, "latent: was '3'"),
         ({"posterior": {"posterior": {}}}, "posterior: unknown value"),
     ],

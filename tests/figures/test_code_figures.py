@@ -81,7 +81,7 @@ def test_the_gallery_of_a_quantizer(tmp_path, prior):
         for k in range(2)
     ]
     model = vf.build(spec, data)
-    entries = figures.gallery(model, data, metrics, tmp_path, second_metrics=metrics[:1])
+    entries = figures.gallery(model, data, metrics, tmp_path, code_prior_metrics=metrics[:1])
     names = [entry.path.stem for entry in entries]
     assert names == [
         "samples",
@@ -91,6 +91,6 @@ def test_the_gallery_of_a_quantizer(tmp_path, prior):
         "curves",
         "code_curves",
     ]
-    again = figures.gallery(model, data, metrics, tmp_path / "b", second_metrics=metrics[:1])
+    again = figures.gallery(model, data, metrics, tmp_path / "b", code_prior_metrics=metrics[:1])
     for one, other in zip(entries, again, strict=True):
         assert one.path.read_bytes() == other.path.read_bytes()

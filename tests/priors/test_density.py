@@ -67,7 +67,7 @@ def test_an_evaluation_says_what_applies_to_a_density_and_nothing_else():
     assert list(found.estimates) == ["nll", "bits_per_dim", "aggregated_distance"]
     nll, bits = found.estimates["nll"], found.estimates["bits_per_dim"]
     assert (nll.monte_carlo_error, nll.samples, nll.points) == (0, 1, 250)
-    assert "of the data from p(x)" in found.estimates["aggregated_distance"].estimator
+    assert "of the data as the model sees them from p(x)" in found.estimates["aggregated_distance"].estimator
     batch = run.dataset.batch("test", torch.arange(250))
     with torch.no_grad():
         log_px = run.model.prior.log_prob(batch.x.flatten(1)).double()

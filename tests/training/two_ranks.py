@@ -44,7 +44,7 @@ def codes(decay: float | None) -> Any:
 
 
 def two_stages() -> Any:
-    """The first stage, the codes that rank 0 makes for both, and the prior over them."""
+    """The quantizer, the codes that rank 0 makes for both, and the prior over them."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randint(0, 256, (96, 1, 8, 8), generator=generator, dtype=torch.uint8)
     settings = {

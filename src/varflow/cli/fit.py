@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     asks_help = any(a in ("-h", "--help") for a in arguments)
     spec = recipes.find(name).spec if name else RunSpec()
     resumes = any(word.partition("=")[0] == "--resume" for word in arguments)
-    # Whether a run that goes on has a second stage is not known yet.
+    # Whether a run that goes on has a code prior is not known yet.
     base = _BUDGETS if resumes and name is None else with_choices(spec, arguments)
     if resumes:
         _check_resumed(name, arguments)
@@ -123,7 +123,7 @@ def _finish(run: Any, command: Fit) -> int:
             f"best validation ELBO {outcome['best_elbo']:.2f} nats at step {outcome['best_step']}"
         )
     took = f"{outcome['step']} steps in {outcome['seconds']:.0f} s"
-    second = outcome.get("second_stage")
+    second = outcome.get("code_prior")
     print(f"{run.folder}: {took}, {outcome['reason']}; {bound}" + (" under uniform codes" if second else ""))
     if second:
         took = f"{second['step']} steps in {second['seconds']:.0f} s"

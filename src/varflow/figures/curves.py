@@ -223,7 +223,7 @@ def code_curves(
     uniform: float,
     axes_pair: Sequence[Axes],
 ) -> Sequence[Axes]:
-    """Perplexity in the first stage, and −log p(codes) in the second, which starts at the uniform prior's.
+    """Perplexity in the quantizer, and −log p(codes) in the second, which starts at the uniform prior's.
 
     Args:
         first, second: records of both stages, by step, from 0: before training.
@@ -244,13 +244,13 @@ def code_curves(
                 drawn = True
     if not drawn:
         raise DataError("first: no record has a perplexity; pass the rows of metrics.jsonl")
-    left.set(xlabel="step of the first stage", ylabel="perplexity of the codes", ylim=(0, None))
-    right.set(xlabel="step of the second stage", ylabel="−log p(codes) (nats)")
+    left.set(xlabel="step of the quantizer", ylabel="perplexity of the codes", ylim=(0, None))
+    right.set(xlabel="step of the code prior's fit", ylabel="−log p(codes) (nats)")
     if flipped:
         right.axhline(uniform, color=BEFORE, linewidth=1.2, label="uniform prior")
         right.set_ylim(top=1.05 * uniform)
     else:
-        right.text(0.5, 0.5, "no second stage", ha="center", va="center", transform=right.transAxes)
+        right.text(0.5, 0.5, "no code prior", ha="center", va="center", transform=right.transAxes)
     for panel in axes_pair:
         if panel.get_legend_handles_labels()[0]:
             panel.legend(fontsize=8)

@@ -29,7 +29,7 @@ def gallery(
     evaluation: Any = None,
     split: str = "validation",
     curve: Any = None,
-    second_metrics: Sequence[Mapping[str, Any]] = (),
+    code_prior_metrics: Sequence[Mapping[str, Any]] = (),
 ) -> list[Entry]:
     """Draw every figure that applies to this model and these data.
 
@@ -48,7 +48,7 @@ def gallery(
         split: whose examples are shown; the test split is left to evaluation. An empty one is
             replaced by the first that has examples.
         curve: what :func:`varflow.evaluation.bound_curve` gave, for the figure of the bound.
-        second_metrics: rows of a second stage, which fitted the prior, or none.
+        code_prior_metrics: records of the fit of a code prior, or none.
 
     Returns:
         Path, title and caption of each figure, in the order to look at them.
@@ -60,7 +60,7 @@ def gallery(
     available = [name for name in (split, "validation", "test", "train") if dataset.sizes.get(name)]
     if not available:
         raise DataError(f"dataset: {dataset.name} has no examples; give at least one")
-    scene = Scene(model, dataset, metrics, seed, evaluation, available[0], curve, second_metrics)
+    scene = Scene(model, dataset, metrics, seed, evaluation, available[0], curve, code_prior_metrics)
     folder = Path(folder)
     make_folder(folder)
     with _evaluating(model), style():
@@ -93,14 +93,14 @@ def learning(scene: Scene) -> Drawn:
 
 
 def stages(scene: Scene) -> Drawn:
-    """The codes of the first stage, and the prior of the second, against the step."""
+    """The codes of the quantizer, and the prior of the second, against the step."""
     prior: Any = scene.model.prior
     uniform = math.prod(prior.event_shape) * math.log(prior.codes)
     figure, axes = canvas(1, 2, 9.6, 3.4)
     curves.code_curves(scene.metrics, scene.second, uniform, axes[0])
     caption = (
         "Left: perplexity of the codes, in training over the batches between two records, in validation over the "
-        "whole split. Right: −log p(codes) of the prior while it is fitted to the codes of the finished first stage; "
+        "whole split. Right: −log p(codes) of the prior while it is fitted to the codes of the finished quantizer; "
         "validation starts at step 0, before training, where it is the uniform prior's."
     )
     return Drawn(figure, "Both stages", caption)

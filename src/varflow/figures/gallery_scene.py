@@ -58,7 +58,7 @@ class Scene:
         split: whose examples are shown.
         evaluation: for the figures of its weights, or None.
         curve: the bound against its number of samples, or None.
-        second: records of a second stage.
+        second: records of the fit of a code prior.
     """
 
     model: Model

@@ -25,7 +25,7 @@ Convolve = Callable[[Tensor], Tensor]
 
 @settings("PixelCNN")
 class PixelCNNSettings(CodeGridSettings):
-    """A network over a grid of codes; it is fitted in a second stage, with a budget and an optimizer of its own."""
+    """A network over a grid of codes; it is fitted as a code prior, with a budget and an optimizer of its own."""
 
     prior_length: Annotated[int, "Residual blocks, or gated layers.", Size()] = 5
     prior_channels: Annotated[int, "Channels.", Size()] = 64
@@ -40,7 +40,7 @@ class PixelCNNSettings(CodeGridSettings):
         int, "Condition on labels 0 … classes − 1; 0 for no labels.", Size(0)
     ] = 0
 
-    roles = ("second_stage", "prior_optimizer")
+    roles = ("code_prior", "prior_optimizer")
 
     def build(self, part: Any, grid: Any, codes: Any) -> Prior:
         options = {"hidden": self.prior_hidden} if self.prior_hidden else {}

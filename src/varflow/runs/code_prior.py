@@ -1,8 +1,8 @@
-"""The second stage of a vector-quantized model: its prior, fitted to the codes of the finished first stage.
+"""The code prior of a vector-quantized model, fitted to the codes of the finished quantizer.
 
-The first stage learns encoder, codebook and decoder under the uniform prior over codes. Then every picture is coded
+The quantizer learns encoder, codebook and decoder under the uniform prior over codes. Then every picture is coded
 once, the codes are kept in the run (``prior/codes.safetensors``), and the prior is fitted to them by maximum
-likelihood: the same loop, with budget and optimizer of its own and nothing of the first stage in reach of it. What
+likelihood: the same loop, with budget and optimizer of its own and nothing of the quantizer in reach of it. What
 it writes is a run's files again, in ``prior/``.
 """
 
@@ -40,7 +40,7 @@ from varflow.training.engine import Engine
 from varflow.training.loop import Loop, Outcome
 from varflow.training.progress import Progress
 
-#: The second stage's folder in that of the run, and the cache in it.
+#: The code prior's folder in that of the run, and the cache in it.
 FOLDER, CODES = "prior", "codes.safetensors"
 #: Pictures coded at once; a change changes the noise that training pictures are coded with.
 _CHUNK = 500
@@ -56,7 +56,7 @@ def needed(model: Any) -> bool:
 
 
 def first(model: Model) -> Model:
-    """The model of the first stage: the same encoder, codebook and decoder under the uniform prior."""
+    """The model of the quantizer: the same encoder, codebook and decoder under the uniform prior."""
     posterior = model.posterior
     assert isinstance(posterior, Quantizer)
     home = posterior.codebook.weight
@@ -65,11 +65,11 @@ def first(model: Model) -> Model:
 
 
 def settings(spec: RunSpec) -> RunSpec:
-    """What the loop reads in the second stage: maximum likelihood with a budget and an optimizer of its own."""
-    if not spec.has("second_stage"):
+    """What the loop reads while the code prior is fitted: maximum likelihood, with a budget and optimizer of its own."""
+    if not spec.has("code_prior"):
         # The quantizer and its prior were given in Python.
         spec = spec.replace(posterior="quantizer", network="grid", prior="pixelcnn")
-    own = {**spec.parts["second_stage"].values(), **spec.prior_optimizer.values()}
+    own = {**spec.parts["code_prior"].values(), **spec.prior_optimizer.values()}
     stage = {name.removeprefix("prior_"): value for name, value in own.items()}
     unused = "epochs" if stage["epochs"] is None else "steps"
     del stage[unused]
@@ -87,7 +87,7 @@ def joined(
 
 
 def begun(folder: Path) -> bool:
-    """Whether a run has cached codes, which the first stage must not outgrow."""
+    """Whether a run has cached codes, which the quantizer must not outgrow."""
     return (folder / FOLDER / CODES).exists()
 
 
@@ -100,14 +100,14 @@ def fit(
     quiet: bool = False,
     start: Callable[[], object] = lambda: None,
 ) -> tuple[Outcome, list[dict[str, Any]]]:
-    """Code all pictures with the finished first stage, and fit the model's prior to the codes.
+    """Code all pictures with the finished quantizer, and fit the model's prior to the codes.
 
     Args:
         spec: of the run.
-        model: with the weights of the first stage; its prior learns, in place.
+        model: with the weights of the quantizer; its prior learns, in place.
         dataset: pictures, on the engine's device.
-        engine: as in the first stage.
-        folder: of the run; an interrupted second stage in it goes on. None keeps everything in memory.
+        engine: as in the quantizer.
+        folder: of the run; an interrupted fit of a code prior in it goes on. None keeps everything in memory.
         quiet: show no progress.
         start: called once it is sure that there is something to do.
 
@@ -116,7 +116,7 @@ def fit(
 
     Raises:
         DataError: labels are asked for and missing, or beyond the classes.
-        RunError: a damaged cache or state, or a second stage that is finished.
+        RunError: a damaged cache or state, or a code prior whose fit is finished.
         NonFiniteError: as in any fit.
     """
     model.eval()
@@ -163,7 +163,7 @@ def cached(
     def get() -> dict[str, Tensor]:
         if path is not None and path.exists():
             return read(path, model, dataset)
-        progress.say(f"second stage: coding {sum(dataset.sizes.values()):,} pictures")
+        progress.say(f"code prior: coding {sum(dataset.sizes.values()):,} pictures")
         codes = {split: encode(model, dataset, split, seed) for split in SPLITS}
         if path is not None:
             make_folder(path.parent)
@@ -235,7 +235,7 @@ def _data(model: Model, dataset: Dataset, codes: Mapping[str, Tensor]) -> Datase
 
 
 def _go_on(loop: Loop, sink: Any, room: Path | None) -> None:
-    """From the state of an interrupted second stage, where there is one; else from the start."""
+    """From the state of an interrupted fit, where there is one; else from the start."""
     if room is None:
         return
     if not (room / STATE).exists():

@@ -136,7 +136,7 @@ def resume(
         data: the data, where they were given in Python.
         parts: the parts of your own that the run was fitted with.
         quiet: show no progress.
-        **budget: ``epochs`` or ``steps``, or ``prior_epochs`` or ``prior_steps`` of the second stage: a larger
+        **budget: ``epochs`` or ``steps``, or ``prior_epochs`` or ``prior_steps`` of the code prior: a larger
             budget than before.
 
     Raises:
@@ -213,7 +213,7 @@ def _with_budget(before: RunSpec, budget: Mapping[str, Any], path: Path) -> RunS
 
     Raises:
         SpecError: a setting that is no budget, or of a code prior that the run has not.
-        RunError: the budget of a first stage whose codes are in use.
+        RunError: the budget of a quantizer whose codes are in use.
     """
     for name in budget:
         if name not in BUDGETS:
@@ -222,11 +222,11 @@ def _with_budget(before: RunSpec, budget: Mapping[str, Any], path: Path) -> RunS
             )
         if name in BUDGETS[:2] and code_prior.begun(path):
             raise RunError(
-                f"{name}: the second stage of {path} is fitted to the codes of the first, which cannot grow any "
+                f"{name}: the code prior of {path} is fitted to the codes of the quantizer, which cannot go on any "
                 "more; give prior_epochs or prior_steps, or fit again"
             )
-        if name in BUDGETS[2:] and not before.has("second_stage"):
-            raise SpecError(f"{name}: this run has no second stage; give epochs or steps")
+        if name in BUDGETS[2:] and not before.has("code_prior"):
+            raise SpecError(f"{name}: this run has no code prior; give epochs or steps")
     if not budget:
         return before
     spec = before.replace(**budget)
@@ -326,7 +326,7 @@ class _Fit:
                 ended |= {
                     "signal": outcome.signal,
                     "finished": False,
-                    "reason": f"{name} received at the end of the first stage, step {outcome.step}",
+                    "reason": f"{name} received at the end of the quantizer, step {outcome.step}",
                 }
         elif self.coded is not None and outcome.finished:
             model = self.coded
@@ -360,15 +360,15 @@ class _Fit:
                 self.sink.close()
 
     def _fit_code_prior(self, model: Model, ended: dict[str, Any]) -> list[dict[str, Any]]:
-        """Fit the prior to the codes of the finished first stage; its outcome goes into ``ended``."""
+        """Fit the prior to the codes of the finished quantizer; its outcome goes into ``ended``."""
         assert isinstance(self.dataset, Dataset)
 
         def waits() -> None:
             if self.writes:
-                self._tell({**ended, "finished": False, "reason": "the second stage is not finished"})
+                self._tell({**ended, "finished": False, "reason": "the code prior is not finished"})
 
         # One that is finished is left as it is, unless its budget has grown.
-        if not self.about.get("outcome", {}).get("second_stage", {}).get("finished"):
+        if not self.about.get("outcome", {}).get("code_prior", {}).get("finished"):
             waits()
         ranks.meet()
         second, later = code_prior.fit(
@@ -378,7 +378,7 @@ class _Fit:
         if second.finished:
             told["signal"] = None
         ended |= {name: told[name] for name in ("finished", "reason", "signal")}
-        ended["second_stage"] = told
+        ended["code_prior"] = told
         return later
 
     def _tell(self, outcome: dict[str, Any]) -> None:

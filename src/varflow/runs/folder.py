@@ -9,7 +9,7 @@
     model.safetensors    the weights the run stands for
     state.pt             what a resumed fit needs to go on bit for bit
     snapshots/           weights now and then, of a fit to a target
-    prior/               of a second stage: the codes it is fitted to, and metrics, weights and state of its own
+    prior/               the fit of a code prior: the codes it is fitted to, and metrics, weights and state of its own
     evaluation/          estimates and per-example results
     figures/, report.html
 """

@@ -35,7 +35,7 @@ class Run:
         form: shape and support of the data.
         metrics: the records of the fit.
         outcome: how the fit ended, as plain values.
-        second_metrics: the records of a second stage, which fits the prior; none where there is none.
+        code_prior_metrics: the records of the fit of a code prior; none where there is none.
         preprocessing: what stands between the stored values and the model, as it was learned in training; None for
             a fit to a target.
         picture: whether the data are pictures.
@@ -52,13 +52,13 @@ class Run:
         metrics: list[dict[str, Any]] | None = None,
         outcome: dict[str, Any] | None = None,
         dataset: Dataset | TargetBatches | None = None,
-        second_metrics: list[dict[str, Any]] | None = None,
+        code_prior_metrics: list[dict[str, Any]] | None = None,
         preprocessing: Protocol | None = None,
         picture: bool = False,
     ) -> None:
         self.spec, self.model, self.form, self.folder = spec, model, form, folder
         self.metrics, self.outcome = metrics or [], outcome or {}
-        self.second_metrics = second_metrics or []
+        self.code_prior_metrics = code_prior_metrics or []
         self._dataset = dataset
         if preprocessing is None and isinstance(dataset, Dataset):
             preprocessing, picture = dataset.preprocessing, dataset.picture
@@ -254,7 +254,7 @@ class Run:
                 folder,
                 evaluation=evaluation,
                 curve=curve,
-                second_metrics=self.second_metrics,
+                code_prior_metrics=self.code_prior_metrics,
             )
         return write_report(self.folder)
 

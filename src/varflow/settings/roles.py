@@ -119,12 +119,12 @@ ROLES = {
             "pixelcnn or gated-pixelcnn.",
         ),
         Role(
-            "second_stage", "the second stage", of="prior", shared="varflow.training.settings:SecondStageSettings",
+            "code_prior", "the code prior", of="prior", shared="varflow.training.settings:CodePriorSettings",
         ),
         Role(
-            "prior_optimizer", "the second stage", "varflow.training:OPTIMIZERS",
+            "prior_optimizer", "the code prior", "varflow.training:OPTIMIZERS",
             "varflow.training.optimizers:OptimizerSettings", "adam", of="prior", prefix="prior_",
-            help="Optimizer of the second stage.",
+            help="Optimizer of the code prior.",
         ),
         Role(
             "objective", "the objective", "varflow.objectives:TABLE", default="elbo",

@@ -1,4 +1,4 @@
-"""Settings of the loop and of the machine, and of a second stage."""
+"""Settings of the loop and of the machine, and of the fit of a code prior."""
 
 from __future__ import annotations
 
@@ -65,19 +65,19 @@ class TrainingSettings(Settings):
 
 
 @settings
-class SecondStageSettings(Settings):
+class CodePriorSettings(Settings):
     """The prior over codes, fitted to the codes of a finished quantizer."""
 
     prior_epochs: Annotated[
-        float | None, "Budget of the second stage in passes over the training codes.", Above(0)
+        float | None, "Budget of the code prior in passes over the training codes.", Above(0)
     ] = 20.0
     prior_steps: Annotated[
-        int | None, "Budget of the second stage in updates, instead of prior_epochs.", AtLeast(1)
+        int | None, "Budget of the code prior in updates, instead of prior_epochs.", AtLeast(1)
     ] = None
-    prior_batch: Annotated[int, "Grids of codes in a step of the second stage.", AtLeast(1)] = 128
+    prior_batch: Annotated[int, "Grids of codes in a step of the code prior.", AtLeast(1)] = 128
     prior_patience: Annotated[
         str | None,
-        "Stop the second stage when the validation codes' log p has not improved for so long; as patience.",
+        "Stop the code prior when the validation codes' log p has not improved for so long; as patience.",
         PATIENCE,
     ] = None
 

@@ -12,7 +12,7 @@ _DIFFERS = (
     "(--protocol logit for what its code does)"
 )
 _PRIOR = (
-    "; the codes of a finished first stage are cached and the prior has an optimizer of its own; layer norms over "
+    "; the codes of a finished quantizer are cached and the prior has an optimizer of its own; layer norms over "
     "channels instead of batch statistics, which let a position see later ones"
 )
 

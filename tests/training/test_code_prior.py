@@ -19,7 +19,7 @@ from varflow.core import random
 from varflow.core.errors import DataError, NonFiniteError, RunError, SpecError
 from varflow.data import from_codes, from_tensor
 from varflow.posteriors import Quantizer
-from varflow.runs import code_prior as second_stage
+from varflow.runs import code_prior
 from varflow.runs.folder import METRICS, WEIGHTS
 from varflow.settings import recipes
 from varflow.training.loop import Loop
@@ -81,7 +81,7 @@ class Cut(BaseException):
 def cut_at(monkeypatch, stage, step):
     """End the first or second fit at an update, or while pictures are coded."""
     if stage == "coding":
-        monkeypatch.setattr(second_stage, "encode", lambda *_: (_ for _ in ()).throw(Cut))
+        monkeypatch.setattr(code_prior, "encode", lambda *_: (_ for _ in ()).throw(Cut))
         return
     update = Loop.update
 
@@ -119,7 +119,7 @@ def test_cut_off_anywhere_and_resumed_is_bit_for_bit_the_same(
         assert torch.equal(tensor, run.model.state_dict()[name]), name
 
 
-def test_signals_in_the_second_stage_leave_a_run_that_goes_on(tmp_path):
+def test_signals_in_the_code_prior_leave_a_run_that_goes_on(tmp_path):
     folder = tmp_path / "run"
     flags = ["digits", "--codes", "8", "--code-features", "8", "--prior-channels", "8"]
     flags += ["--prior-length", "1", "--prior-kernel", "3", "--epochs", "1", "--threads", "1"]
@@ -144,9 +144,9 @@ def test_signals_in_the_second_stage_leave_a_run_that_goes_on(tmp_path):
     assert f"--resume {folder}" in out
     run = vf.load(folder)
     assert isinstance(run.model.prior, priors.PixelCNN)
-    done = run.outcome["second_stage"]["step"]
+    done = run.outcome["code_prior"]["step"]
     more = vf.resume(folder, prior_steps=done + 3, quiet=True)
-    assert more.outcome["second_stage"]["step"] == done + 3
+    assert more.outcome["code_prior"]["step"] == done + 3
 
 
 def test_a_signal_in_the_last_step_of_the_first_stage_ends_there(whole, tmp_path, monkeypatch):
@@ -162,13 +162,13 @@ def test_a_signal_in_the_last_step_of_the_first_stage_ends_there(whole, tmp_path
         run = fit(folder)
     assert not (folder / "prior").exists()
     assert (run.outcome["finished"], run.outcome["signal"]) == (False, signal.SIGINT)
-    assert "SIGINT received at the end of the first stage" in run.outcome["reason"]
-    # The same at the end of the second stage is a run that is finished.
+    assert "SIGINT received at the end of the quantizer" in run.outcome["reason"]
+    # The same at the end of the code prior is a run that is finished.
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "update", wrapped)
         run = vf.resume(folder, pictures(), quiet=True)
     assert (run.outcome["finished"], run.outcome["signal"]) == (True, None)
-    assert run.outcome["second_stage"]["signal"] is None
+    assert run.outcome["code_prior"]["signal"] is None
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, run.model.state_dict()[name]), name
 
@@ -196,7 +196,7 @@ def test_the_first_stage_never_moves_while_the_prior_learns(whole):
 
 
 def test_codes_are_those_of_the_finished_quantizer(whole):
-    codes = second_stage.read(whole.folder / "prior/codes.safetensors", whole.model, whole.dataset)
+    codes = code_prior.read(whole.folder / "prior/codes.safetensors", whole.model, whole.dataset)
     assert {split: len(x) for split, x in codes.items()} == whole.dataset.sizes
     for split in ("validation", "test"):
         x = whole.dataset.batch(split, torch.arange(8)).x
@@ -208,16 +208,16 @@ def test_a_loaded_run_has_the_prior_that_was_trained(whole):
     run = vf.load(whole.folder, data=pictures())
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, run.model.state_dict()[name]), name
-    assert [r["step"] for r in run.second_metrics] == [r["step"] for r in whole.second_metrics]
-    validations = [r for r in run.second_metrics if r["split"] == "validation"]
+    assert [r["step"] for r in run.code_prior_metrics] == [r["step"] for r in whole.code_prior_metrics]
+    validations = [r for r in run.code_prior_metrics if r["split"] == "validation"]
     # Step 0 is before training: the prior starts uniform.
     assert validations[0]["step"] == 0
     assert validations[0]["elbo"] == pytest.approx(-6 * math.log(6), rel=1e-6)
     assert validations[-1]["elbo"] > validations[0]["elbo"] + 1
-    assert run.outcome["second_stage"]["best_elbo"] == max(r["elbo"] for r in validations)
+    assert run.outcome["code_prior"]["best_elbo"] == max(r["elbo"] for r in validations)
 
 
-def test_without_a_second_stage_there_is_the_uniform_prior(whole, tmp_path, monkeypatch):
+def test_without_a_code_prior_there_is_the_uniform_prior(whole, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     with monkeypatch.context() as patched:
         cut_at(patched, "coding", 0)
@@ -269,24 +269,24 @@ def test_what_is_recorded_while_sampling_is_log_prob(whole):
     assert x.shape == (5, 1, 8, 12)
 
 
-def test_budgets_of_the_second_stage_alone_can_grow(whole, tmp_path):
+def test_budgets_of_the_code_prior_alone_can_grow(whole, tmp_path):
     folder = tmp_path / "run"
     short = fit(folder, prior_epochs=2)
     with pytest.raises(RunError, match="finished in both stages"):
         vf.resume(folder, pictures(), quiet=True)
-    with pytest.raises(RunError, match="the first, which cannot grow"):
+    with pytest.raises(RunError, match="the quantizer, which cannot go on"):
         vf.resume(folder, pictures(), epochs=9, quiet=True)
     with pytest.raises(SpecError, match="only epochs, steps, prior_epochs, prior_steps can grow"):
         vf.resume(folder, pictures(), prior_lr=1e-4, quiet=True)
     run = vf.resume(folder, pictures(), prior_epochs=4, quiet=True)
-    assert records(folder / "prior")[-1]["step"] == 2 * short.outcome["second_stage"]["step"]
+    assert records(folder / "prior")[-1]["step"] == 2 * short.outcome["code_prior"]["step"]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, run.model.state_dict()[name]), name
 
 
 def test_a_run_of_one_stage_has_no_second_budget(tmp_path):
     fit(tmp_path / "run", recipe="vq-vae", epochs=1)
-    with pytest.raises(SpecError, match="no second stage"):
+    with pytest.raises(SpecError, match="no code prior"):
         vf.resume(tmp_path / "run", pictures(), prior_epochs=9, quiet=True)
     assert vf.resume(tmp_path / "run", pictures(), epochs=2, quiet=True).outcome["finished"]
 
@@ -303,9 +303,9 @@ def test_a_damaged_cache_is_named(tmp_path, damage, monkeypatch):
     if damage == "cut":
         path.write_bytes(blob[: len(blob) // 2])
     else:
-        codes = second_stage.read_weights(path)
+        codes = code_prior.read_weights(path)
         codes["train"] = codes["train"][1:] if damage == "short" else codes["train"] + 100
-        second_stage.save_weights(path, codes, 0)
+        code_prior.save_weights(path, codes, 0)
     with pytest.raises(RunError, match=r"codes\.safetensors"):
         vf.resume(folder, pictures(), quiet=True)
     path.unlink()
@@ -324,7 +324,7 @@ def test_a_prior_by_class_learns_what_classes_look_like(tmp_path):
     prior = run.model.prior
     assert isinstance(prior, priors.ByClass)
     assert prior.shares.tolist() == pytest.approx([0.5, 0.5])
-    codes = second_stage.read(tmp_path / "run/prior/codes.safetensors", run.model, run.dataset)
+    codes = code_prior.read(tmp_path / "run/prior/codes.safetensors", run.model, run.dataset)
     z, labels = codes["train"].long(), run.dataset.labels("train")
     with torch.no_grad():
         own, other = prior.log_prob(z, labels), prior.log_prob(z, 1 - labels)
@@ -515,7 +515,7 @@ def test_evaluate_prints_the_bound_and_the_use_of_the_codebook(folder, capsys):
     for name in ("bits_per_dim", "perplexity", "usage", "code_bits", "of 6 codes"):
         assert name in out
     page = (folder / "report.html").read_text()
-    assert "second stage, validation, best" in page
+    assert "code prior, validation, best" in page
     assert "6 codes of 8 features" in page
 
 
