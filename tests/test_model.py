@@ -233,3 +233,28 @@ def test_parts_of_different_sizes_are_refused():
             likelihood(exact_model()),
             vf.posteriors.Gaussian(2, Same()),
         )
+
+
+class MyNormal(vf.priors.Prior):
+    """N(0, I) under another class, which only its attribute says."""
+
+    standard = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.event_shape = (2,)
+        self.normal = vf.priors.StandardNormal(2)
+
+    def log_prob(self, z, context=None):
+        return self.normal.log_prob(z, context)
+
+    def sample(self, shape=()):
+        return self.normal.sample(shape)
+
+
+def test_parts_say_what_they_are_and_are_not_recognised_by_class():
+    posterior = vf.posteriors.Gaussian(2, Same())
+    model = vf.Model(MyNormal(), None, posterior)
+    ours, house = model.infer(X), vf.Model(vf.priors.StandardNormal(2), None, posterior).infer(X)
+    torch.testing.assert_close(ours.kl_groups(model.prior), house.kl_groups(vf.priors.StandardNormal(2)))
+    assert model.member(0) is model

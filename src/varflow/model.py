@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from varflow.core.conditions import refuse_unread
 from varflow.core.errors import SpecError
 from varflow.posteriors.posterior import Conditional, Draw, Posterior
-from varflow.priors.normal import StandardNormal
 from varflow.priors.prior import Prior
 
 
@@ -74,7 +73,7 @@ class LogJoint:
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
         """(log p(x, z), its gradient in z) in forward operations, or None where a part does not write it."""
         explicit = getattr(self.model.likelihood, "value_and_gradient", None)
-        if explicit is None or not isinstance(self.model.prior, StandardNormal):
+        if explicit is None or not self.model.prior.standard:
             return None
         found = explicit(self.x, z)
         return found and (found[0] + self.model.prior.log_prob(z), found[1] - z)
@@ -82,7 +81,7 @@ class LogJoint:
     @property
     def affine_gradient(self) -> tuple[Tensor, Tensor] | None:
         of = getattr(self.model.likelihood, "affine_gradient", None)
-        if of is None or not isinstance(self.model.prior, StandardNormal):
+        if of is None or not self.model.prior.standard:
             return None
         b, a = of(self.x)
         return b, a + 1
@@ -128,6 +127,10 @@ class Model(nn.Module):
 
     #: How many fits stand in this module: one; see :class:`varflow.Ensemble`.
     fits = 1
+
+    def member(self, index: int) -> Model:
+        """The model of one fit: itself, which is the first and only one."""
+        return self.members()[index]
 
     def members(self) -> list[Model]:
         """The models in it: itself."""

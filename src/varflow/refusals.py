@@ -8,8 +8,6 @@ from typing import Any
 
 from varflow.core.errors import SpecError
 from varflow.model import Model
-from varflow.posteriors.gaussian import Gaussian
-from varflow.priors.normal import StandardNormal
 
 
 @dataclass(frozen=True)
@@ -112,9 +110,9 @@ def _free_bits_and_mixing(given: Combination) -> str | None:
             f"free_bits: need a closed form for each latent, and after {_a(flow)} flow there is none; use "
             "flow=none, or beta with a warmup"
         )
-    if isinstance(posterior, Gaussian) and isinstance(prior, StandardNormal):
+    if posterior.gaussian and prior.standard:
         return None
-    part, kind = (prior, "prior") if isinstance(posterior, Gaussian) else (posterior, "posterior")
+    part, kind = (prior, "prior") if posterior.gaussian else (posterior, "posterior")
     what = f"the {kind} {type(part).__name__}"
     return f"free_bits: need a closed form for each latent, which {what} has not; use beta with a warmup"
 

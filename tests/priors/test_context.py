@@ -82,6 +82,15 @@ def test_a_prior_without_a_context_refuses_one_by_its_name(prior: vf.priors.Prio
         prior.log_prob(torch.zeros(3, 2), torch.zeros(3, 1))
 
 
+def test_a_vamp_prior_refuses_one_and_takes_its_components_under_another_name() -> None:
+    prior = vf.priors.Vamp(2, (6,), 3)
+    prior.bind(vf.posteriors.Gaussian(2, vf.networks.MLP(6, hidden=(4,))))
+    z = torch.randn(4, 2)
+    torch.testing.assert_close(prior.log_prob(z, q=prior.conditional()), prior.log_prob(z))
+    with pytest.raises(SpecError, match="context: the prior Vamp reads none"):
+        prior.log_prob(z, torch.zeros(4, 1))
+
+
 def test_a_missing_context_is_named() -> None:
     with pytest.raises(SpecError, match=r"context: missing; .* 2 context features"):
         conditional(3, 2).log_prob(torch.zeros(4, 3))

@@ -60,7 +60,7 @@ def test_is_the_average_of_posteriors(flow, amortized, monkeypatch):
     z = torch.randn(3, 6, FEATURES)
     expected = one_by_one(prior, q, z)
     torch.testing.assert_close(prior.log_prob(z), expected, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(prior.log_prob(z, prior.conditional()), prior.log_prob(z))
+    torch.testing.assert_close(prior.log_prob(z, q=prior.conditional()), prior.log_prob(z))
     monkeypatch.setattr(_components, "_LARGEST", 3 * K * FEATURES)
     with torch.no_grad():
         torch.testing.assert_close(prior.log_prob(z), expected, rtol=1e-9, atol=1e-9)

@@ -17,6 +17,7 @@ from varflow.core.errors import ShapeError, SpecError
 from varflow.flows import Triangular
 from varflow.posteriors import Gaussian
 from varflow.targets import CorrelatedGaussianModel, GaussianModel, generate, simulate
+from varflow.targets.gaussian_statistics import row_by_row
 
 
 def made(
@@ -33,8 +34,7 @@ def made(
 
 
 def brute_force(model: CorrelatedGaussianModel, data: Tensor, z: Tensor) -> Tensor:
-    noise = MultivariateNormal(z.unsqueeze(-2) + model.shift, model.covariance)
-    return noise.log_prob(data).sum(-1)
+    return row_by_row(data, model.shift, model.covariance, z)
 
 
 def marginal(model: CorrelatedGaussianModel, count: int) -> MultivariateNormal:

@@ -120,8 +120,7 @@ def density_of(model: Model, window: Any, size: int = _CELLS, seed: int = 0) -> 
 
 
 def _members(model: Model | Ensemble) -> list[Model]:
-    members = model.members() if isinstance(model, Ensemble) else [copy.deepcopy(model)]
-    return [member.double().eval() for member in members]
+    return [copy.deepcopy(member).double().eval() for member in model.members()]
 
 
 def _home(model: Model) -> Tensor:

@@ -24,7 +24,6 @@ from varflow.flows.flow import Flow, Local, full_precision, without_autocast
 from varflow.networks.linear import Linear
 from varflow.networks.sizes import output_features
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
-from varflow.priors.normal import StandardNormal
 from varflow.priors.prior import Prior
 
 FlowFactory = Callable[..., Flow]
@@ -133,7 +132,7 @@ class GaussianConditional(Conditional):
 
     def kl_groups(self, prior: Prior) -> Tensor | None:
         """½(μ² + σ² − 1) − log σ of each latent, without a flow and under a standard normal prior."""
-        if self.flow is not None or not isinstance(prior, StandardNormal):
+        if self.flow is not None or not prior.standard:
             return None
         mean, log_scale = self.mean, self.log_scale
         return (0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale).unsqueeze(0)
@@ -228,6 +227,8 @@ class Gaussian(Posterior):
     ones the usual simplification. A static flow reshapes all posteriors alike, which is the same
     model as a learned prior; only an amortized flow enriches q(z|x).
     """
+
+    gaussian = True
 
     def __init__(
         self,

@@ -107,16 +107,21 @@ class Posterior(nn.Module, ABC):
         discrete: whether z is looked up by codes, which the prior is over.
         observed: whether z is x itself, as a vector: the prior is then fitted to the data.
         reads: what it can be conditioned on beside x, among "context" and "mask".
+        gaussian: whether q(z|x), before a flow if there is one, is a diagonal Gaussian, whose KL to N(0, I) has a
+            closed form for each latent.
         uses_gradient: whether drawing follows the gradient of log p(x, z), which ``draw`` then has to be given.
         codes: how many codewords there are, for a posterior whose codes are counted; 0 for any other.
+        grid: the shape of the codes of one example, where they are counted.
     """
 
     reads_x: bool = True
     discrete: bool = False
     observed: bool = False
+    gaussian: bool = False
     reads: tuple[str, ...] = ()
     uses_gradient: bool = False
     codes: int = 0
+    grid: tuple[int, ...] = ()
 
     def monitor(self) -> dict[str, float]:
         """What is worth a curve beside the terms, since the last call; nothing for most."""

@@ -38,12 +38,14 @@ class Prior(nn.Module, ABC):
         event_shape: ``(D,)`` for a vector of latent features.
         discrete: whether events are integers.
         standard: whether p(z) is N(0, I).
+        classes: how many classes it is conditioned on; None where labels are not read.
         reads: what it can be conditioned on, among "context" and "mask".
     """
 
     event_shape: tuple[int, ...]
     discrete: bool = False
     standard: bool = False
+    classes: int | None = None
     reads: tuple[str, ...] = ()
 
     @abstractmethod
@@ -69,6 +71,12 @@ class Prior(nn.Module, ABC):
             draw: split → its rows ``[N, *event_shape]``, as the prior sees them.
 
         Most priors have nothing to do.
+        """
+
+    def count(self, labels: Tensor) -> None:
+        """Meet the training labels ``[N]`` of a prior with ``classes``; called once, before it is fitted.
+
+        A prior that sums its classes out takes their shares from it. All others have nothing to do.
         """
 
     def bind(self, posterior: Any) -> None:

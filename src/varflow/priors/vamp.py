@@ -146,7 +146,7 @@ class Vamp(Prior):
         return torch.sigmoid(self.free) if _BOUNDED[self.support] else self.free
 
     def conditional(self) -> Any:
-        """q(z|u) of all pseudo-inputs, a batch of K; ``log_prob`` and ``sample`` take it as their context.
+        """q(z|u) of all pseudo-inputs, a batch of K; ``log_prob`` takes it as ``q``.
 
         Raises:
             SpecError: no posterior is bound.
@@ -154,22 +154,24 @@ class Vamp(Prior):
         return self._bound()(self.inputs())
 
     def log_prob(
-        self, z: Float[Tensor, "... features"], context: Any = None
+        self, z: Float[Tensor, "... features"], context: Tensor | None = None, q: Any = None
     ) -> Float[Tensor, "..."]:
         """log p(z) in nats, ``[..., D]`` → ``[...]``.
 
         Args:
             z: points.
-            context: :meth:`conditional`, where it is already there; without it the pseudo-inputs are encoded.
+            context: refused; a VampPrior reads none.
+            q: :meth:`conditional`, where it is already there; without it the pseudo-inputs are encoded.
 
         Raises:
             ShapeError: the last dimension of z is not D.
-            SpecError: no posterior is bound.
+            SpecError: no posterior is bound, or a context.
         """
+        self.refuse_context(context)
         features = self.event_shape[0]
         if z.ndim == 0 or z.shape[-1] != features:
             raise ShapeError(f"z: shape {tuple(z.shape)}; this prior needs [..., {features}]")
-        q = self.conditional() if context is None else context
+        q = self.conditional() if q is None else q
 
         def average(rows: Tensor) -> Tensor:
             each: Tensor = q.log_prob(rows.unsqueeze(-2))

@@ -8,6 +8,7 @@ it writes is a run's files again, in ``prior/``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,7 @@ from varflow.core.files import make_folder, read_metrics
 from varflow.data.codes import from_codes
 from varflow.data.dataset import SPLITS, Dataset
 from varflow.model import Model
-from varflow.posteriors.quantizer import Quantizer
-from varflow.priors import ByClass, UniformCodes
+from varflow.priors import UniformCodes
 from varflow.runs.assemble import density
 from varflow.runs.folder import (
     STATE,
@@ -50,7 +50,7 @@ def needed(model: Any) -> bool:
     """Whether the prior of a model waits for codes: a quantizer under a prior that learns."""
     return (
         isinstance(model, Model)
-        and isinstance(model.posterior, Quantizer)
+        and model.posterior.codes > 0
         and any(parameter.requires_grad for parameter in model.prior.parameters())
     )
 
@@ -58,14 +58,13 @@ def needed(model: Any) -> bool:
 def first(model: Model) -> Model:
     """The model of the quantizer: the same encoder, codebook and decoder under the uniform prior."""
     posterior = model.posterior
-    assert isinstance(posterior, Quantizer)
-    home = posterior.codebook.weight
+    home = next(itertools.chain(posterior.parameters(), posterior.buffers()))
     uniform = UniformCodes(posterior.grid, posterior.codes).to(home.device, home.dtype)
     return Model(uniform, model.likelihood, posterior).train(model.training)
 
 
 def settings(spec: RunSpec) -> RunSpec:
-    """What the loop reads while the code prior is fitted: maximum likelihood, with a budget and optimizer of its own."""
+    """What the loop reads while the code prior is fitted: maximum likelihood, with budget and optimizer of its own."""
     if not spec.has("code_prior"):
         # The quantizer and its prior were given in Python.
         spec = spec.replace(posterior="quantizer", network="grid", prior="pixelcnn")
@@ -125,7 +124,7 @@ def fit(
     progress = Progress(0, quiet=quiet or ranks.rank() > 0)
     codes = cached(model, dataset, spec.training.seed, room, progress)
     pairs = _data(model, dataset, codes).to(engine.device, engine.dtype)
-    if isinstance(model.prior, ByClass):
+    if model.prior.classes is not None:
         model.prior.count(pairs.raw("train")[:, 0])
     sink = Memory() if room is None else RunFolder(room) if writes else Elsewhere()
     loop = Loop(density(model.prior), pairs, settings(spec), engine, sink, progress)
@@ -177,7 +176,6 @@ def cached(
 def encode(model: Model, dataset: Dataset, split: str, seed: int) -> Tensor:
     """The codes of a split in the smallest integers that hold them, on the CPU."""
     posterior = model.posterior
-    assert isinstance(posterior, Quantizer)
     kind = _kind(posterior.codes)
     parts = [torch.empty(0, *posterior.grid, dtype=kind)]
     noise = random.derive(seed, "cached codes", 0)
@@ -196,7 +194,6 @@ def read(path: Path, model: Model, dataset: Dataset) -> dict[str, Tensor]:
         RunError: damaged, or not of these pictures and this codebook.
     """
     posterior = model.posterior
-    assert isinstance(posterior, Quantizer)
     codes = read_weights(path)
     for split in SPLITS:
         shape, kind = (dataset.sizes[split], *posterior.grid), _kind(posterior.codes)
@@ -216,7 +213,7 @@ def read(path: Path, model: Model, dataset: Dataset) -> dict[str, Tensor]:
 
 def _data(model: Model, dataset: Dataset, codes: Mapping[str, Tensor]) -> Dataset:
     name = f"codes of {dataset.name}"
-    classes = getattr(model.prior, "classes", None)
+    classes = model.prior.classes
     if classes is None:
         return from_codes(codes, name=name)
     labels = {split: dataset.labels(split) for split in SPLITS}

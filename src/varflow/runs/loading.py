@@ -97,7 +97,7 @@ def load(
             )
         dataset = given.to(home.device, home.dtype)
     elif form.support == "none":
-        dataset = target_batches(spec, model.member(0) if isinstance(model, Ensemble) else model)
+        dataset = target_batches(spec, model.member(0))
     later = read_metrics(path / code_prior.FOLDER)
     outcome = about.get("outcome", {})
     run = Run(spec, model, form, path, read_metrics(path), outcome, dataset, later, kept, picture)

@@ -159,7 +159,7 @@ class Run:
 
     def members(self) -> list[Model]:
         """The models, one for each fit that was trained here, in the order of their seeds."""
-        return self.model.members() if isinstance(self.model, Ensemble) else [self.model]
+        return self.model.members()
 
     @ranks.by_first
     def evaluate(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from varflow.core.errors import DataError, ShapeError, SpecError
 
@@ -28,6 +29,15 @@ class Statistics(NamedTuple):
     mean: Tensor
     scatter: Tensor
     weight: Tensor | float = 1.0
+
+
+def row_by_row(rows: Tensor, shift: Tensor, covariance: Tensor, z: Tensor) -> Tensor:
+    """Σᵢ log N(xᵢ; z + Δ, Σ), ``[..., d]`` → ``[...]``, nats: the formula that both models stand for.
+
+    Their ``log_prob`` gives the same numbers from the statistics of the rows, whatever N is. Cost: O(N d²) per z.
+    """
+    noise = MultivariateNormal(z.unsqueeze(-2) + shift, covariance)
+    return noise.log_prob(rows).sum(-1)
 
 
 def best_variance(count: Tensor, scatter: Tensor) -> Tensor:
