@@ -80,6 +80,8 @@ def test_a_conditional_density_reaches_the_known_one() -> None:
 def test_a_prior_without_a_context_refuses_one_by_its_name(prior: vf.priors.Prior) -> None:
     with pytest.raises(SpecError, match=rf"context: the prior {type(prior).__name__} reads none"):
         prior.log_prob(torch.zeros(3, 2), torch.zeros(3, 1))
+    with pytest.raises(SpecError, match=rf"context: the prior {type(prior).__name__} reads none"):
+        prior.sample((3,), torch.zeros(3, 1))
 
 
 def test_a_vamp_prior_refuses_one_and_takes_its_components_under_another_name() -> None:

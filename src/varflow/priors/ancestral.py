@@ -75,7 +75,8 @@ class Ancestral(Prior):
         h1, top = z.tensor_split([self.conditional.features], -1)
         return self.top.log_prob(top) + self.conditional.log_prob(h1, self._nearest(top))
 
-    def sample(self, shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
+    def sample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Float[Tensor, "..."]:
+        self.refuse_context(context)
         top = self.top.sample(shape)
         h1, _ = self.conditional.draw(self._nearest(top), "prior")
         return torch.cat((h1, top), -1)

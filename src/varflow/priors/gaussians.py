@@ -101,7 +101,8 @@ class Gaussians(Prior):
             raise ShapeError(f"z: shape {tuple(z.shape)}; this prior needs [..., {features}]")
         return by_rows(lambda rows: self._joint(rows).logsumexp(-1), z, len(self.means))
 
-    def sample(self, shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
+    def sample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Float[Tensor, "..."]:
+        self.refuse_context(context)
         dtype, device = self.means.dtype, self.means.device
         which = pick(self.log_weights.exp(), random.uniform(shape, "prior", dtype=dtype, device=device))
         noise = random.normal((*shape, *self.event_shape), "prior", dtype=dtype, device=device)

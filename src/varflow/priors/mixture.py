@@ -83,7 +83,8 @@ class Mixture(Prior):
         self._check(z)
         return self._joint(z).softmax(-1)
 
-    def sample(self, shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
+    def sample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Float[Tensor, "..."]:
+        self.refuse_context(context)
         dtype, device = self.means.dtype, self.means.device
         u = random.uniform(shape, "prior", dtype=dtype, device=device)
         which = pick(self.logits.softmax(-1), u)

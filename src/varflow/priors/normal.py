@@ -49,7 +49,8 @@ class StandardNormal(Prior):
             raise ShapeError(f"z: shape {tuple(z.shape)}; this prior needs [..., {features}]")
         return -0.5 * (z.square().sum(-1) + features * math.log(2 * math.pi))
 
-    def sample(self, shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
+    def sample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Float[Tensor, "..."]:
+        self.refuse_context(context)
         home = self.get_buffer("_home")
         return random.normal(
             (*shape, *self.event_shape), "prior", dtype=home.dtype, device=home.device

@@ -179,7 +179,8 @@ class Vamp(Prior):
 
         return by_rows(average, z, self.components)
 
-    def sample(self, shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
+    def sample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Float[Tensor, "..."]:
+        self.refuse_context(context)
         shares = self.free.new_full((self.components,), 1 / self.components)
         u = random.uniform((math.prod(shape),), "prior", dtype=shares.dtype, device=shares.device)
         which = pick(shares, u)
