@@ -21,7 +21,6 @@ from varflow.core.errors import SpecError
 from varflow.evaluation.memory import SlicedJoint
 from varflow.model import LogJoint, Model
 from varflow.posteriors.posterior import Conditional
-from varflow.priors.normal import StandardNormal
 
 #: Draws of q or of the prior that its moments are taken from, and how many at once.
 _MOMENTS, _AT_ONCE = 256, 16
@@ -91,7 +90,7 @@ def starts(model: Model, x: Tensor, kind: str) -> tuple[Start, Tensor]:
     mean, log_scale = q.diagonal or _moments(_draws(model, x, q))
     if kind == "posterior":
         return GaussianStart(mean, log_scale), log_scale
-    if isinstance(model.prior, StandardNormal):
+    if model.prior.standard:
         return GaussianStart(torch.zeros_like(mean), torch.zeros_like(mean)), log_scale
     return PriorStart(model, len(x)), log_scale
 

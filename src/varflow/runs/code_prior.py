@@ -64,7 +64,7 @@ def first(model: Model) -> Model:
 
 
 def settings(spec: RunSpec) -> RunSpec:
-    """What the loop reads while the code prior is fitted: maximum likelihood, with budget and optimizer of its own."""
+    """What the loop reads while the code prior is fitted: maximum likelihood, its own budget and optimizer."""
     if not spec.has("code_prior"):
         # The quantizer and its prior were given in Python.
         spec = spec.replace(posterior="quantizer", network="grid", prior="pixelcnn")
