@@ -14,6 +14,10 @@ from varflow.data.protocols import Standardize, restored
 from varflow.data.table import Table
 
 
+def named(number: int) -> str:
+    return f"column {number} (counted from 0)"
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -42,12 +46,14 @@ def test_each_column_is_treated_as_it_needs(mixed: torch.Tensor) -> None:
     kept = Table.fit(mixed)
     assert isinstance(kept, Table)
     found = kept.treatment()
-    assert found["rounded_columns"] == pytest.approx({"2": 1.0, "3": 0.1})
-    assert list(found["heavy_tailed_columns"]) == ["4"]
-    assert 1 <= found["heavy_tailed_columns"]["4"] <= 2
+    assert found["rounded_columns"] == pytest.approx({named(1): 1.0, named(2): 0.1})
+    assert list(found["heavy_tailed_columns"]) == [named(3)]
+    assert 1 <= found["heavy_tailed_columns"][named(3)] <= 2
+    heads = ["weight", "count", "dose", "return"]
+    assert kept.treatment(heads)["rounded_columns"] == pytest.approx({"'count'": 1.0, "'dose'": 0.1})
     data = vd.from_tensor(mixed, continuous=True)
     assert data.protocol == "table"
-    assert data.describe()["rounded_columns"] == pytest.approx({"2": 1.0, "3": 0.1})
+    assert data.describe()["rounded_columns"] == pytest.approx({named(1): 1.0, named(2): 0.1})
 
 
 def test_ladj_is_the_log_determinant(mixed: torch.Tensor) -> None:
@@ -111,7 +117,8 @@ def test_continuous_columns_are_only_standardized(rows: int, dtype: torch.dtype)
 def test_a_value_of_many_rows_on_no_grid_is_refused_by_name() -> None:
     column = torch.randn(500, dtype=torch.float64, generator=seeded()).exp()
     column[:200] = 0.0
-    with pytest.raises(DataError, match=r"column 2 has the value 0 in 4\d % .* protocol=standardize"):
+    said = r"column 1 \(counted from 0\) has the value 0 in 4\d % .* protocol=standardize"
+    with pytest.raises(DataError, match=said):
         Table.fit(torch.stack([torch.randn(500, generator=seeded(2)).double(), column], 1))
 
 
@@ -130,8 +137,8 @@ def test_wine_fits_by_default_with_its_whole_numbers_named() -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     found = Table.fit(torch.tensor(datasets.load_wine().data))
     assert isinstance(found, Table)
-    # Column 5 is magnesium, 13 proline: whole numbers.
-    assert {"5", "13"} <= set(found.treatment()["rounded_columns"])
+    # Magnesium and proline: whole numbers.
+    assert {named(4), named(12)} <= set(found.treatment()["rounded_columns"])
 
 
 def test_a_vae_of_a_table_has_no_rounded_column_as_it_is() -> None:
@@ -141,6 +148,19 @@ def test_a_vae_of_a_table_has_no_rounded_column_as_it_is() -> None:
     assert vd.from_tensor(real).protocol == "none"
     data = vd.from_tensor(torch.cat([real, whole], 1))
     assert data.protocol == "table"
-    assert data.describe()["rounded_columns"] == {"3": 1.0}
+    assert data.describe()["rounded_columns"] == {named(2): 1.0}
     # Under a name nothing is done that was not asked for.
     assert vd.from_tensor(torch.cat([real, whole], 1), protocol="standardize").protocol == "standardize"
+
+
+def test_a_column_of_a_file_is_called_by_its_head(tmp_path) -> None:
+    g = seeded(5)
+    rows = torch.stack([torch.randn(100, generator=g), torch.randint(0, 4, (100,), generator=g).float()], 1)
+    lines = ["Weight,Count", *(f"{a:.6f},{b:.0f}" for a, b in rows.tolist())]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    told = vd.load(tmp_path / "t.csv", continuous=True).describe()
+    assert told["columns"] == ["Weight", "Count"]
+    assert told["rounded_columns"] == {"'Count'": 1.0}
+    (tmp_path / "u.csv").write_text("\n".join([lines[0], *(line.split(",")[0] + ",5" for line in lines[1:])]))
+    with pytest.raises(DataError, match="'Count' of the training split is constant"):
+        vd.load(tmp_path / "u.csv", continuous=True)

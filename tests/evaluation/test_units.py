@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import varflow as vf
-from varflow.core.errors import DataError, ShapeError, SpecError
+from varflow.core.errors import DataError, RunError, ShapeError, SpecError
 
 OPTIONS = {"steps": 300, "batch": 128, "quiet": True}
 
@@ -131,3 +132,33 @@ def test_pictures_come_and_go_as_levels() -> None:
     # Of nine levels of 256: near −9 log 256, far from a density on [0, 1]^9.
     assert found.shape == (5,)
     assert bool((found < -9 * math.log(256) + 20).all())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"scale": [50.0]}, r"scale has shape \[1\], the data have \[2\]"),
+        ({"scale": [50.0, 0.0]}, "scale is not positive"),
+        ({"loc": [float("nan"), 0.0]}, "loc holds a NaN"),
+        ({"loc": "x"}, "cannot be read"),
+    ],
+)
+def test_a_changed_preprocessing_is_refused(folder: Path, change: dict[str, object], said: str) -> None:
+    path = folder / "preprocessing.json"
+    before = path.read_text()
+    facts = json.loads(before)
+    facts["learned"] |= change
+    try:
+        path.write_text(json.dumps(facts))
+        with pytest.raises(RunError, match=said):
+            vf.load(folder)
+        path.unlink()
+        with pytest.raises(RunError, match=r"preprocessing.json"):
+            vf.load(folder)
+    finally:
+        path.write_text(before)
+
+
+def test_what_are_no_numbers_is_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match="x: was str, should be a tensor or an array of numbers"):
+        vf.load(folder).log_prob("rows.csv")

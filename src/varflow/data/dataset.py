@@ -291,6 +291,6 @@ class Dataset:
             "sizes": self.sizes,
             "seed_eval": self.seed_eval,
             "flip": self.flip,
-            **self._protocol.treatment(),
+            **self._protocol.treatment(self._facts.get("columns", ())),
             **self._facts,
         }

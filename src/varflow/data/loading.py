@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +238,8 @@ def _build(
     seed_eval: int,
     continuous: bool,
 ) -> Dataset:
-    values = {part: plain(array, part) for part, array in arrays.values.items()}
+    names = arrays.facts.get("columns", ())
+    values = {part: plain(array, part, names) for part, array in arrays.values.items()}
     labels = {
         part: plain_labels(array, len(values[part]))
         for part, array in arrays.labels.items()
@@ -255,13 +256,13 @@ def _build(
         colour = picture and values["train"].shape[1] == COLOUR
         protocol = _auto(levels, colour, continuous)
         # A Gaussian of whole numbers has no highest density, as any other continuous likelihood.
-        if protocol == "none" and has_rounded_columns(values["train"]):
+        if protocol == "none" and has_rounded_columns(values["train"], names):
             protocol = "table"
     if flip and not picture:
         raise SpecError("flip: only pictures can be mirrored, and these are none; leave it out")
     return Dataset(
         arrays.name,
-        _protocol(protocol, levels, values),
+        _protocol(protocol, levels, values, names),
         values,
         labels,
         picture=picture,
@@ -282,11 +283,13 @@ def _auto(levels: int | None, colour: bool, continuous: bool) -> str:
     return "logit" if colour else "dynamic"
 
 
-def _protocol(name: str, levels: int | None, values: dict[str, Tensor]) -> Protocol:
+def _protocol(
+    name: str, levels: int | None, values: dict[str, Tensor], names: Sequence[str]
+) -> Protocol:
     if name in LEVELS:
         return LEVELS[name](name, levels)
     if name == "standardize":
-        return Standardize.fit(values["train"])
+        return Standardize.fit(values["train"], names)
     if name == "table":
-        return Table.fit(values["train"])
+        return Table.fit(values["train"], names)
     return Identity(name, None)

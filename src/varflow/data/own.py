@@ -86,7 +86,8 @@ def table(path: Path) -> Arrays:
     semicolons = lines[0].count(";") > lines[0].count(",")
     delimiter = "\t" if path.name.lower().endswith(".tsv") else ";" if semicolons else ","
     first = next(csv.reader(lines[:1], delimiter=delimiter))
-    head = [] if any(map(_is_number, first)) else [cell.strip().lower() for cell in first]
+    names = [] if any(map(_is_number, first)) else [cell.strip() for cell in first]
+    head = [name.lower() for name in names]
     rows = lines[bool(head) :]
     if not rows:
         raise DataError(f"{path}: has a head but no rows")
@@ -104,9 +105,11 @@ def table(path: Path) -> Arrays:
         raise DataError(f"{path}: {len(head)} heads over {numbers.shape[1]} columns")
     columns = [i for i, cell in enumerate(head) if cell in _LABEL_HEADS]
     if len(columns) != 1 or not np.all(numbers[:, columns] % 1 == 0):
-        return Arrays(path.name, {"all": numbers})
+        return Arrays(path.name, {"all": numbers}, facts={"columns": names} if names else {})
+    del names[columns[0]]
     labels = numbers[:, columns[0]].astype(np.int64)
-    return Arrays(path.name, {"all": np.delete(numbers, columns, 1)}, {"all": labels})
+    rest = np.delete(numbers, columns, 1)
+    return Arrays(path.name, {"all": rest}, {"all": labels}, facts={"columns": names})
 
 
 def _is_number(cell: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from varflow.core import random
 from varflow.core.errors import DataError, ShapeError, SpecError
 from varflow.data.dataset import SPLITS
-from varflow.data.protocols import LEVELS
+from varflow.data.protocols import LEVELS, column_name
 
 #: Seed of the 80/10/10 permutation of data that come without splits.
 SPLIT_SEED = 0
@@ -23,7 +24,7 @@ REAL = ("none", "standardize", "table")
 COLOUR = 3
 
 
-def plain(array: Any, split: str) -> Tensor:
+def plain(array: Any, split: str, names: Sequence[str] = ()) -> Tensor:
     """A tensor of uint8 or floats, at least two-dimensional, not empty, finite."""
     if isinstance(array, np.ndarray) and (
         array.dtype.kind not in "biuf" or array.dtype.itemsize > 8
@@ -35,7 +36,12 @@ def plain(array: Any, split: str) -> Tensor:
         array = np.array(
             array, dtype=np.float64 if wide else array.dtype.newbyteorder("="), order="C"
         )
-    x = torch.as_tensor(array).detach()
+    try:
+        x = torch.as_tensor(array).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"x: was {type(array).__name__}, should be a tensor or an array of numbers, a row an example"
+        ) from error
     where = "" if split == "all" else f" of split {split}"
     if x.dtype == torch.bool:
         x = x.to(torch.uint8)
@@ -62,8 +68,8 @@ def plain(array: Any, split: str) -> Tensor:
     if not bool(finite.all()):
         row, column = (int(i) for i in (~finite).nonzero()[0])
         raise DataError(
-            f"x{where}: {float(x.flatten(1)[row, column])} in row {row}, column {column} "
-            "(counted from 0); remove or impute such rows"
+            f"x{where}: {float(x.flatten(1)[row, column])} in row {row}, {column_name(column, names)}; remove or "
+            "impute such rows"
         )
     return x
 

@@ -14,6 +14,7 @@ fixed draws of validation and test 24.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -85,7 +86,7 @@ class Protocol:
     def to(self, device: torch.device) -> Protocol:
         return self
 
-    def treatment(self) -> dict[str, Any]:
+    def treatment(self, names: Sequence[str] = ()) -> dict[str, Any]:
         """What it does to single columns, for :meth:`Dataset.describe`."""
         return {}
 
@@ -95,6 +96,18 @@ class Protocol:
         if self.source_levels is None:
             return found
         return (found * self.top).round().to(torch.uint8)
+
+    def flaw(self, event_shape: tuple[int, ...]) -> str | None:
+        """What is wrong with what was learned, for events of a shape; None where it can be."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor) and tuple(value.shape) != event_shape:
+                return f"{field.name} has shape {list(value.shape)}, the data have {list(event_shape)}"
+            if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+                return f"{field.name} holds a NaN or an infinity"
+            if field.name == "scale" and not bool((value > 0).all()):
+                return "scale is not positive"
+        return None
 
     def learned(self) -> dict[str, list[Any]]:
         """What was learned from the training split, as plain numbers; nothing, for most protocols."""
@@ -279,6 +292,11 @@ class Codes(Protocol):
         return x
 
 
+def column_name(number: int, names: Sequence[str] = ()) -> str:
+    """What a message calls a column: its head in the file, or its place."""
+    return f"'{names[number]}'" if number < len(names) else f"column {number} (counted from 0)"
+
+
 @dataclass(frozen=True)
 class Standardize(Protocol):
     """x = (v − m)/s with the mean and standard deviation of the training split;
@@ -292,7 +310,7 @@ class Standardize(Protocol):
     scale: Tensor
 
     @classmethod
-    def fit(cls, train: Float[Tensor, "batch ..."]) -> Standardize:
+    def fit(cls, train: Float[Tensor, "batch ..."], names: Sequence[str] = ()) -> Standardize:
         """Raises :class:`DataError` where a column is constant."""
         scale, loc = torch.std_mean(train.double(), 0, correction=0)
         # A constant column leaves rounding errors of its mean, not an exact zero.
@@ -300,7 +318,7 @@ class Standardize(Protocol):
         if not bool((spread > 0).all()):
             column = int((spread.flatten() == 0).nonzero()[0])
             raise DataError(
-                f"protocol 'standardize': column {column} of the training split is constant "
+                f"protocol 'standardize': {column_name(column, names)} of the training split is constant "
                 f"({float(train.flatten(1)[0, column]):g}), its scale would be 0; "
                 "drop the column or choose protocol 'none'"
             )

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varflow.core.errors import DataError
-from varflow.data.protocols import Encoded, Protocol, Standardize, Support
+from varflow.data.protocols import Encoded, Protocol, Standardize, Support, column_name
 
 #: A column is rounded where its numbers lie on a grid and at most this share of them differ. Of a million
 #: continuous float32 numbers 95 % and more differ.
@@ -70,7 +70,7 @@ class Table(Protocol):
         Raises:
             DataError: a constant column, or one where many rows share a value and that lies on no grid.
         """
-        plain = Standardize.fit(train)
+        plain = Standardize.fit(train, names)
         if train.dim() != 2:
             return plain
         columns = train.double().cpu()
@@ -78,8 +78,7 @@ class Table(Protocol):
         loc, scale = plain.loc.cpu().clone(), plain.scale.cpu().clone()
         for number, column in enumerate(columns.T):
             origin[number] = column.min()
-            name = names[number] if number < len(names) else f"column {number + 1}"
-            step[number] = _step(column, name)
+            step[number] = _step(column, column_name(number, names))
             if step[number] > 0:
                 continue
             found = _tail(column)
@@ -125,19 +124,19 @@ class Table(Protocol):
         held = {name: getattr(self, name).to(device) for name in ("loc", "scale", "step", "origin", "tail")}
         return replace(self, **held)
 
-    def treatment(self) -> dict[str, Any]:
-        """Which columns are special, counted from 1, for ``describe()``."""
-        rounded = {str(i + 1): float(s) for i, s in enumerate(self.step) if s > 0}
-        heavy = {str(i + 1): float(t) for i, t in enumerate(self.tail) if t > 0}
+    def treatment(self, names: Sequence[str] = ()) -> dict[str, Any]:
+        """Which columns are special: the step of the grid of a rounded one, ν of one with heavy tails."""
+        rounded = {column_name(i, names): float(s) for i, s in enumerate(self.step) if s > 0}
+        heavy = {column_name(i, names): float(t) for i, t in enumerate(self.tail) if t > 0}
         return {"rounded_columns": rounded, "heavy_tailed_columns": heavy}
 
 
-def has_rounded_columns(train: Tensor) -> bool:
+def has_rounded_columns(train: Tensor, names: Sequence[str] = ()) -> bool:
     """Whether a table has columns that a continuous density must not have as they are."""
     if train.dim() != 2:
         return False
     columns = train.double().cpu().T
-    return any(_step(column, f"column {number + 1}") > 0 for number, column in enumerate(columns))
+    return any(_step(column, column_name(number, names)) > 0 for number, column in enumerate(columns))
 
 
 def _step(column: Tensor, name: str) -> float:

@@ -164,10 +164,11 @@ def resume(
         )
     dataset: Dataset | TargetBatches
     model: Model | Ensemble
-    if read_form(path).support == "none":
+    form = read_form(path)
+    if form.support == "none":
         model, dataset = for_target(spec, dict(parts or {}))
     else:
-        kept, _ = read_preprocessing(path)
+        kept, _ = read_preprocessing(path, form)
         dataset = spec_data(data, spec, kept).to(engine.device, engine.dtype)
         model = build(spec, dataset, parts)
     check_data(dataset, path)

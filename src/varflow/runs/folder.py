@@ -243,17 +243,20 @@ def write_preprocessing(folder: Path, dataset: Dataset | TargetBatches) -> None:
     write_json(folder / PREPROCESSING, facts)
 
 
-def read_preprocessing(folder: Path) -> tuple[Protocol | None, bool]:
-    """The preprocessing of a run, and whether its data are pictures; None for a target.
+def read_preprocessing(folder: Path, form: Form) -> tuple[Protocol | None, bool]:
+    """The preprocessing of a run whose data have ``form``, and whether they are pictures; None for a target.
 
     Raises:
-        RunError: the file is damaged.
+        RunError: the file is missing or damaged, or not of these data.
     """
-    if not (folder / PREPROCESSING).exists():
+    if form.support == "none":
         return None, False
     facts = read_json(folder / PREPROCESSING)
     try:
         kept = restored(facts["protocol"], facts["levels"], facts["learned"])
+        flaw = kept.flaw(form.event_shape)
+        if flaw is not None:
+            raise DataError(flaw)
         return kept, bool(facts["picture"])
     except (KeyError, TypeError, AttributeError, DataError) as error:
         raise RunError(

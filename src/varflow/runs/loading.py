@@ -63,7 +63,7 @@ def load(
     spec = RunSpec.from_dict(read_json(path / SPEC))
     form = read_form(path)
     about = read_about(path)
-    kept, picture = read_preprocessing(path)
+    kept, picture = read_preprocessing(path, form)
     own = about.get("own_parts", [])
     for name in own:
         if name not in (*PARTS, "ensemble") or name not in (parts or {}):
