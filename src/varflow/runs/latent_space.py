@@ -6,6 +6,8 @@ point, wherever they stand.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +41,9 @@ SAMPLES = 50
 #: Rows that are encoded or decoded at once.
 _BLOCK = 500
 
-#: The latents of training rows in a run folder: of so many rows at most, and so many numbers.
-_ROWS, _NUMBERS = 10_000, 2**20
+#: The latents of training rows that a fit leaves in its folder: of so many rows at most, and so many numbers, with no
+#: new block after so many seconds.
+_ROWS, _NUMBERS, _SECONDS = 10_000, 2**20, 1.0
 
 
 @torch.no_grad()
@@ -251,24 +254,30 @@ def _training_latents(run: Run) -> _Embedded:
 
 def _embed_training_rows(run: Run) -> _Embedded:
     model, dataset = run.members()[0], run.dataset
-    values, index = _chosen_rows(run, dataset)
+    points, index = _few_latents(run, dataset)
+    if model.posterior.discrete:
+        points = model.posterior.decode_codes(points)  # type: ignore[operator]
     labels = dataset.labels("train")
     label = None if labels is None else labels[index.to(labels.device)].cpu()
-    return _Embedded(_points(run, model, values, 0), dataset.origins("train", index), label)
+    return _Embedded(points.flatten(1).double().cpu(), dataset.origins("train", index), label)
 
 
-def _chosen_rows(run: Run, dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """The training rows that stand for all, as stored, and which they are."""
-    model = run.members()[0]
-    index = training_order(dataset)
-    one = dataset.raw("train")[:1]
-    width = torch.as_tensor(embed(run, one, "codes" if model.posterior.discrete else "centre")).numel()
-    index = index[: max(1, min(_ROWS, _NUMBERS // width))]
-    return dataset.raw("train")[index.to(dataset.device)], index
+def _few_latents(run: Run, dataset: Dataset, seconds: float = math.inf) -> tuple[Tensor, Tensor]:
+    """The centres or codes of the training rows that stand for all, and which rows they are."""
+    what: What = "codes" if run.members()[0].posterior.discrete else "centre"
+    order, values = training_order(dataset)[:_ROWS], dataset.raw("train")
+    begun, parts, done = time.monotonic(), [], 0
+    while done < len(order):
+        rows = order[done : done + _BLOCK].to(values.device)
+        parts.append(torch.as_tensor(embed(run, values[rows], what)))
+        done += len(rows)
+        if done * parts[0][0].numel() > _NUMBERS or time.monotonic() - begun > seconds:
+            break
+    return torch.cat(parts), order[:done]
 
 
 def write_embeddings(run: Run, folder: Path) -> None:
-    """Embed training rows, and keep their latents in the folder, with the place and label of each."""
+    """Embed training rows for a second, and keep their latents in the folder, with the place and label of each."""
     from safetensors.torch import save
 
     model, dataset = run.members()[0], run.dataset
@@ -276,14 +285,10 @@ def write_embeddings(run: Run, folder: Path) -> None:
         _choices(model)
     except SpecError:
         return
-    values, index = _chosen_rows(run, dataset)
-    held: dict[str, Tensor] = {}
-    if model.posterior.discrete:
-        held["codes"] = torch.as_tensor(embed(run, values, "codes")).to(torch.int32)
-    else:
-        held["centre"] = torch.as_tensor(embed(run, values, "centre")).float()
+    points, index = _few_latents(run, dataset, _SECONDS)
+    held = {"codes": points.to(torch.int32)} if model.posterior.discrete else {"centre": points.float()}
     origins = dataset.origins("train", index)
-    if origins and isinstance(origins[0], str):
+    if isinstance(origins[0], str):
         held["files"] = torch.tensor(list("\n".join(map(str, origins)).encode()), dtype=torch.uint8)
         held["row"] = index
     else:

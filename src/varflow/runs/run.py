@@ -140,14 +140,17 @@ class Run:
         seed: int = 0,
         memory: int = 2**30,
         anomaly: bool = False,
+        training_rows: int | None = None,
         progress: Progress | None = None,
     ) -> Scores:
         """:meth:`log_prob` with the Monte-Carlo error and Pareto k̂ of each row.
 
         Args:
             x, samples, seed, memory: as there.
-            anomaly: add the rank of each row among the training rows. Where the density is not exact they were scored
-                with 100 samples, and so must x be.
+            anomaly: add the rank of each row among the training rows that the folder has the scores of. A fit scores
+                as many as it can in a second, up to 2,000, with 100 samples where the density is not exact.
+            training_rows: score so many training rows now and rank among them; the data must be at hand. A folder
+                keeps their scores.
             progress: called with (rows done, rows).
 
         Raises:
@@ -155,7 +158,7 @@ class Run:
         """
         from varflow.runs.scores import score
 
-        return score(self, x, samples, seed, memory, anomaly, progress)
+        return score(self, x, samples, seed, memory, anomaly, training_rows, progress)
 
     def log_q(self, z: Any) -> Any:
         """log q(z) of a fit to a target, nats: ``[N]``, or ``[fits, N]`` where several were trained together.
