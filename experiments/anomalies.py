@@ -3,9 +3,9 @@
     python experiments/anomalies.py            (a few minutes on one core)
 
 Trained on benign rows alone: 80 % of them, split at random five times. The other benign rows and all malignant ones
-are scored, and the area under the ROC curve tells how often a malignant row scores lower than a benign one. No detector
-sees a malignant row or is tuned; each runs with its defaults, scikit-learn's on standardized columns. The error is that
-of the mean over splits. The paired difference is to the best of scikit-learn's. Needs scikit-learn.
+are scored, and the area under the ROC curve tells how often a malignant row scores lower than a benign one. No
+detector sees a malignant row or is tuned; each runs with its defaults, scikit-learn's on standardized columns. The
+error is that of the mean over splits. The paired difference is to the best of scikit-learn's. Needs scikit-learn.
 """
 
 from __future__ import annotations
