@@ -209,9 +209,7 @@ def test_constant_columns_are_put_back() -> None:
     assert np.allclose(fitted.score_samples(x), vae().fit(normal()).score_samples(normal()))
     other = x[:3].copy()
     other[1, 1] = 8
-    scores = fitted.score_samples(other)
-    assert np.isneginf(scores[1])
-    assert np.isfinite(scores[[0, 2]]).all()
+    assert np.array_equal(fitted.score_samples(other), fitted.score_samples(x[:3]))
     assert np.array_equal(fitted.transform(other), fitted.transform(x[:3]))
 
 
@@ -513,16 +511,20 @@ def test_digits_with_their_empty_corners() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_runs() -> None:
-    """Each example of docs/sklearn.md in turn, and what it prints is what the page says."""
+@pytest.mark.timeout(1800)
+def test_the_page_runs(tmp_path: Path) -> None:
+    """Each example of docs/sklearn.md in turn; what it prints is what the page says, but for the numbers."""
     page = (ROOT / "docs" / "sklearn.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```\n(?:\n```\n(.*?)```)?", page, re.DOTALL)
-    assert len(blocks) >= 4
+    blocks = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == page.count("```python") == 5
+
+    def words(text: str) -> list[str]:
+        return re.sub(r"-?\d+(\.\d*)?|'(none|planar)'", "#", text).split()
+
     for code, printed in blocks:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        told = [line for line in done.stdout.splitlines() if line.strip()]
-        assert len(told) == len([line for line in printed.splitlines() if line.strip()])
+        assert words(done.stdout) == words(printed)
 
 
 # -- imports and numbers of rows -------------------------------------------------------------------

@@ -398,9 +398,8 @@ class VAETransformer(_Estimator, ClassNamePrefixFeaturesOutMixin, TransformerMix
     others are standardized, rounded columns spread by uniform noise of one step in training and heavy tails
     straightened, under a Gaussian with a learned scale for each column.
 
-    Columns that are constant in the training rows tell nothing and are left out of the model: ``inverse_transform``
-    and ``sample`` put their value back, and ``score_samples`` is of the other columns, and −inf where such a column
-    has another value.
+    Columns that are constant in the training rows are left out of the model: ``inverse_transform`` and ``sample`` put
+    their value back, and ``score_samples`` is the density of the other columns, whatever those hold.
 
     Parameters
     ----------
@@ -583,10 +582,7 @@ class VAETransformer(_Estimator, ClassNamePrefixFeaturesOutMixin, TransformerMix
             name = "importance_samples" if samples is None else "samples"
             raise SpecError(f"{name}: was {number!r}; use a positive integer")
         with _undisturbed():
-            scores = _sampled_log_prob(self.run_, stored, int(number)).numpy()
-        fixed = ~self._kept
-        same = np.isclose(X[:, fixed], self.constant_features_[fixed]).all(1)
-        return np.where(same, scores, -np.inf)
+            return _sampled_log_prob(self.run_, stored, int(number)).numpy()
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Array:
         return self._whole(super().sample(n_samples, random_state))
