@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import pickle
 import re
 import signal
@@ -38,14 +39,20 @@ ROOT = Path(__file__).parents[1]
 
 
 def density(**parameters: Any) -> FlowDensity:
-    """A budget of a few updates."""
-    small = {"flow": "planar", "length": 2, "base": "normal", "steps": 3, "random_state": 0}
-    return FlowDensity(**{**small, **parameters})
+    """A budget of a few updates, which are kept whatever the validation rows say."""
+    small = {"flow": "planar", "length": 2, "base": "normal", "steps": 3, "lr": 1e-2, "random_state": 0}
+    return FlowDensity(**{**small, **last(parameters)})
 
 
 def vae(**parameters: Any) -> VAETransformer:
-    small = {"latent": 2, "hidden": 8, "layers": 1, "steps": 3, "importance_samples": 16, "random_state": 0}
-    return VAETransformer(**{**small, **parameters})
+    small = {"latent": 2, "hidden": 8, "layers": 1, "steps": 3, "lr": 1e-2, "importance_samples": 16}
+    small["random_state"] = 0
+    return VAETransformer(**{**small, **last(parameters)})
+
+
+def last(parameters: dict[str, Any]) -> dict[str, Any]:
+    settings = parameters.get("settings", {})
+    return {**parameters, "settings": {"keep": "last", **settings} if isinstance(settings, dict) else settings}
 
 
 def normal(rows: int = 60, features: int = 3, seed: int = 0) -> np.ndarray:
@@ -274,6 +281,30 @@ def test_pickles_and_copies_are_the_same_to_the_bit(make: Callable[..., Any], pr
             assert np.array_equal(other.inverse_transform(x[:, :2]), fitted.inverse_transform(x[:, :2]))
     mapped = joblib.load(tmp_path / "fitted.joblib", mmap_mode="r")
     assert np.array_equal(mapped.score_samples(x), fitted.score_samples(x))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"flow": "maf", "length": 2, "amortized": True},
+        {"settings": {"prior": "maf"}},
+        {"settings": {"prior": "vamp"}},
+        {"settings": {"leapfrog": 2}},
+        {"settings": {"top_latent": 1}},
+        {"likelihood": "student-t"},
+    ],
+    ids=str,
+)
+def test_other_parts_are_functions_of_the_row_too(parts: dict[str, Any]) -> None:
+    x = normal()
+    fitted = vae(**parts).fit(x)
+    scores, z = fitted.score_samples(x), fitted.transform(x)
+    assert np.allclose(fitted.score_samples(x[::-3]), scores[::-3], rtol=1e-10)
+    assert np.allclose(fitted.transform(x[::-3]), z[::-3], atol=1e-10)
+    assert fitted.inverse_transform(z).shape == fitted.sample(60).shape == x.shape
+    again = pickle.loads(pickle.dumps(fitted))
+    assert np.array_equal(again.score_samples(x), scores)
+    assert np.array_equal(again.transform(x), z)
 
 
 @BOTH
@@ -542,6 +573,10 @@ def test_the_module_is_lazy_and_says_what_is_missing() -> None:
         "varflow.sklearn needs scikit-learn 1.6 or newer; install it with: pip install 'varflow[sklearn]'"
     )
     assert varflow.sklearn.FlowDensity is FlowDensity
+
+
+def test_the_examples_in_the_docstrings_run() -> None:
+    assert doctest.testmod(varflow.sklearn) == (0, 11)
 
 
 def test_random_numbers_that_belong_to_rows() -> None:

@@ -589,6 +589,11 @@ class VAETransformer(_Estimator, ClassNamePrefixFeaturesOutMixin, TransformerMix
 
     sample.__doc__ = _Estimator.sample.__doc__
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
     @property
     def _n_features_out(self) -> int:
         return int(_model(self.run_).prior.event_shape[-1])
