@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
@@ -178,6 +179,45 @@ def dataset_of(
     return found.first(train=settings.train_limit, validation=settings.validation_limit)
 
 
+class Given(NamedTuple):
+    """Rows or pictures of a file, folder or named data set, for a fitted model.
+
+    Attributes:
+        values: ``[N, *event]``, as they are stored.
+        names: what to call each: the number of its row, counted from 0, or its file.
+        files: whether they are files of their own.
+    """
+
+    values: Any
+    names: Sequence[int] | Sequence[str]
+    files: bool
+
+
+def rows_of(
+    name_or_path: str,
+    split: str = "test",
+    data_dir: str | os.PathLike[str] | None = None,
+    resize: int | tuple[int, int] | None = None,
+) -> Given:
+    """The rows of one's own file or folder, all of them, or those of a split of a named data set.
+
+    Raises:
+        DataError: missing or damaged files, or a file with splits of its own.
+        SpecError: an unknown name.
+    """
+    if name_or_path in data.SOURCES:
+        found = load(name_or_path, data_dir=data_dir)
+        return Given(found.raw(split), found.origins(split, torch.arange(found.sizes[split])), False)
+    path = Path(name_or_path).expanduser()
+    arrays = _own(path, resize)
+    if set(arrays.values) != {"all"}:
+        raise DataError(
+            f"{path}: holds the splits {', '.join(arrays.values)}; give a file of rows alone"
+        )
+    values = arrays.values["all"]
+    return Given(values, arrays.files or range(len(values)), bool(arrays.files))
+
+
 def stored_rows(
     x: Any, preprocessing: Protocol, event_shape: tuple[int, ...], picture: bool
 ) -> Tensor:
@@ -201,7 +241,7 @@ def stored_rows(
 
 
 def _own(path: Path, resize: int | tuple[int, int] | None) -> named.Arrays:
-    if path.is_dir():
+    if path.is_dir() or (own.is_picture(path) and path.exists()):
         size = (resize, resize) if isinstance(resize, int) else resize
         return own.pictures(path, size)
     if resize is not None:
@@ -247,7 +287,7 @@ def _build(
         for part, array in arrays.labels.items()
         if part in values
     }
-    values, labels, facts = three_splits(values, labels)
+    values, labels, places, facts = three_splits(values, labels)
     values, levels = to_levels(values, levels, protocol)
     # Real numbers may have any shape; only levels, or values that a protocol takes as grey, show.
     shows = levels is not None or protocol not in ("auto", *REAL)
@@ -272,6 +312,8 @@ def _build(
         seed_eval=seed_eval,
         facts={**facts, **arrays.facts},
         truth=arrays.truth,
+        places=places,
+        files=arrays.files,
     )
 
 

@@ -32,6 +32,8 @@ class Arrays:
     facts: dict[str, Any] = field(default_factory=dict)
     #: The density that the values were drawn from, where it is known (:class:`varflow.data.synthetic.Truth`).
     truth: Any = None
+    #: The file of each example, where they are files of their own.
+    files: tuple[str, ...] = ()
 
 
 def _find(folder: Path, *names: str) -> Path | None:

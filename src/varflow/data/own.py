@@ -120,8 +120,13 @@ def _is_number(cell: str) -> bool:
     return True
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its suffix."""
+    return path.suffix.lower() in PICTURES
+
+
 def pictures(folder: Path, resize: tuple[int, int] | None) -> Arrays:
-    """All pictures under ``folder``, in the order of their paths.
+    """All pictures under ``folder``, in the order of their paths; of a file that one picture.
 
     If every picture lies in a subfolder, the subfolders (by name) are the labels. Pictures are
     grey if all are, else RGB; transparency is dropped. Files that are no pictures by their
@@ -131,7 +136,10 @@ def pictures(folder: Path, resize: tuple[int, int] | None) -> Arrays:
         from PIL import Image
     except ImportError as error:
         raise need("pictures", "Pillow", "reading a folder of pictures") from error
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+    if folder.is_file():
+        folder, files = folder.parent, [folder]
+    else:
+        files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
     paths = [path for path in files if path.suffix.lower() in PICTURES]
     if not paths:
         raise DataError(
@@ -166,15 +174,15 @@ def pictures(folder: Path, resize: tuple[int, int] | None) -> Arrays:
             "bring them to one size, or pass resize=32 (--resize 32), in Python also resize=(height, width)"
         )
     values = np.stack([np.asarray(image) for image in images])
-    facts = {"skipped_files": len(files) - len(paths), "resize": list(resize) if resize else None}
+    facts: dict[str, Any] = {"skipped_files": len(files) - len(paths), "resize": list(resize) if resize else None}
     parts = [path.relative_to(folder).parts for path in paths]
+    names = tuple("/".join(part) for part in parts)
     if any(len(part) == 1 for part in parts):
-        return Arrays(folder.name, {"all": values}, facts=facts)
+        return Arrays(folder.name, {"all": values}, facts=facts, files=names)
     classes = sorted({part[0] for part in parts})
     labels = np.array([classes.index(part[0]) for part in parts], np.int64)
-    return Arrays(
-        folder.name, {"all": values}, {"all": labels}, facts={**facts, "classes": classes}
-    )
+    facts["classes"] = classes
+    return Arrays(folder.name, {"all": values}, {"all": labels}, facts=facts, files=names)
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -99,6 +99,11 @@ class HamiltonianConditional(Conditional):
         self.posterior, self.base = posterior, base
         self.local = base.local
 
+    @property
+    def centre(self) -> Tensor:
+        """That of q₀: where the trajectories go from it depends on the momentum."""
+        return self.base.centre
+
     def shared(self) -> list[str]:
         what = "step sizes and tempering"
         if self.posterior.flow is not None:

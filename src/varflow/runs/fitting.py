@@ -12,7 +12,7 @@ from torch import nn
 
 from varflow import native
 from varflow.core import ranks
-from varflow.core.errors import RunError, SpecError
+from varflow.core.errors import NonFiniteError, RunError, SpecError
 from varflow.core.files import read_json, read_metrics, write_json
 from varflow.core.form import Form
 from varflow.data.dataset import Dataset
@@ -39,7 +39,9 @@ from varflow.runs.folder import (
     started,
     write_start,
 )
+from varflow.runs.latent_space import write_embeddings
 from varflow.runs.run import Run
+from varflow.runs.scores import write_training_scores
 from varflow.settings import recipes
 from varflow.settings.spec import RunSpec
 from varflow.training.engine import Engine
@@ -339,7 +341,19 @@ class _Fit:
         dataset = self.dataset
         form = Form(tuple(dataset.event_shape), dataset.support, dataset.levels)
         records = self.sink.records if isinstance(self.sink, Memory) else read_metrics(self.folder or Path())
-        return Run(self.spec, model, form, self.folder, records, ended, dataset, later)
+        run = Run(self.spec, model, form, self.folder, records, ended, dataset, later)
+        self._keep_training_rows(run)
+        return run
+
+    def _keep_training_rows(self, run: Run) -> None:
+        """What scores are ranked among, and neighbours looked for, once the data are elsewhere."""
+        if self.folder is None or not self.writes or run.infers_target:
+            return
+        try:
+            write_training_scores(run, self.folder)
+            write_embeddings(run, self.folder)
+        except NonFiniteError as error:
+            self.progress.say(f"note: the training rows could not be scored: {error}")
 
     def _train(self) -> Outcome:
         if not self.engine.denormals_flushed:

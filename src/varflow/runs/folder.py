@@ -8,6 +8,8 @@
     tensorboard/         the same curves for TensorBoard
     model.safetensors    the weights the run stands for
     state.pt             what a resumed fit needs to go on bit for bit
+    training_scores.json    log p of training rows, which new rows are ranked among
+    embeddings.safetensors  latents of training rows, which neighbours are looked for among
     snapshots/           weights now and then, of a fit to a target
     prior/               the fit of a code prior: the codes it is fitted to, and metrics, weights and state of its own
     evaluation/          estimates and per-example results
@@ -39,6 +41,9 @@ SPEC, RUN, DATA, ENVIRONMENT = "spec.json", "run.json", "data.json", "environmen
 PREPROCESSING = "preprocessing.json"
 METRICS, WEIGHTS, STATE = "metrics.jsonl", "model.safetensors", "state.pt"
 SNAPSHOTS = "snapshots"
+#: What a run keeps of its training rows: their scores, and their latents.
+TRAINING_SCORES, EMBEDDINGS = "training_scores.json", "embeddings.safetensors"
+KEPT_ROWS = (TRAINING_SCORES, EMBEDDINGS)
 
 
 class RunFolder:
@@ -325,7 +330,7 @@ def prepare(folder: Path, overwrite: bool) -> None:
         for name in ("tensorboard", "evaluation", "figures", SNAPSHOTS, "prior"):
             shutil.rmtree(folder / name, ignore_errors=True)
         # The spec last: a clearing that is cut off leaves a folder that can be cleared again.
-        for name in (RUN, DATA, PREPROCESSING, ENVIRONMENT, METRICS, WEIGHTS, STATE, "report.html", SPEC):
+        for name in (RUN, DATA, PREPROCESSING, ENVIRONMENT, METRICS, WEIGHTS, STATE, *KEPT_ROWS, "report.html", SPEC):
             (folder / name).unlink(missing_ok=True)
 
 
