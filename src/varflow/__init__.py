@@ -35,6 +35,7 @@ _EXPORTS = {
     "random": "varflow.core.random",
     "ranks": "varflow.core.ranks",
     "recipes": "varflow.settings.recipes",
+    "sklearn": "varflow.sklearn",
     "specs": "varflow.settings.spec",
     "targets": "varflow.targets",
     "training": "varflow.training",

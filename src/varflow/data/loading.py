@@ -111,6 +111,7 @@ def from_tensor(
     flip: bool | None = None,
     seed_eval: int = 0,
     continuous: bool = False,
+    columns: Sequence[str] = (),
 ) -> Dataset:
     """Your own tensor, or a mapping of splits (train, test and, if you like, validation).
 
@@ -119,7 +120,7 @@ def from_tensor(
     tensors are real numbers, unless ``levels`` is given: then they hold the levels themselves, or
     level/(levels − 1) in [0, 1]. Under dynamic, threshold and grey, floats in [0, 1] are taken as
     they are. Values 0 and 1 alone are binary under "auto"; with ``continuous`` that chooses as in
-    :func:`load`.
+    :func:`load`. ``columns`` are the names of a table's columns.
 
     Raises:
         DataError: NaN, infinity, values outside the levels, or too few rows.
@@ -140,7 +141,8 @@ def from_tensor(
         marks: dict[str, Any] = {}
     else:
         marks = dict(labels) if isinstance(labels, Mapping) else {"all": labels}
-    return _build(named.Arrays(name, values, marks), protocol, levels, flip, seed_eval, continuous)
+    facts: dict[str, Any] = {"columns": list(columns)} if columns else {}
+    return _build(named.Arrays(name, values, marks, facts=facts), protocol, levels, flip, seed_eval, continuous)
 
 
 def dataset_of(

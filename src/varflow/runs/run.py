@@ -75,6 +75,11 @@ class Run:
     def dataset(self) -> Any:
         """The data of the run, read again where it is not at hand, on the model's device."""
         if self._dataset is None:
+            if self.folder is None:
+                raise RunError(
+                    "data: this run is in memory and does not keep the data it was fitted to; score rows with "
+                    "log_prob, or fit with varflow.fit to have the data evaluated"
+                )
             if self._given_data():
                 raise RunError(
                     "data: this run was fitted to data given in Python, which the folder does not hold; "
