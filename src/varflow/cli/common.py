@@ -81,10 +81,12 @@ class GivenOptions(RunOptions):
             names = dataset.origins(self.split, torch.arange(dataset.sizes[self.split]))
             what = "file" if names and isinstance(names[0], str) else "row"
             return NamedRows(dataset.raw(self.split), names, what)
+        from varflow.data.given import Given, in_order
         from varflow.data.loading import rows_of
 
         given = rows_of(self.data, self.split, self.data_dir, self.resize)
-        return NamedRows(given.values, given.names, "file" if given.files else "row")
+        values = in_order(Given(given.values, columns=given.columns), run.columns)
+        return NamedRows(values, given.names, "file" if given.files else "row")
 
     def table_path(self, out: str | None) -> Path | None:
         """Where a table goes, once its suffix is known to be one that can be written."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -21,13 +22,14 @@ from varflow.core import random
 from varflow.core.errors import RunError, ShapeError, SpecError, positive, unknown
 from varflow.core.files import write_atomically
 from varflow.data.dataset import Dataset
+from varflow.data.given import like
 from varflow.evaluation.health import latents
 from varflow.evaluation.points import evaluating
 from varflow.model import Model
 from varflow.priors import interpolation
 from varflow.priors.flow import Flow
 from varflow.runs.folder import EMBEDDINGS, read_weights
-from varflow.runs.rows import Progress, answer, count, one_model, pieces
+from varflow.runs.rows import Progress, count, one_model, pieces
 from varflow.runs.scores import training_order
 
 if TYPE_CHECKING:
@@ -69,7 +71,8 @@ def embed(
                 found.append(_embedded(model, piece.batch("test", rows).x, what, samples, seed, start + first))
                 if progress is not None:
                     progress(start + first + len(rows), total)
-    return answer(x, torch.cat(found))
+    z = torch.cat(found)
+    return like(x, z, [f"z{i}" for i in range(z.shape[-1])] if z.dim() == 2 else ())
 
 
 def _choices(model: Model) -> tuple[What, ...]:
@@ -139,7 +142,7 @@ def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0) -> Any:
                     else:
                         z = model.encode(seen).z[0]
                     found.append(_decoded(run, model, z, mean))
-    return answer(x, torch.cat(found))
+    return like(x, torch.cat(found), run.columns)
 
 
 def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = None, seed: int = 0) -> Any:
@@ -171,13 +174,14 @@ def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = Non
             bent = way == "sphere" or (way == "base" and model.posterior.observed)
             move = interpolation.spherical if bent else interpolation.linear
             path = move(first.flatten(), last.flatten(), steps).reshape(steps, *shape)
-        return answer(a, _decoded(run, model, path))
+        return like(a, _decoded(run, model, path))
 
 
 def _as_rows(name: str, end: Any, run: Run) -> Any:
     """One example as a batch of one."""
-    if getattr(end, "shape", None) is None:
-        end = torch.as_tensor(end)
+    if not isinstance(end, torch.Tensor | np.ndarray):
+        # One row of a frame, or a list of numbers.
+        end = np.asarray(end)
     if tuple(end.shape) == run.form.event_shape or (run.picture and end.ndim == len(run.form.event_shape) - 1):
         return end[None]
     return end

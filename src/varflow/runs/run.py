@@ -134,9 +134,9 @@ class Run:
             SpecError: a fit to a target, which has no x (see :meth:`log_q`).
             DataError, ShapeError: a NaN, or x of another shape or other levels than the training data.
         """
-        from varflow.runs.rows import answer
+        from varflow.data.given import like
 
-        return answer(x, self.scores(x, samples, seed, memory).log_prob)
+        return like(x, self.scores(x, samples, seed, memory).log_prob, ["log_prob"])
 
     def scores(
         self,
@@ -174,7 +174,7 @@ class Run:
         Raises:
             SpecError: a fit to data, whose q is q(z|x), or a posterior without a density of its own.
         """
-        from varflow.runs.rows import answer
+        from varflow.data.given import like
 
         if not self.infers_target:
             raise SpecError("log_q: this run was fitted to data, and q(z|x) depends on x; use log_prob(x)")
@@ -184,7 +184,7 @@ class Run:
             raise ShapeError(f"z: shape {list(points.shape)}, should be [N, {self.form.event_shape[-1]}]")
         with torch.no_grad():
             found = torch.stack([member.posterior().log_prob(points).double() for member in self.members()])
-        return answer(z, found if len(found) > 1 else found[0])
+        return like(z, found if len(found) > 1 else found[0])
 
     def sample(self, count: int, seed: int = 0, mean: bool = False) -> Tensor:
         """``count`` draws of p(x) in the units of the data: raw rows, or levels of pictures; ``[count, *event]``.
