@@ -26,14 +26,26 @@ import dataclasses
 import importlib.util
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, ClassVar, Literal, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from varflow.core.errors import SpecError, unknown
 from varflow.core.lazy import resolve
+
+_Kind = TypeVar("_Kind")
 
 #: Where a settings class that is read without its module finds what it uses.
 _LIGHT = (
@@ -280,6 +292,14 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 # -- classes and their modules -----------------------------------------------------------------------
+
+
+@overload
+def settings(kind: type[_Kind], /) -> type[_Kind]: ...
+
+
+@overload
+def settings(*of: str) -> Callable[[type[_Kind]], type[_Kind]]: ...
 
 
 @dataclass_transform(frozen_default=True)

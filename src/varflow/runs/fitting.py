@@ -6,7 +6,7 @@ import dataclasses
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -41,6 +41,7 @@ from varflow.runs.folder import (
 )
 from varflow.runs.run import Run
 from varflow.settings import recipes
+from varflow.settings.keywords import BudgetKeywords, Keywords, RecipeName
 from varflow.settings.spec import RunSpec
 from varflow.training.engine import Engine
 from varflow.training.loop import Loop, Outcome
@@ -52,7 +53,7 @@ BUDGETS = ("epochs", "steps", "prior_epochs", "prior_steps")
 
 @ranks.together
 def fit(
-    what: str | RunSpec | Model | Ensemble,
+    what: RecipeName | str | RunSpec | Model | Ensemble,
     data: Any = None,
     *,
     out: str | Path | None = None,
@@ -60,7 +61,7 @@ def fit(
     overwrite: bool = False,
     quiet: bool = False,
     recipe: str | None = None,
-    **settings: Any,
+    **settings: Unpack[Keywords],
 ) -> Run:
     """Maximise the objective, and give back the run.
 
@@ -94,10 +95,11 @@ def fit(
     """
     spec, own = _what(what, parts)
     recipe = what if isinstance(what, str) else recipe
+    given: dict[str, Any] = {**settings}
     if isinstance(data, str | Path):
-        settings["data"] = str(data)
+        given["data"] = str(data)
         data = None
-    spec = spec.replace(**settings) if settings else spec
+    spec = spec.replace(**given) if given else spec
     spec.validate()
     engine = Engine.start(spec.training)
     dataset: Dataset | TargetBatches
@@ -124,7 +126,7 @@ def resume(
     *,
     parts: Mapping[str, nn.Module] | None = None,
     quiet: bool = False,
-    **budget: Any,
+    **budget: Unpack[BudgetKeywords],
 ) -> Run:
     """Go on with an interrupted fit, bit for bit as if it had not been interrupted.
 
