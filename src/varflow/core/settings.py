@@ -65,6 +65,7 @@ class Settings:
         roles: the roles that this choice brings with it (:mod:`varflow.settings.roles`).
         alone: why it brings no others: the end of a sentence that refuses a setting of one of them.
         switch: the setting without which (0) the others mean nothing, where there is such a one.
+        read_by_others: settings that parts around this one read too, such as its size.
         either: pairs of settings of which exactly one is set; giving one clears the other.
     """
 
@@ -72,6 +73,7 @@ class Settings:
     roles: Any = ()
     alone: ClassVar[str] = ""
     switch: ClassVar[str] = ""
+    read_by_others: ClassVar[tuple[str, ...]] = ()
     either: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def shown(self, given: Mapping[str, Any]) -> Iterable[str]:

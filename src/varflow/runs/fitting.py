@@ -20,7 +20,8 @@ from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.runs import code_prior
-from varflow.runs.assemble import PARTS, build, for_target, spec_data
+from varflow.runs import own as own_parts
+from varflow.runs.assemble import build, for_target, spec_data
 from varflow.runs.environment import environment
 from varflow.runs.folder import (
     RUN,
@@ -100,6 +101,7 @@ def fit(
         given["data"] = str(data)
         data = None
     spec = spec.replace(**given) if given else spec
+    own_parts.refuse_settings(settings, spec, own)
     spec.validate()
     engine = Engine.start(spec.training)
     dataset: Dataset | TargetBatches
@@ -113,7 +115,10 @@ def fit(
     else:
         dataset = spec_data(data, spec).to(engine.device, engine.dtype)
         model = build(spec, dataset, own)
-    about = {"recipe": recipe, "own_parts": sorted(own), "data_given": data is not None}
+    if own and isinstance(model, Model):
+        own_parts.dry_run(model.to(device=engine.device, dtype=engine.dtype), dataset)
+    paths = {name: own_parts.import_paths(part) for name, part in sorted(own.items())}
+    about = {"recipe": recipe, "own_parts": paths, "data_given": data is not None}
     begun = _Fit(spec, model, dataset, engine, None if out is None else Path(out), about, quiet)
     begun.start(overwrite)
     return begun.finish()
@@ -153,11 +158,7 @@ def resume(
     before = RunSpec.from_dict(read_json(path / SPEC))
     spec = _with_budget(before, budget, path)
     about = read_about(path)
-    for name in about.get("own_parts", []):
-        if name not in (parts or {}):
-            raise RunError(
-                f"parts: the run was fitted with its own {name}; pass parts={{'{name}': ...}}"
-            )
+    own_parts.require(about["own_parts"], parts)
     state = read_state(path) if started(path) else None
     engine = Engine.start(spec.training, None if state is None else state.get("engine"))
     if about.get("data_given") and data is None:
@@ -194,7 +195,7 @@ def _what(
     if isinstance(what, Model):
         if own:
             raise SpecError("parts: given beside a model, which has its own; give one of the two")
-        named = {name: getattr(what, name) for name in PARTS}
+        named = {name: getattr(what, name) for name in own_parts.PARTS}
         spec = RunSpec()
         if code_prior.needed(what):
             spec = spec.replace(posterior="quantizer", network="grid", prior="pixelcnn")
