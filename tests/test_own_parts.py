@@ -141,7 +141,7 @@ def model(**parts: Any) -> vf.Model:
             {"likelihood": Crooked(decoder(), (6,))},
             r"^likelihood: Crooked.sample makes \[3, 2, 3\] of z \[3, 2, 2\]; it should be \[3, 2, 6\]",
         ),
-        ({"likelihood": nn.Linear(2, 6)}, r"^likelihood: Linear has no log_prob; write that method, in a class Linear\("),
+        ({"likelihood": nn.Linear(2, 6)}, r"^likelihood: Linear has no log_prob; write that method, in a class"),
         ({"likelihood": Laplace}, r"^likelihood: was the class Laplace; give an object of it, Laplace\(\.\.\.\)"),
         ({"likelihood": torch.sin}, r"^likelihood: was .*; give a torch.nn.Module"),
         (

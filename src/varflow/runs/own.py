@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -107,10 +108,12 @@ def refuse_settings(given: Mapping[str, Any], spec: RunSpec, own: Iterable[str])
 
 
 def import_paths(part: nn.Module) -> list[str]:
-    """``"module:class"`` of a part, then of the modules in it that neither varflow nor torch has."""
-    kinds = [type(part)]
-    kinds += [type(m) for m in part.modules() if m.__module__.partition(".")[0] not in ("varflow", "torch")]
-    return list(dict.fromkeys(f"{kind.__module__}:{kind.__qualname__}" for kind in kinds))
+    """``"module:class"`` of a part, then of the modules and functions in it that neither varflow nor torch has."""
+    found: list[type | FunctionType] = []
+    for module in part.modules():
+        found += [type(module), *(value for value in vars(module).values() if isinstance(value, FunctionType))]
+    own = [one for one in found if one.__module__.partition(".")[0] not in ("varflow", "torch")]
+    return list(dict.fromkeys(f"{one.__module__}:{one.__qualname__}" for one in [type(part), *own]))
 
 
 def described(paths: Iterable[str]) -> str:
