@@ -47,6 +47,7 @@ class GaussianSettings(Settings):
     ] = "learned"
 
     roles = ("flow", "hamiltonian", "layers_above")
+    read_by_others = ("latent",)
     alone = "a target has its own latents, and no x to compute anything from; leave it out"
 
     def shown(self, given: Mapping[str, Any]) -> Iterable[str]:

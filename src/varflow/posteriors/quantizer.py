@@ -53,6 +53,7 @@ class QuantizerSettings(Settings):
         AtLeast(0),
     ] = 0
 
+    read_by_others = ("code_features",)
     alone = (
         "a quantizer has no flow, no leapfrog steps and no layers above it; leave it out, or use posterior=gaussian"
     )

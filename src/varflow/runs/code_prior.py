@@ -182,8 +182,9 @@ def encode(model: Model, dataset: Dataset, split: str, seed: int) -> Tensor:
     for chunk, start in enumerate(range(0, dataset.sizes[split], _CHUNK)):
         index = torch.arange(start, min(start + _CHUNK, dataset.sizes[split]))
         with random.stream(noise, chunk):
-            q = posterior(dataset.batch(split, index).x)
-        parts.append(q.codes.cpu().to(kind))
+            codes = posterior(dataset.batch(split, index).x).codes
+        assert codes is not None
+        parts.append(codes.cpu().to(kind))
     return torch.cat(parts)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -20,7 +20,8 @@ from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.runs import code_prior
-from varflow.runs.assemble import PARTS, build, for_target, spec_data
+from varflow.runs import own as own_parts
+from varflow.runs.assemble import build, for_target, spec_data
 from varflow.runs.environment import environment
 from varflow.runs.folder import (
     RUN,
@@ -43,6 +44,7 @@ from varflow.runs.latent_space import write_embeddings
 from varflow.runs.run import Run
 from varflow.runs.scores import write_training_scores
 from varflow.settings import recipes
+from varflow.settings.keywords import BudgetKeywords, Keywords, RecipeName
 from varflow.settings.spec import RunSpec
 from varflow.training.engine import Engine
 from varflow.training.loop import Loop, Outcome
@@ -54,7 +56,7 @@ BUDGETS = ("epochs", "steps", "prior_epochs", "prior_steps")
 
 @ranks.together
 def fit(
-    what: str | RunSpec | Model | Ensemble,
+    what: RecipeName | str | RunSpec | Model | Ensemble,
     data: Any = None,
     *,
     out: str | Path | None = None,
@@ -62,7 +64,7 @@ def fit(
     overwrite: bool = False,
     quiet: bool = False,
     recipe: str | None = None,
-    **settings: Any,
+    **settings: Unpack[Keywords],
 ) -> Run:
     """Maximise the objective, and give back the run.
 
@@ -96,10 +98,12 @@ def fit(
     """
     spec, own = _what(what, parts)
     recipe = what if isinstance(what, str) else recipe
+    given: dict[str, Any] = {**settings}
     if isinstance(data, str | Path):
-        settings["data"] = str(data)
+        given["data"] = str(data)
         data = None
-    spec = spec.replace(**settings) if settings else spec
+    spec = spec.replace(**given) if given else spec
+    own_parts.refuse_settings(settings, spec, own)
     spec.validate()
     engine = Engine.start(spec.training)
     dataset: Dataset | TargetBatches
@@ -113,7 +117,10 @@ def fit(
     else:
         dataset = spec_data(data, spec).to(engine.device, engine.dtype)
         model = build(spec, dataset, own)
-    about = {"recipe": recipe, "own_parts": sorted(own), "data_given": data is not None}
+    if own and isinstance(model, Model):
+        own_parts.dry_run(model.to(device=engine.device, dtype=engine.dtype), dataset)
+    paths = {name: own_parts.import_paths(part) for name, part in sorted(own.items())}
+    about = {"recipe": recipe, "own_parts": paths, "data_given": data is not None}
     begun = _Fit(spec, model, dataset, engine, None if out is None else Path(out), about, quiet)
     begun.start(overwrite)
     return begun.finish()
@@ -126,7 +133,7 @@ def resume(
     *,
     parts: Mapping[str, nn.Module] | None = None,
     quiet: bool = False,
-    **budget: Any,
+    **budget: Unpack[BudgetKeywords],
 ) -> Run:
     """Go on with an interrupted fit, bit for bit as if it had not been interrupted.
 
@@ -153,11 +160,7 @@ def resume(
     before = RunSpec.from_dict(read_json(path / SPEC))
     spec = _with_budget(before, budget, path)
     about = read_about(path)
-    for name in about.get("own_parts", []):
-        if name not in (parts or {}):
-            raise RunError(
-                f"parts: the run was fitted with its own {name}; pass parts={{'{name}': ...}}"
-            )
+    own_parts.require(about["own_parts"], parts)
     state = read_state(path) if started(path) else None
     engine = Engine.start(spec.training, None if state is None else state.get("engine"))
     if about.get("data_given") and data is None:
@@ -194,7 +197,7 @@ def _what(
     if isinstance(what, Model):
         if own:
             raise SpecError("parts: given beside a model, which has its own; give one of the two")
-        named = {name: getattr(what, name) for name in PARTS}
+        named = {name: getattr(what, name) for name in own_parts.PARTS}
         spec = RunSpec()
         if code_prior.needed(what):
             spec = spec.replace(posterior="quantizer", network="grid", prior="pixelcnn")

@@ -302,15 +302,23 @@ def snapshots(folder: Path) -> list[tuple[int, dict[str, Tensor]]]:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """run.json.
+    """run.json; its ``own_parts`` are part → import paths of the classes, none in a list of before there were any.
 
     Raises:
         RunError: it is missing or not what varflow wrote.
     """
     about = read_json(folder / RUN)
-    if not isinstance(about, dict) or not isinstance(about.get("own_parts"), list):
+    own = about.get("own_parts") if isinstance(about, dict) else None
+    if isinstance(own, list):
+        own = {str(name): [] for name in own}
+    known = ("prior", "likelihood", "posterior", "ensemble")
+    if not isinstance(own, dict) or not all(name in known and _is_words(paths) for name, paths in own.items()):
         raise RunError(f"{folder / RUN}: not what varflow wrote; restore it or fit again")
-    return about
+    return {**about, "own_parts": own}
+
+
+def _is_words(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def prepare(folder: Path, overwrite: bool) -> None:

@@ -72,7 +72,7 @@ class Run:
         return f"Run({self.folder or 'in memory'}, {self.outcome.get('step', 0)} steps)"
 
     @property
-    def dataset(self) -> Any:
+    def dataset(self) -> Dataset | TargetBatches:
         """The data of the run, read again where it is not at hand, on the model's device."""
         if self._dataset is None:
             if self.folder is None:
@@ -379,6 +379,8 @@ class Run:
                 self.model, self.metrics, folder, snapshots(self.folder), evaluation=evaluation
             )
         else:
+            assert isinstance(self.model, Model)
+            assert isinstance(self.dataset, Dataset)
             drawn = (self.folder / "evaluation" / "test-curve.json").exists()
             curve = Evaluation.load(self.folder, "test-curve") if drawn else None
             figures.gallery(

@@ -9,9 +9,10 @@ feature counts) are never asked for. A setting stands in the file of the part th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from varflow.core.errors import RunError, SpecError, suggestion
+from varflow.settings.keywords import SpecKeywords
 from varflow.settings.roles import ROLES, Chosen, Role, choose, every_name, parts_with
 
 #: Raised when spec.json changes its form; a spec of another version is refused by name.
@@ -39,7 +40,7 @@ class RunSpec:
         self._values = {name: value for part in parts.values() for name, value in part.values().items()}
         return self
 
-    def replace(self, **settings: Any) -> RunSpec:
+    def replace(self, **settings: Unpack[SpecKeywords]) -> RunSpec:
         """A copy with choices and settings changed by their names, e.g. ``replace(flow="iaf", lr=5e-4)``.
 
         Where another part is chosen it takes over the values of the settings that it shares with the one before, and
@@ -55,7 +56,7 @@ class RunSpec:
                 raise made.refusal(name)
         return made
 
-    def preset(self, **settings: Any) -> RunSpec:
+    def preset(self, **settings: Unpack[SpecKeywords]) -> RunSpec:
         """A copy with these values wherever a part has such a setting: now, or when it is chosen later.
 
         >>> spec = RunSpec().preset(length=16)

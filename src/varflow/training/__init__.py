@@ -1,5 +1,7 @@
 """The loop, checkpoints, the guard against NaN."""
 
+from typing import TYPE_CHECKING
+
 from varflow.core.lazy import attach
 
 _EXPORTS = {
@@ -17,4 +19,10 @@ OPTIMIZERS = {
     "sgd": "varflow.training.optimizers:SGD",
 }
 
-__getattr__, __dir__ = attach(__name__, _EXPORTS)
+if TYPE_CHECKING:
+    # Written by tests/typing/generate.py from _EXPORTS.
+    from varflow.training.engine import Engine as Engine
+    from varflow.training.loop import Loop as Loop
+    from varflow.training.progress import Progress as Progress
+else:
+    __getattr__, __dir__ = attach(__name__, _EXPORTS)
