@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from varflow import posteriors as posteriors
     from varflow import priors as priors
     from varflow import refusals as refusals
+    from varflow import sklearn as sklearn
     from varflow import targets as targets
     from varflow import training as training
     from varflow.core import errors as errors

@@ -258,6 +258,7 @@ def _training_latents(run: Run) -> _Embedded:
 
 def _embed_training_rows(run: Run) -> _Embedded:
     model, dataset = run.members()[0], run.dataset
+    assert isinstance(dataset, Dataset)
     points, index = _few_latents(run, dataset)
     if model.posterior.discrete:
         points = model.posterior.decode_codes(points)  # type: ignore[operator]
@@ -285,6 +286,7 @@ def write_embeddings(run: Run, folder: Path) -> None:
     from safetensors.torch import save
 
     model, dataset = run.members()[0], run.dataset
+    assert isinstance(dataset, Dataset)
     try:
         _choices(model)
     except SpecError:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from varflow.core import random, ranks
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from varflow.runs.latent_space import Neighbours, Way, What
     from varflow.runs.rows import Progress
     from varflow.runs.scores import Scores
+
+#: Answers come in the kind that rows were given in.
+Rows = TypeVar("Rows")
 
 
 class Run:
@@ -115,6 +119,17 @@ class Run:
         """Whether nothing is observed: a fit to a target, whose q(z) is the result."""
         return self.form.support == "none"
 
+    @overload
+    def log_prob(self, x: Tensor, samples: int | None = ..., seed: int = ..., memory: int = ...) -> Tensor: ...
+
+    @overload
+    def log_prob(
+        self, x: NDArray[Any], samples: int | None = ..., seed: int = ..., memory: int = ...
+    ) -> NDArray[Any]: ...
+
+    @overload
+    def log_prob(self, x: Any, samples: int | None = ..., seed: int = ..., memory: int = ...) -> Any: ...
+
     def log_prob(
         self, x: Any, samples: int | None = None, seed: int = 0, memory: int = 2**30
     ) -> Any:
@@ -165,7 +180,7 @@ class Run:
 
         return score(self, x, samples, seed, memory, anomaly, training_rows, progress)
 
-    def log_q(self, z: Any) -> Any:
+    def log_q(self, z: Rows) -> Rows:
         """log q(z) of a fit to a target, nats: ``[N]``, or ``[fits, N]`` where several were trained together.
 
         Args:
@@ -184,7 +199,8 @@ class Run:
             raise ShapeError(f"z: shape {list(points.shape)}, should be [N, {self.form.event_shape[-1]}]")
         with torch.no_grad():
             found = torch.stack([member.posterior().log_prob(points).double() for member in self.members()])
-        return like(z, found if len(found) > 1 else found[0])
+        answer: Rows = like(z, found if len(found) > 1 else found[0])
+        return answer
 
     def sample(self, count: int, seed: int = 0, mean: bool = False) -> Tensor:
         """``count`` draws of p(x) in the units of the data: raw rows, or levels of pictures; ``[count, *event]``.
@@ -212,12 +228,12 @@ class Run:
 
     def embed(
         self,
-        x: Any,
+        x: Rows,
         what: What | None = None,
         samples: int = 50,
         seed: int = 0,
         progress: Progress | None = None,
-    ) -> Any:
+    ) -> Rows:
         """Where rows lie in latent space: ``[N, D]``, in the kind that x is.
 
         Args:
@@ -237,9 +253,10 @@ class Run:
         """
         from varflow.runs.latent_space import embed
 
-        return embed(self, x, what, samples, seed, progress)
+        found: Rows = embed(self, x, what, samples, seed, progress)
+        return found
 
-    def reconstruct(self, x: Any, mean: bool = True, seed: int = 0) -> Any:
+    def reconstruct(self, x: Rows, mean: bool = True, seed: int = 0) -> Rows:
         """x through one z ~ q(z|x) and back, in the units of the data and the kind that x is: ``[N, *event]``.
 
         Args:
@@ -252,11 +269,12 @@ class Run:
         """
         from varflow.runs.latent_space import reconstruct
 
-        return reconstruct(self, x, mean, seed)
+        found: Rows = reconstruct(self, x, mean, seed)
+        return found
 
     def interpolate(
-        self, a: Any, b: Any, steps: int = 10, way: Way | None = None, seed: int = 0
-    ) -> Any:
+        self, a: Rows, b: Rows, steps: int = 10, way: Way | None = None, seed: int = 0
+    ) -> Rows:
         """The decoded way from a to b through latent space, both ends included: ``[steps, *event]``.
 
         Args:
@@ -272,7 +290,8 @@ class Run:
         """
         from varflow.runs.latent_space import interpolate
 
-        return interpolate(self, a, b, steps, way, seed)
+        found: Rows = interpolate(self, a, b, steps, way, seed)
+        return found
 
     def nearest(self, x: Any, k: int = 5, among: Any = None, seed: int = 0) -> Neighbours:
         """The training rows nearest to x in latent space, by the distance of the centres of q(z|x).
