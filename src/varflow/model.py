@@ -65,7 +65,8 @@ class LogJoint:
     """
 
     def __init__(self, model: Model, x: Tensor | None) -> None:
-        self.model, self.x = model, x
+        self.model: Model = model
+        self.x: Tensor | None = x
 
     def __call__(self, z: Tensor) -> Tensor:
         return self.model.log_joint(z, self.x)

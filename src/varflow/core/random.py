@@ -62,7 +62,10 @@ class Stream:
     """
 
     def __init__(self, seed: int, step: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.seed, self.step, self.rank, self.world = seed, step, rank, world
+        self.seed: int = seed
+        self.step: int = step
+        self.rank: int = rank
+        self.world: int = world
         self._generators: dict[tuple[str, torch.device], torch.Generator] = {}
 
     def draw(self, request: Request) -> Tensor:
@@ -132,8 +135,8 @@ class Replay:
     """Hands out tensors drawn beforehand, in order: a compiled step takes its noise as an input."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = list(tensors)
-        self.position = 0
+        self.tensors: list[Tensor] = list(tensors)
+        self.position: int = 0
 
     def draw(self, request: Request) -> Tensor:
         tensor = self.tensors[self.position]

@@ -70,7 +70,7 @@ class Settings:
     """
 
     of: ClassVar[tuple[str, ...]] = ()
-    roles: Any = ()
+    roles: ClassVar[Any] = ()
     alone: ClassVar[str] = ""
     switch: ClassVar[str] = ""
     read_by_others: ClassVar[tuple[str, ...]] = ()

@@ -194,12 +194,19 @@ class Sums:
         first: the position of the block's first point, for messages.
     """
 
+    log_sum: Tensor
+    log_squares: Tensor
+    mean: Tensor
+    squares: Tensor
+    top: Tensor
+
     def __init__(self, samples: int, first: int) -> None:
-        self.samples, self.first = samples, first
-        self.done = 0
-        self.tail = psis.tail_length(samples) + 1 if samples >= psis.FEWEST else 0
+        self.samples: int = samples
+        self.first: int = first
+        self.done: int = 0
+        self.tail: int = psis.tail_length(samples) + 1 if samples >= psis.FEWEST else 0
         self.pending: list[tuple[slice, Tensor]] = []
-        self.tolerance = 0.0
+        self.tolerance: float = 0.0
 
     def add(self, terms: Terms, points: slice) -> None:
         found = [terms.draw.ladj if name == "ladj" else getattr(terms, name) for name in _TERMS]

@@ -50,6 +50,17 @@ class Run:
             back and not kept in the folder.
     """
 
+    spec: RunSpec
+    model: Model | Ensemble
+    form: Form
+    folder: Path | None
+    metrics: list[dict[str, Any]]
+    outcome: dict[str, Any]
+    code_prior_metrics: list[dict[str, Any]]
+    preprocessing: Protocol | None
+    picture: bool
+    other_data: bool
+
     def __init__(
         self,
         spec: RunSpec,
