@@ -37,6 +37,7 @@ _EXPORTS = {
     "recipes": "varflow.settings.recipes",
     "specs": "varflow.settings.spec",
     "targets": "varflow.targets",
+    "trackers": "varflow.runs.trackers",
     "training": "varflow.training",
 }
 

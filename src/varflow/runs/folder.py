@@ -10,6 +10,7 @@
     state.pt             what a resumed fit needs to go on bit for bit
     snapshots/           weights now and then, of a fit to a target
     prior/               the fit of a code prior: the codes it is fitted to, and metrics, weights and state of its own
+    trackers.json        under which names trackers know the run, where there are such
     evaluation/          estimates and per-example results
     figures/, report.html
 """
@@ -38,7 +39,7 @@ from varflow.settings.spec import RunSpec
 SPEC, RUN, DATA, ENVIRONMENT = "spec.json", "run.json", "data.json", "environment.json"
 PREPROCESSING = "preprocessing.json"
 METRICS, WEIGHTS, STATE = "metrics.jsonl", "model.safetensors", "state.pt"
-SNAPSHOTS = "snapshots"
+SNAPSHOTS, TRACKERS = "snapshots", "trackers.json"
 
 
 class RunFolder:
@@ -325,7 +326,7 @@ def prepare(folder: Path, overwrite: bool) -> None:
         for name in ("tensorboard", "evaluation", "figures", SNAPSHOTS, "prior"):
             shutil.rmtree(folder / name, ignore_errors=True)
         # The spec last: a clearing that is cut off leaves a folder that can be cleared again.
-        for name in (RUN, DATA, PREPROCESSING, ENVIRONMENT, METRICS, WEIGHTS, STATE, "report.html", SPEC):
+        for name in (RUN, DATA, PREPROCESSING, ENVIRONMENT, METRICS, WEIGHTS, STATE, TRACKERS, "report.html", SPEC):
             (folder / name).unlink(missing_ok=True)
 
 

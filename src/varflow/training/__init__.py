@@ -3,7 +3,9 @@
 from varflow.core.lazy import attach
 
 _EXPORTS = {
+    "Callback": "varflow.training.callbacks:Callback",
     "Engine": "varflow.training.engine:Engine",
+    "Fitting": "varflow.training.callbacks:Fitting",
     "Loop": "varflow.training.loop:Loop",
     "Progress": "varflow.training.progress:Progress",
 }
