@@ -115,6 +115,7 @@ def test_a_missing_library_is_one_sentence(monkeypatch, tmp_path):
     assert not (tmp_path / "spec.json").exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_without_being_used():
     script = (
         "import sys, varflow as vf\n"
@@ -152,6 +153,7 @@ def test_tensorboard_has_pictures_under_the_curves(tmp_path):
 
 # What the libraries import and open is theirs to answer for.
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_mlflow_has_curves_parameters_figures_and_the_status(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     uri = (tmp_path / "store").as_uri()

@@ -19,6 +19,8 @@ _EXPORTS = {
     "fit": "varflow.runs.fitting:fit",
     "load": "varflow.runs.loading:load",
     "resume": "varflow.runs.fitting:resume",
+    "resume_sweep": "varflow.runs.sweep:resume_sweep",
+    "sweep": "varflow.runs.sweep:sweep",
     "refusals": "varflow.refusals",
     "data": "varflow.data",
     "errors": "varflow.core.errors",

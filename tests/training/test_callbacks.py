@@ -295,6 +295,7 @@ open(f"{sys.argv[1]}/well-{ranks.rank()}", "w").close()
 """
 
 
+@pytest.mark.slow
 def test_the_first_of_several_processes_calls_and_all_stop(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(RANKS)

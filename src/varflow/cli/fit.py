@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from varflow.cli.common import beside
+from varflow.cli.common import beside, config_file
 from varflow.core.errors import SpecError, suggestion
 from varflow.settings.flags import check_flags, spec_flags, spec_types, spelled_out, with_choices
 from varflow.settings.roles import parts_with
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         name, arguments = arguments[0], arguments[1:]
     asks_help = any(a in ("-h", "--help") for a in arguments)
     spec = recipes.find(name).spec if name else RunSpec()
-    config = None if asks_help and name is None else _config(arguments)
+    config = None if asks_help and name is None else config_file(arguments)
     resumes = any(word.partition("=")[0] == "--resume" for word in arguments)
     if resumes:
         _check_resumed(name, arguments)
@@ -92,15 +92,6 @@ def main(arguments: list[str]) -> int:
             spec, out=out, overwrite=command.overwrite, quiet=command.quiet, recipe=name, track=command.track
         )
     return _finish(run, command)
-
-
-def _config(arguments: list[str]) -> str | None:
-    """The file after --config; its settings are the defaults of the flags, so it is read before them."""
-    for word, after in zip(arguments, [*arguments[1:], "--"], strict=False):
-        flag, has_value, value = word.partition("=")
-        if flag == "--config" and (has_value or not after.startswith("--")):
-            return value if has_value else after
-    return None
 
 
 def _check_resumed(recipe: str | None, arguments: list[str]) -> None:

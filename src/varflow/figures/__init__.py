@@ -38,6 +38,8 @@ _EXPORTS = {
     "code_usage": "varflow.figures.curves:code_usage",
     "code_curves": "varflow.figures.curves:code_curves",
     "codeword_colours": "varflow.figures.pictures:codeword_colours",
+    "progress_of_trials": "varflow.figures.sweeps:progress_of_trials",
+    "values_by_setting": "varflow.figures.sweeps:values_by_setting",
     "gallery": "varflow.figures.gallery_data:gallery",
     "target_gallery": "varflow.figures.gallery_target:target_gallery",
 }

@@ -70,7 +70,7 @@ def read(path: str | Path, recipe: str | None = None) -> tuple[RunSpec, str | No
         name = recipe or name
         begin = RunSpec() if name is None else recipes.find(name).spec
         given, under = flat(values)
-        spec = begin.replace(**{n: _typed(n, value) for n, value in given.items()})
+        spec = begin.replace(**{n: typed(n, value) for n, value in given.items()})
         for setting, role in under.items():
             if setting not in spec.parts[role].values():
                 owner = next(r for r, part in spec.parts.items() if setting in part.values())
@@ -116,16 +116,21 @@ def flat(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     return given, under
 
 
-def _typed(name: str, value: Any) -> Any:
-    """A value of TOML as a setting takes it: no null there, and a whole number may stand for any."""
-    kinds = {
+def kinds(name: str) -> set[Any]:
+    """The types that a setting of this name takes, in any part that has it; none for a choice of parts."""
+    return {
         kind
         for role, choice in parts_with(name)
         if choice or not role.table
         for kind in alternatives(role.settings(choice)[name].kind)
     }
-    if value == "None" and type(None) in kinds:
+
+
+def typed(name: str, value: Any) -> Any:
+    """A value of TOML as a setting takes it: no null there, and a whole number may stand for any."""
+    taken = kinds(name)
+    if value == "None" and type(None) in taken:
         return None
-    if type(value) is int and float in kinds and int not in kinds:
+    if type(value) is int and float in taken and int not in taken:
         return float(value)
     return value
