@@ -191,6 +191,15 @@ def beside() -> bool:
     return "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
+def config_file(arguments: list[str]) -> str | None:
+    """The file after --config; its settings are the defaults of the flags, so it is read before them."""
+    for word, after in zip(arguments, [*arguments[1:], "--"], strict=False):
+        flag, has_value, value = word.partition("=")
+        if flag == "--config" and (has_value or not after.startswith("--")):
+            return value if has_value else after
+    return None
+
+
 def write_examples(run: Any, target: Path, x: Any, originals: Any = None, columns: int | None = None) -> list[Path]:
     """Examples in the units of the data: pictures as a PNG sheet, rows as a table, and the numbers as .npy.
 

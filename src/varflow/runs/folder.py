@@ -12,6 +12,7 @@
     embeddings.safetensors  latents of training rows, which neighbours are looked for among
     snapshots/           weights now and then, of a fit to a target
     prior/               the fit of a code prior: the codes it is fitted to, and metrics, weights and state of its own
+    trackers.json        under which names trackers know the run, where there are such
     evaluation/          estimates and per-example results
     figures/, report.html
 """
@@ -40,7 +41,7 @@ from varflow.settings.spec import RunSpec
 SPEC, RUN, DATA, ENVIRONMENT = "spec.json", "run.json", "data.json", "environment.json"
 PREPROCESSING = "preprocessing.json"
 METRICS, WEIGHTS, STATE = "metrics.jsonl", "model.safetensors", "state.pt"
-SNAPSHOTS = "snapshots"
+SNAPSHOTS, TRACKERS = "snapshots", "trackers.json"
 #: What a run keeps of its training rows: their scores, and their latents.
 TRAINING_SCORES, EMBEDDINGS = "training_scores.json", "embeddings.safetensors"
 KEPT_ROWS = (TRAINING_SCORES, EMBEDDINGS)
@@ -338,7 +339,8 @@ def prepare(folder: Path, overwrite: bool) -> None:
         for name in ("tensorboard", "evaluation", "figures", SNAPSHOTS, "prior"):
             shutil.rmtree(folder / name, ignore_errors=True)
         # The spec last: a clearing that is cut off leaves a folder that can be cleared again.
-        for name in (RUN, DATA, PREPROCESSING, ENVIRONMENT, METRICS, WEIGHTS, STATE, *KEPT_ROWS, "report.html", SPEC):
+        files = (RUN, DATA, PREPROCESSING, ENVIRONMENT, METRICS, WEIGHTS, STATE, *KEPT_ROWS, TRACKERS, "report.html")
+        for name in (*files, SPEC):
             (folder / name).unlink(missing_ok=True)
 
 
