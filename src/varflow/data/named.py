@@ -269,10 +269,7 @@ def overview(data_dir: str | os.PathLike[str] | None = None) -> str:
 def _whereabouts(name: str, root: Path) -> str:
     """Whether the files of ``name`` are there, by their names alone."""
     if name == "digits":
-        try:
-            return f"here: {readers.digits_path()}"
-        except DataError as error:
-            return str(error)
+        return f"here: {readers.digits_path()}"
     if name not in READERS:
         return "here: made on the spot"
     if name.startswith("cifar10"):
