@@ -14,8 +14,8 @@ from varflow.figures.base import AFTER, BEFORE, INK, VALIDATION
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: How much of the range of finished trials is shown below their median, in units of what lies above it.
-_BELOW = 3.0
+#: How much is shown below the lower quartile of the finished trials, in units of what lies above it.
+_BELOW = 2.0
 
 
 def progress_of_trials(numbers: Sequence[int], values: Sequence[float], kept: Sequence[bool], axes: Axes) -> Axes:
@@ -85,10 +85,10 @@ def values_by_setting(
 
 def _frame(axes: Axes, values: np.ndarray, whole: np.ndarray) -> None:
     """Leave far-off trials below the frame, so that the others can be told apart."""
-    top, middle = float(whole.max()), float(np.median(whole))
-    if not math.isfinite(top - middle) or top <= middle:
+    top, quartile = float(whole.max()), float(np.quantile(whole, 0.25))
+    if not math.isfinite(top - quartile) or top <= quartile:
         return
-    low = max(float(values.min()), middle - _BELOW * (top - middle))
+    low = max(float(values.min()), quartile - _BELOW * (top - quartile))
     pad = 0.08 * (top - low)
     axes.set_ylim(low - pad, top + pad)
     hidden = int((values < low).sum())

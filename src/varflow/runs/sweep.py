@@ -249,9 +249,9 @@ def sweep(
 
     Each trial is a run in ``out/trials/``. Settings that do not combine count as bad trials, with the sentence that
     refuses them. A trial whose best bound so far is below the median of the others at the same validation is ended
-    early. Trials are drawn and told by Optuna in the ``storage``, which other processes and machines may share; what
-    was cut off there is taken up again. When all trials have ended, the best are evaluated on the test split, which
-    nothing before has read, and compared in pairs.
+    early, after its warm-up. Trials are drawn and told by Optuna in the ``storage``, which other processes and
+    machines may share; what was cut off there is taken up again. When all trials have ended, the best are evaluated
+    on the test split, which nothing before has read, and compared in pairs.
 
     Args:
         what: the name of a recipe, or a :class:`~varflow.RunSpec`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,9 +28,9 @@ from varflow.core.errors import (
     ShapeError,
     SpecError,
 )
-from varflow.core.files import Lock, make_folder, read_json
+from varflow.core.files import Lock, make_folder, read_json, read_metrics
 from varflow.runs import fitting
-from varflow.runs.folder import METRICS, RUN, SPEC, started
+from varflow.runs.folder import RUN, SPEC, started
 from varflow.runs.loading import load
 from varflow.runs.run import Run
 from varflow.settings import space as spaces
@@ -319,7 +320,9 @@ class _Reports(Callback):
         if number not in self._told:
             self._told.add(number)
             self.trial.report(fitting.bound, number)
-        if fitting.step < fitting.steps and self.trial.should_prune():
+        # In a warm-up the bound that is scored is not the one that is followed.
+        due = fitting.settled <= fitting.step < fitting.steps
+        if due and self.trial.should_prune():
             reason = f"pruned at step {fitting.step}, below the median of the others there"
             self.trial.set_user_attr("pruned", reason)
             fitting.stop(reason)
@@ -379,10 +382,11 @@ def _run(
 
 def _attempt(plan: Plan, trial: Any) -> bool:
     """Note that a trial is begun or taken up; False where that has led nowhere before."""
-    metrics = plan.room(trial.number) / METRICS
-    length = metrics.stat().st_size if metrics.exists() else 0
-    before = [at for at in trial.user_attrs.get("attempts", []) if at >= length]
-    trial.set_user_attr("attempts", [*before, length])
+    records = read_metrics(plan.room(trial.number))
+    reached = records[-1]["step"] if records else -1
+    before = [at for at in trial.user_attrs.get("attempts", []) if at >= reached]
+    trial.set_user_attr("attempts", [*before, reached])
+    trial.set_user_attr("process", f"{os.getpid()} on {platform.node()}")
     return len(before) < ATTEMPTS
 
 

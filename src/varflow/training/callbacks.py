@@ -34,6 +34,7 @@ class Fitting:
         begins: the step that this session starts from: 0, or where a resumed fit goes on.
         steps: the budget in updates.
         validate_every: updates between two validations.
+        settled: updates until the weight of the objective has its final value, which is what validations score.
         step: updates done.
         bound: the bound of the last validation, its mean over the split; nats of x in the units of the data. None
             before the first, and where there is no validation split.
@@ -49,6 +50,7 @@ class Fitting:
     begins: int = 0
     steps: int = 0
     validate_every: int = 0
+    settled: int = 0
     step: int = 0
     bound: float | None = None
     best_step: int = 0

@@ -306,7 +306,7 @@ class Loop:
     def _open(self) -> None:
         """Tell the callbacks that the session begins, and of what was recorded before its first step."""
         self.fitting.begins, self.fitting.steps = self.step, self.steps
-        self.fitting.validate_every = self.validate_every
+        self.fitting.validate_every, self.fitting.settled = self.validate_every, self.objective.settled
         self._call("started")
         self._tell()
 
