@@ -19,12 +19,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-ROWS = "import numpy as np; r = np.random.default_rng(0).normal(size=(300, 3))"
-TABLE = f"{ROWS}; x = r * [50, 4, 0.001] + [1000, -3, 0.02]; np.savetxt('t.csv', x, delimiter=',', header='weight,charge,width', comments='')"
+ROWS = "import numpy as np; x = np.random.default_rng(0).normal(size=(300, 3)) * [50, 4, 0.001] + [1000, -3, 0.02]"
+SAVED = "np.savetxt('t.csv', x, delimiter=',', header='weight,charge,width', comments='')"
 
 #: What is tried: a name, and the words after the interpreter or after ``varflow``.
 PYTHON = [
-    ("rows", TABLE),
+    ("rows", f"{ROWS}; {SAVED}"),
     ("no compiler", "from varflow import native; assert native.reason(), 'a compiler was found'"),
 ]
 VERBS = [
