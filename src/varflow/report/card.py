@@ -168,7 +168,8 @@ def _by_flow(spec: RunSpec, own: Sequence[str]) -> bool:
 def _kind(spec: RunSpec, data: Mapping[str, Any], own: Sequence[str]) -> str:
     shape = "×".join(map(str, data.get("event_shape") or ["?"]))
     if data.get("support") == "none":
-        return f"A variational fit of q(z) in {shape} dimensions to the density {data.get('name')}; nothing is observed."
+        name = data.get("name")
+        return f"A variational fit of q(z) in {shape} dimensions to the density {name}; nothing is observed."
     kind = _model(spec, own)
     if kind == "given":
         return "A model whose parts were given in Python."

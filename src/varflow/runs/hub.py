@@ -107,13 +107,13 @@ def fetch(place: Address) -> tuple[Path, str]:
             the cache.
     """
     client = _client("opening a run from the hub")
-    told = {"revision": place.revision or None, **_agent()}
+    how = {"revision": place.revision or None, **_agent()}
     with _explained(client, place):
         try:
-            found = client.hf_hub_download(place.repository, place.inside("spec.json"), **told)
+            found = client.hf_hub_download(place.repository, place.inside("spec.json"), **how)
         except client.errors.LocalEntryNotFoundError as error:
             with contextlib.suppress(client.errors.LocalEntryNotFoundError):
-                client.snapshot_download(place.repository, local_files_only=True, **told)
+                client.snapshot_download(place.repository, local_files_only=True, **how)
                 raise RunError(
                     f"run: {place} is in the hub's cache without a varflow run (no {place.inside('spec.json')}), and "
                     f"{_unreached(error)}; or check the address"
@@ -133,7 +133,13 @@ def fetch(place: Address) -> tuple[Path, str]:
             ],
             **_agent(),
         )
-    return root / place.folder, str(place._replace(revision=root.name))
+    folder = root / place.folder
+    told = read_json(folder / "run.json")
+    second = isinstance(told, dict) and (told.get("outcome") or {}).get("code_prior")
+    if second and not (folder / "prior" / "model.safetensors").exists():
+        # Without it the run would be opened as one whose second stage has not begun.
+        raise RunError(f"run: {place} lacks prior/model.safetensors; push the run again, or delete {root} and fetch it")
+    return folder, str(place._replace(revision=root.name))
 
 
 def _check_spec(path: Path, place: Address) -> None:
