@@ -96,7 +96,8 @@ def card(
     """
     spec = RunSpec.from_dict(read_kind(folder / "spec.json", dict))
     about, data = (read_kind(folder / name, dict) for name in ("run.json", "data.json"))
-    own = [str(name) for name in about.get("own_parts") or ()]
+    # They stand in a line of Python below.
+    own = [name for name in map(str, about.get("own_parts") or ()) if name.isidentifier()]
     of_target = data.get("support") == "none"
     results = [result_of(folder, file) for file in sorted((folder / "evaluation").glob("*.json"))]
     place = address or folder.resolve().name
@@ -187,15 +188,15 @@ def _kind(spec: RunSpec, data: Mapping[str, Any], own: Sequence[str]) -> str:
     )
 
 
-def _state(folder: Path, about: Mapping[str, Any]) -> list[str]:
+def _state(folder: Path, about: Mapping[str, Any]) -> list[Any]:
     """What a reader has to know before all else."""
     known = about.get("varflow") or read_kind(folder / "environment.json", dict, {}).get("varflow")
-    said = [f"Written by varflow{f' {known}' if known else ''}, format {SPEC_VERSION} of spec.json."]
+    said: list[Any] = [f"Written by varflow{f' {known}' if known else ''}, format {SPEC_VERSION} of spec.json."]
     outcome = about.get("outcome") or {}
     if not outcome.get("finished"):
         said.append(f"The fit is not finished: {outcome.get('reason', 'it was cut off')}.")
     if origin := about.get("origin"):
-        said.append(f"A copy of {origin}.")
+        said.append(Markup("A copy of {}.").format(code(origin)))
     return said
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from varflow import __version__, native
+from varflow import native
 from varflow.core import ranks
 from varflow.core.errors import NonFiniteError, RunError, SpecError
 from varflow.core.files import read_json, read_metrics, write_json
@@ -282,6 +282,8 @@ class _Fit:
 
     def start(self, overwrite: bool) -> None:
         """Make the folder. Only now: whatever is wrong with the settings has been said."""
+        from varflow import __version__
+
         self.about = {"varflow": __version__, **self.about}
         if self.folder is not None and self.writes:
             prepare(self.folder, overwrite)

@@ -138,7 +138,9 @@ def fetch(place: Address) -> tuple[Path, str]:
     second = isinstance(told, dict) and (told.get("outcome") or {}).get("code_prior")
     if second and not (folder / "prior" / "model.safetensors").exists():
         # Without it the run would be opened as one whose second stage has not begun.
-        raise RunError(f"run: {place} lacks prior/model.safetensors; push the run again, or delete {root} and fetch it")
+        raise RunError(
+            f"run: {place} lacks prior/model.safetensors; push the run again, or delete {root} to fetch it anew"
+        )
     return folder, str(place._replace(revision=root.name))
 
 
