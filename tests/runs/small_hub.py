@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.answer(409, {"url": f"{self.here.address}/{name}"})
                 return
             self.here.put(name, {".gitattributes": b""})
-            self.here.repositories[name]["asked"] = asked
+            self.here.repositories[name]["private"] = asked.get("private") or asked.get("visibility") == "private"
             self.answer(200, {"url": f"{self.here.address}/{name}", "name": name})
         elif path == "/api/validate-yaml":
             text = json.loads(content)["content"]

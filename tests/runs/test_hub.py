@@ -180,6 +180,11 @@ def test_an_evaluation_is_given_back_and_not_kept(finished, offline, tmp_path):
     with pytest.raises(RunError, match="already holds a run"):
         run.copy(tmp_path / "mine")
 
+    (copied.folder / CARD).write_text((copied.folder / CARD).read_text() + "My words.\n")
+    third = copied.copy(tmp_path / "third")
+    assert (third.folder / CARD).read_text().endswith("My words.\n")
+    assert third.dataset is copied.dataset
+
 
 def test_reports_and_comparisons_of_a_copy_do_without_single_examples(finished, offline, tmp_path, monkeypatch):
     lay(offline, finished)
@@ -233,7 +238,7 @@ def test_a_push_and_what_comes_back(own, hub, cache):
     for name in ("model.safetensors", "metrics.jsonl", "preprocessing.json", "run.json"):
         assert files[name] == (own / name).read_bytes()
     assert hub.messages == ["varflow run run"]
-    assert "visibility" not in hub.repositories["lab/points"]["asked"]
+    assert not hub.repositories["lab/points"]["private"]
 
     # Nothing says where the data lie on this machine; everything else of these files stays.
     assert not [name for name, blob in files.items() if str(own.parent).encode() in blob]
@@ -269,7 +274,7 @@ def test_figures_and_training_rows_go_along_only_when_asked_for(finished, hub):
     run.push("lab/points", private=True, message="first", figures=True, training_rows=True)
     files = hub.files("lab/points")
     assert {"figures/points.png", *TRAINING_ROWS} <= set(files)
-    assert hub.repositories["lab/points"]["asked"]["visibility"] == "private"
+    assert hub.repositories["lab/points"]["private"]
     run = vf.load("hf://lab/points")
     assert run.scores(run.sample(3), anomaly=True).rank.shape == (3,)
 
@@ -426,7 +431,7 @@ def test_the_command_line_pushes(finished, hub, capsys):
     words = ("--message", "from the shell", "--private", "--quiet")
     assert call(capsys, "push", finished, "lab/points", *words) == (0, "", "")
     assert hub.messages == ["from the shell"]
-    assert hub.repositories["lab/points"]["asked"]["visibility"] == "private"
+    assert hub.repositories["lab/points"]["private"]
     code, out, _ = call(capsys, "push", finished, "lab/points", "--training-rows")
     assert out == f"hf://lab/points@{hub.repositories['lab/points']['branches']['main']}\n"
     assert set(TRAINING_ROWS) <= set(hub.files("lab/points"))

@@ -169,13 +169,13 @@ def copy(run: Run, folder: str | Path) -> Run:
     Raises:
         RunError: a run in memory, or a folder that holds a run or cannot be written.
     """
-    from varflow.report.card import write_card
-    from varflow.runs.folder import prepare, read_about
+    from varflow.report.card import CARD, write_card
+    from varflow.runs.folder import ENVIRONMENT, prepare, read_about
     from varflow.runs.loading import load
 
     source, target = folder_of(run, "copy"), Path(folder)
     prepare(target, overwrite=False)
-    names = [*present(source, [*ARTEFACT, *TRAINING_ROWS]), *present(source, ["environment.json"])]
+    names = present(source, [*ARTEFACT, *TRAINING_ROWS, ENVIRONMENT, CARD])
     for name in sorted(names, key=lambda name: name == "spec.json"):
         make_folder((target / name).parent)
         if name == "run.json" and run.origin is not None:
@@ -407,12 +407,13 @@ def _explained(client: Any, place: Address) -> Iterator[None]:
 
 
 def _unreached(error: BaseException) -> str:
-    chain: BaseException | None = error
-    while chain is not None:
-        if type(chain).__name__ == "OfflineModeIsEnabled":
-            return "HF_HUB_OFFLINE is set; unset it to reach the hub"
-        chain = chain.__cause__ or chain.__context__
-    return f"the hub cannot be reached ({_first_line(error.__cause__ or error)}); connect, and try again"
+    """Why the hub was not asked, or gave no answer: the first cause, below what the layers of the client say."""
+    chain = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(below)
+    if any(type(cause).__name__ == "OfflineModeIsEnabled" for cause in chain):
+        return "HF_HUB_OFFLINE is set; unset it to reach the hub"
+    return f"the hub cannot be reached ({_first_line(chain[-1])}); connect, and try again"
 
 
 def _cache() -> str:
