@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DONE := $(VENV)/.installed
 
-.PHONY: demo test test-portable slow lint clean
+.PHONY: demo test test-portable slow lint types clean
 
 demo: $(DONE)
 	$(VENV)/bin/varflow demo --out demo
@@ -22,6 +22,10 @@ slow: $(DONE)
 lint: $(DONE)
 	$(VENV)/bin/ruff check src tests benchmarks experiments
 	$(VENV)/bin/mypy
+
+# After a change of public names or of settings: what type checkers read of them.
+types: $(DONE)
+	$(RUN) tests/typing/generate.py
 
 $(DONE): pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)

@@ -168,7 +168,7 @@ class Ensemble(nn.Module):
             )
         if any(model.posterior.reads_x for model in models):
             raise SpecError("models: a posterior reads x; only fits to a target are stacked")
-        self.fits = len(models)
+        self.fits: int = len(models)
         whole = [i for i, m in enumerate(models) if getattr(m.posterior, "uses_gradient", False)]
         apart = [i for i in range(self.fits) if i not in whole]
         # Any: torch types the members of a ModuleList as plain modules.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -65,7 +65,8 @@ class LogJoint:
     """
 
     def __init__(self, model: Model, x: Tensor | None) -> None:
-        self.model, self.x = model, x
+        self.model: Model = model
+        self.x: Tensor | None = x
 
     def __call__(self, z: Tensor) -> Tensor:
         return self.model.log_joint(z, self.x)
@@ -120,13 +121,14 @@ class Model(nn.Module):
                 f"prior: is over events of shape {prior.event_shape}, the posterior draws ({features},); "
                 "build both with the same number of features"
             )
-        self.prior, self.posterior = prior, posterior
+        self.prior: Prior = prior
+        self.posterior: Posterior = posterior
         if hasattr(prior, "bind"):
             prior.bind(posterior)
         self.likelihood: Any = likelihood
 
     #: How many fits stand in this module: one; see :class:`varflow.Ensemble`.
-    fits = 1
+    fits: int = 1
 
     def member(self, index: int) -> Model:
         """The model of one fit: itself, which is the first and only one."""
@@ -256,6 +258,10 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor | None = None, samples: int = 1, **options: bool) -> Terms:
         return self.terms(x, samples, **options)  # type: ignore[arg-type]
+
+    if TYPE_CHECKING:
+        # torch types every call of a module as Any.
+        def __call__(self, x: Tensor | None = None, samples: int = 1, **options: bool) -> Terms: ...
 
     @torch.no_grad()
     def sample(self, count: int, mean: bool = False, **options: Any) -> Tensor:

@@ -214,6 +214,8 @@ def test_parts_of_ones_own_stand_in_the_lines_of_use(tmp_path, monkeypatch):
     vf.fit(vf.density(vf.priors.Mixture(3, 2), 3), rows(), steps=2, out=tmp_path / "model", quiet=True)
     text = (tmp_path / "model" / CARD).read_text()
     assert "A model whose parts were given in Python." in text
+    parts = {row[0]: row[1:] for row in table(text, "part")}
+    assert parts["prior"] == ["given in Python", "`varflow.priors.mixture:Mixture`"]
     blank = vf.density(vf.priors.Mixture(3, 2), 3)
     made = {"prior": blank.prior, "likelihood": blank.likelihood, "posterior": blank.posterior}
     monkeypatch.chdir(tmp_path)

@@ -164,6 +164,7 @@ def test_an_evaluation_is_given_back_and_not_kept(finished, offline, tmp_path):
     lay(offline, finished)
     before = content(offline)
     run = vf.load("hf://lab/points")
+    assert run.scores(run.sample(3), anomaly=True, training_rows=20).training_rows == 20
     found = run.evaluate(limit=50)
     assert found.estimates["nll"].value == vf.load(finished).evaluate(limit=50).estimates["nll"].value
     with pytest.raises(RunError, match=r"not written to; take a copy first, run\.copy\('runs/mine'\)"):
@@ -421,6 +422,9 @@ def test_the_command_line_reads_runs_on_the_hub(finished, offline, tmp_path, cap
     code, out, err = call(capsys, "evaluate", where, "--limit", "9", "--out", tmp_path / "mine", "--quiet")
     assert (code, out, err) == (0, "", "")
     assert "| 9 |" in (tmp_path / "mine" / CARD).read_text()
+    code, out, _ = call(capsys, "show", where)
+    assert code == 0
+    assert out.startswith(f"{where}: recipe density")
     code, _, err = call(capsys, "fit", "--resume", where)
     assert code == 2
     assert "no state is kept" in err

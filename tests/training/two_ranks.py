@@ -158,7 +158,7 @@ def main(out: Path) -> None:
         vf.likelihoods.Bernoulli(vf.networks.MLP(2, (1, 8, 8), hidden=(4,)), (1, 8, 8)),
         vf.posteriors.Gaussian(2, vf.networks.MLP((1, 8, 8), hidden=(4,))),
     )
-    weights = vf.fit(model, "digits", **SMALL).model.state_dict()
+    weights = vf.fit(model, "digits", **LOOP).model.state_dict()
     torch.save(weights, out / f"own-{rank}.pt")
     found = {}
     for name, error in ERRORS.items():

@@ -128,10 +128,12 @@ class GivenOptions(RunOptions):
             names = dataset.origins(self.split, torch.arange(dataset.sizes[self.split]))
             what = "file" if names and isinstance(names[0], str) else "row"
             return NamedRows(dataset.raw(self.split), names, what)
+        from varflow.data.given import Given, in_order
         from varflow.data.loading import rows_of
 
         given = rows_of(self.data, self.split, self.data_dir, self.resize)
-        return NamedRows(given.values, given.names, "file" if given.files else "row")
+        values = in_order(Given(given.values, columns=given.columns), run.columns)
+        return NamedRows(values, given.names, "file" if given.files else "row")
 
     def table_path(self, out: str | None) -> Path | None:
         """Where a table goes, once its suffix is known to be one that can be written."""
@@ -234,6 +236,15 @@ def at_least_one(name: str, value: int) -> None:
 def beside() -> bool:
     """Whether torchrun started this process beside the one that speaks."""
     return "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
+
+
+def config_file(arguments: list[str]) -> str | None:
+    """The file after --config; its settings are the defaults of the flags, so it is read before them."""
+    for word, after in zip(arguments, [*arguments[1:], "--"], strict=False):
+        flag, has_value, value = word.partition("=")
+        if flag == "--config" and (has_value or not after.startswith("--")):
+            return value if has_value else after
+    return None
 
 
 def write_examples(run: Any, target: Path, x: Any, originals: Any = None, columns: int | None = None) -> list[Path]:

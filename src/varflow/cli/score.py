@@ -20,6 +20,8 @@ class Score(GivenOptions):
     """Importance samples for each row, where log p(x) is not exact; without it 100."""
     anomaly: bool = False
     """Add the share of training rows that are at most as likely as the row: 0 is less likely than all of them."""
+    training_rows: int | None = None
+    """Score so many training rows for these ranks now, and keep them in the run: the data must be at hand."""
     memory: float = 1.0
     """Bound on working memory, GiB."""
     seed: int = 0
@@ -33,16 +35,28 @@ def main(arguments: list[str]) -> int:
     if options.samples is not None:
         at_least_one("samples", options.samples)
     out = options.table_path(options.out)
-    run, given = options.open(), None
+    if options.training_rows is not None:
+        at_least_one("training_rows", options.training_rows)
+    run = options.open()
     given = options.read(run)
     with options.progress("rows") as progress:
         found = run.scores(
-            given.values, options.samples, options.seed, int(options.memory * 2**30), options.anomaly, progress
+            given.values,
+            options.samples,
+            options.seed,
+            int(options.memory * 2**30),
+            options.anomaly,
+            options.training_rows,
+            progress,
         )
     columns: dict[str, Any] = {given.what: given.names, **found.columns()}
     options.write(out, columns)
     mean = float(found.log_prob.mean())
     message = f"{len(found.log_prob)} rows, mean log p(x) {mean:.4g} nats ({found.scored})"
+    if found.training_rows:
+        message += f"; ranks among {found.training_rows} training rows"
+        if found.training_rows < 100:
+            message += ", where --training-rows 500 would score more"
     weak = int((found.khat > 0.7).sum())
     if weak:
         message += f"; k̂ above 0.7 in {weak} of them, whose values are too low: use more samples"

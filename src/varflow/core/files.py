@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -125,6 +127,60 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             break
         records.append(record)
     return records
+
+
+class Lock:
+    """A file that one process holds. The system lets it go when that process ends, however it ends."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    @staticmethod
+    def take(path: Path, wait: bool = True) -> Lock | None:
+        """Hold ``path``; None where another process does and this one is not to wait for it.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        try:
+            file = open(path, "ab")  # noqa: SIM115
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error}); choose another folder with --out") from error
+        try:
+            _hold(file, wait)
+        except OSError:
+            file.close()
+            return None
+        return Lock(file)
+
+    def release(self) -> None:
+        """Let it go."""
+        self._file.close()
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+def _hold(file: IO[bytes], wait: bool) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:
+            try:
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                return
+            except OSError:
+                if not wait:
+                    raise
+                time.sleep(0.05)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def weights_digest(folder: Path) -> str | None:

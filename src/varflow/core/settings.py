@@ -26,14 +26,26 @@ import dataclasses
 import importlib.util
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, ClassVar, Literal, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from varflow.core.errors import SpecError, unknown
 from varflow.core.lazy import resolve
+
+_Kind = TypeVar("_Kind")
 
 #: Where a settings class that is read without its module finds what it uses.
 _LIGHT = (
@@ -53,13 +65,15 @@ class Settings:
         roles: the roles that this choice brings with it (:mod:`varflow.settings.roles`).
         alone: why it brings no others: the end of a sentence that refuses a setting of one of them.
         switch: the setting without which (0) the others mean nothing, where there is such a one.
+        read_by_others: settings that parts around this one read too, such as its size.
         either: pairs of settings of which exactly one is set; giving one clears the other.
     """
 
     of: ClassVar[tuple[str, ...]] = ()
-    roles: Any = ()
+    roles: ClassVar[Any] = ()
     alone: ClassVar[str] = ""
     switch: ClassVar[str] = ""
+    read_by_others: ClassVar[tuple[str, ...]] = ()
     either: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def shown(self, given: Mapping[str, Any]) -> Iterable[str]:
@@ -280,6 +294,14 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 # -- classes and their modules -----------------------------------------------------------------------
+
+
+@overload
+def settings(kind: type[_Kind], /) -> type[_Kind]: ...
+
+
+@overload
+def settings(*of: str) -> Callable[[type[_Kind]], type[_Kind]]: ...
 
 
 @dataclass_transform(frozen_default=True)

@@ -3,6 +3,8 @@
 Nothing here imports torch: names can be listed and checked at once.
 """
 
+from typing import TYPE_CHECKING
+
 from varflow.core.lazy import attach
 
 #: Data sets with a name → what they are.
@@ -47,4 +49,15 @@ _EXPORTS = {
     "DOWNLOADS": "varflow.data.sources:DOWNLOADS",
 }
 
-__getattr__, __dir__ = attach(__name__, _EXPORTS)
+if TYPE_CHECKING:
+    # Written by tests/typing/generate.py from _EXPORTS.
+    from varflow.data.codes import from_codes as from_codes
+    from varflow.data.dataset import Batch as Batch
+    from varflow.data.dataset import Dataset as Dataset
+    from varflow.data.fetch import download as download
+    from varflow.data.loading import from_tensor as from_tensor
+    from varflow.data.loading import load as load
+    from varflow.data.named import overview as overview
+    from varflow.data.sources import DOWNLOADS as DOWNLOADS
+else:
+    __getattr__, __dir__ = attach(__name__, _EXPORTS)

@@ -77,8 +77,8 @@ class Dataset:
         self.seed_eval = seed_eval
         self.flip = flip
         self.picture = picture
-        self.device = raw["train"].device
-        self.dtype = torch.float32
+        self.device: torch.device = raw["train"].device
+        self.dtype: torch.dtype = torch.float32
         self._protocol = protocol
         self._raw = {split: raw[split].contiguous() for split in SPLITS}
         self._labels = dict(labels) if labels else {}

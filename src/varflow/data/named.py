@@ -20,6 +20,9 @@ from varflow.data import SOURCES, readers, sources
 from varflow.data.readers import Bytes, Labels
 from varflow.data.sources import Checks
 
+#: Column heads of a table that are labels, not features.
+LABEL_HEADS = frozenset({"label", "labels", "class", "target", "y"})
+
 
 @dataclass
 class Arrays:

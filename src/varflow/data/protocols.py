@@ -130,7 +130,7 @@ def _no_ladj(x: Tensor) -> Tensor:
 
 
 class Binary(Protocol):
-    support = "binary"
+    support: ClassVar[Support] = "binary"
     scored = "probability of the binary values"
 
     @property
@@ -145,7 +145,7 @@ class Dynamic(Binary):
     2⁻²⁴ in the fixed draws; exactly 0 and 1 at the ends.
     """
 
-    purpose = "binarize"
+    purpose: ClassVar[str | None] = "binarize"
 
     def draw(self, values: Tensor, u: Tensor) -> Tensor:
         # Between equal dtypes, into a tensor of that dtype: half the time of a comparison that promotes.
@@ -189,7 +189,7 @@ class Levels(Grey):
     dimension of the data themselves.
     """
 
-    support = "levels"
+    support: ClassVar[Support] = "levels"
     scored = "probability of the levels"
 
 
@@ -199,8 +199,8 @@ class Uniform(Protocol):
     """
 
     support: ClassVar[Support] = "unit"
-    purpose = "dequantize"
-    stored = torch.int16
+    purpose: ClassVar[str | None] = "dequantize"
+    stored: ClassVar[torch.dtype] = torch.int16
     mass = False
     scored: ClassVar[str] = (
         "density of the dequantized levels in bins one wide, which bounds the probability of the levels"
@@ -277,7 +277,7 @@ class Logit(Uniform):
 class Identity(Protocol):
     """x = v, real numbers."""
 
-    support = "real"
+    support: ClassVar[Support] = "real"
     mass = False
     scored = "density of x in the units of the data"
 
@@ -292,7 +292,7 @@ class Identity(Protocol):
 class Codes(Protocol):
     """x = v, integers: grids of codes, whose log-probability is a mass."""
 
-    support = "codes"
+    support: ClassVar[Support] = "codes"
     scored = "probability of the codes"
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:

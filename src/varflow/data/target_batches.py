@@ -45,9 +45,11 @@ class TargetBatches:
         blocks: bool = False,
         facts: dict[str, Any] | None = None,
     ) -> None:
-        self.name, self.rows, self.blocks = name, rows, blocks
-        self.event_shape = (features,)
-        self.sizes = {"train": rows or 1, "validation": 0, "test": 0}
+        self.name: str = name
+        self.rows: int | None = rows
+        self.blocks: bool = blocks
+        self.event_shape: tuple[int, ...] = (features,)
+        self.sizes: dict[str, int] = {"train": rows or 1, "validation": 0, "test": 0}
         self._facts = dict(facts or {})
 
     def step_rows(self, batch: int) -> int:

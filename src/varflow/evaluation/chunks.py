@@ -46,7 +46,8 @@ class Chunks:
     """
 
     def __init__(self, folder: Path | str | None, kind: str) -> None:
-        self.folder, self.kind = None if folder is None else Path(folder), kind
+        self.folder: Path | None = None if folder is None else Path(folder)
+        self.kind: str = kind
 
     def get(
         self,

@@ -38,7 +38,9 @@ class LinearGaussian:
             )
         if not scale > 0:
             raise SpecError(f"scale: was {scale}; use a positive standard deviation")
-        self.weight, self.bias, self.scale = weight, bias, scale
+        self.weight: Tensor = weight
+        self.bias: Tensor = bias
+        self.scale: float = scale
 
     def log_prob(self, x: Float[Tensor, "*batch event"]) -> Float[Tensor, "*batch"]:
         """log p(x) in nats."""

@@ -33,7 +33,8 @@ class SlicedJoint(LogJoint):
 
     def __init__(self, model: Model, x: Shaped[Tensor, "batch ..."], memory: int) -> None:
         super().__init__(model, x)
-        self.batch, self.memory = x, memory
+        self.batch: Tensor = x
+        self.memory: int = memory
         self._rows = 0
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:

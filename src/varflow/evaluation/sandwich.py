@@ -75,9 +75,9 @@ def annealed_likelihood(
     estimates.mean("nll_one_chain", -found.log_weights.mean(0), spread, how)
     _acceptance(found, estimates)
     none = torch.zeros(points, dtype=torch.float64)
-    bits = dataset.bits_per_dim(log_px, none)
-    if bits is not None:
-        per_nat = (dataset.bits_per_dim(log_px + 1, none) - bits).square()
+    bits, of_one_nat_more = dataset.bits_per_dim(log_px, none), dataset.bits_per_dim(log_px + 1, none)
+    if bits is not None and of_one_nat_more is not None:
+        per_nat = (of_one_nat_more - bits).square()
         how = "the same for each dimension"
         estimates.mean("bits_per_dim", bits, variance * per_nat, how, "bits/dim")
     arrays = {

@@ -21,6 +21,7 @@ from varflow.core.errors import SpecError
 from varflow.evaluation.memory import SlicedJoint
 from varflow.model import LogJoint, Model
 from varflow.posteriors.posterior import Conditional
+from varflow.priors.prior import Prior
 
 #: Draws of q or of the prior that its moments are taken from, and how many at once.
 _MOMENTS, _AT_ONCE = 256, 16
@@ -37,7 +38,8 @@ class GaussianStart:
     """
 
     def __init__(self, mean: Tensor, log_scale: Tensor) -> None:
-        self.mean, self.log_scale = mean, log_scale
+        self.mean: Tensor = mean
+        self.log_scale: Tensor = log_scale
 
     def draw(self, chains: int) -> Float[Tensor, "chains batch features"]:
         shape = (chains, *self.mean.shape)
@@ -56,8 +58,12 @@ class GaussianStart:
 class PriorStart:
     """s(z) = p(z) of a prior that is no standard normal."""
 
+    mean: Tensor
+    log_scale: Tensor
+
     def __init__(self, model: Model, points: int) -> None:
-        self.prior, self.points = model.prior, points
+        self.prior: Prior = model.prior
+        self.points: int = points
         self._slope = hmc.slope(self.prior.log_prob)
         self.mean, self.log_scale = (
             moment.expand(points, -1) for moment in _moments(self.prior.sample((_MOMENTS,)))
@@ -156,7 +162,9 @@ class GeometricPath:
         log_scale: Tensor,
         memory: int,
     ) -> None:
-        self.x, self.start, self.log_scale = x, start, log_scale
+        self.x: Tensor = x
+        self.start: Start = start
+        self.log_scale: Tensor = log_scale
         self._joint = SlicedJoint(model, x, memory)
 
     def at(self, z: Float[Tensor, "chains batch features"]) -> Densities:

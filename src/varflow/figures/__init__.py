@@ -4,6 +4,8 @@ Nothing here touches matplotlib's global state: no pyplot, no windows, and the s
 ``with style():`` only.
 """
 
+from typing import TYPE_CHECKING
+
 from varflow.core.lazy import attach
 
 _EXPORTS = {
@@ -38,8 +40,48 @@ _EXPORTS = {
     "code_usage": "varflow.figures.curves:code_usage",
     "code_curves": "varflow.figures.curves:code_curves",
     "codeword_colours": "varflow.figures.pictures:codeword_colours",
+    "progress_of_trials": "varflow.figures.sweeps:progress_of_trials",
+    "values_by_setting": "varflow.figures.sweeps:values_by_setting",
     "gallery": "varflow.figures.gallery_data:gallery",
     "target_gallery": "varflow.figures.gallery_target:target_gallery",
 }
 
-__getattr__, __dir__ = attach(__name__, _EXPORTS)
+if TYPE_CHECKING:
+    # Written by tests/typing/generate.py from _EXPORTS.
+    from varflow.figures.base import canvas as canvas
+    from varflow.figures.base import save as save
+    from varflow.figures.base import style as style
+    from varflow.figures.curves import bound_by_samples as bound_by_samples
+    from varflow.figures.curves import code_curves as code_curves
+    from varflow.figures.curves import code_usage as code_usage
+    from varflow.figures.curves import hamiltonian_schedule as hamiltonian_schedule
+    from varflow.figures.curves import learning_curves as learning_curves
+    from varflow.figures.curves import overlaid_curves as overlaid_curves
+    from varflow.figures.curves import weights as weights
+    from varflow.figures.gallery_data import gallery as gallery
+    from varflow.figures.gallery_target import target_gallery as target_gallery
+    from varflow.figures.gaussian_model import error_by_dimension as error_by_dimension
+    from varflow.figures.gaussian_model import rows_of as rows_of
+    from varflow.figures.pictures import code_maps as code_maps
+    from varflow.figures.pictures import codeword_colours as codeword_colours
+    from varflow.figures.pictures import decoded_grid as decoded_grid
+    from varflow.figures.pictures import decoded_trajectories as decoded_trajectories
+    from varflow.figures.pictures import image_grid as image_grid
+    from varflow.figures.pictures import prior_quantiles as prior_quantiles
+    from varflow.figures.pictures import reconstructions as reconstructions
+    from varflow.figures.scatter import aggregate as aggregate
+    from varflow.figures.scatter import latent_scatter as latent_scatter
+    from varflow.figures.scatter import latents as latents
+    from varflow.figures.scatter import pairs as pairs
+    from varflow.figures.scatter import plane as plane
+    from varflow.figures.sweeps import progress_of_trials as progress_of_trials
+    from varflow.figures.sweeps import values_by_setting as values_by_setting
+    from varflow.figures.targets import animate as animate
+    from varflow.figures.targets import bound_curves as bound_curves
+    from varflow.figures.targets import density as density
+    from varflow.figures.targets import density_grid as density_grid
+    from varflow.figures.targets import density_of_samples as density_of_samples
+    from varflow.figures.targets import density_on_grid as density_on_grid
+    from varflow.figures.warp import flow_grid as flow_grid
+else:
+    __getattr__, __dir__ = attach(__name__, _EXPORTS)

@@ -64,8 +64,8 @@ def flow_grid(
     width, height = extent if isinstance(extent, tuple) else (extent, extent)
     before = _grid(width, height, centre, lines, points)
     sent = torch.from_numpy(before.reshape(-1, 2)).to(**_home(flow, context))
-    after, ladj = flow(sent) if context is None else flow(sent, context)
-    after = after.double().cpu().numpy().reshape(before.shape)
+    moved, ladj = flow(sent) if context is None else flow(sent, context)
+    after = moved.double().cpu().numpy().reshape(before.shape)
     density = ladj.double().cpu().numpy().reshape(before.shape[:-1])
 
     axes.add_collection(LineCollection(list(before), colors=BEFORE, linewidths=0.7, zorder=1))

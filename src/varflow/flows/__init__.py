@@ -1,5 +1,7 @@
 """Invertible maps z → z′ with their log-determinants. :mod:`varflow.flows.flow` states the contract."""
 
+from typing import TYPE_CHECKING
+
 from varflow.core.lazy import attach
 
 #: Public names of the room.
@@ -40,4 +42,25 @@ TABLE = {
     "spline": "varflow.flows.interop:spline",
 }
 
-__getattr__, __dir__ = attach(__name__, _EXPORTS)
+if TYPE_CHECKING:
+    # Written by tests/typing/generate.py from _EXPORTS.
+    from varflow.flows.autoregressive import InverseAutoregressive as InverseAutoregressive
+    from varflow.flows.autoregressive import MaskedAutoregressive as MaskedAutoregressive
+    from varflow.flows.compose import Compose as Compose
+    from varflow.flows.coupling import AdditiveCoupling as AdditiveCoupling
+    from varflow.flows.coupling import AffineCoupling as AffineCoupling
+    from varflow.flows.coupling import nice as nice
+    from varflow.flows.elementwise import Affine as Affine
+    from varflow.flows.elementwise import Reverse as Reverse
+    from varflow.flows.flow import Flow as Flow
+    from varflow.flows.householder import Householder as Householder
+    from varflow.flows.interop import as_transform as as_transform
+    from varflow.flows.interop import from_transform as from_transform
+    from varflow.flows.interop import from_zuko as from_zuko
+    from varflow.flows.interop import spline as spline
+    from varflow.flows.planar import Planar as Planar
+    from varflow.flows.radial import Radial as Radial
+    from varflow.flows.sylvester import Sylvester as Sylvester
+    from varflow.flows.triangular import Triangular as Triangular
+else:
+    __getattr__, __dir__ = attach(__name__, _EXPORTS)

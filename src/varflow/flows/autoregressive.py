@@ -40,8 +40,9 @@ class _Autoregressive(Flow):
         positive(length=length)
         if not bound > 0:
             raise SpecError(f"bound: was {bound!r}; use a positive number, the largest |log-scale|")
-        self.length, self.bound = length, bound
-        self.made = MADE(features, 2, hidden, context_features, length, zero_output=True)
+        self.length: int = length
+        self.bound: float = bound
+        self.made: MADE = MADE(features, 2, hidden, context_features, length, zero_output=True)
 
     def coefficients(self, raw: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """(log-scale, shift) from the two outputs of the network."""
@@ -138,7 +139,7 @@ class InverseAutoregressive(_Autoregressive):
         super().__init__(features, length, context_features, hidden, bound)
         if gate not in ("bounded", "paper"):
             raise unknown("gate", gate, ("bounded", "paper"))
-        self.gated = gate == "paper"
+        self.gated: bool = gate == "paper"
         self._bounded = not self.gated
 
     def extra_repr(self) -> str:

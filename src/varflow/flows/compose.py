@@ -44,11 +44,11 @@ class Compose(Flow):
                 f"flows: have context_features={contexts}; the amortized ones need the same size"
             )
         super().__init__(features[0], max(contexts))
-        self.flows = nn.ModuleList(flows)
-        self.mixes = any(flow.mixes for flow in flows)
-        self.volume_preserving = all(flow.volume_preserving for flow in flows)
+        self.flows: nn.ModuleList = nn.ModuleList(flows)
+        self.mixes: bool = any(flow.mixes for flow in flows)
+        self.volume_preserving: bool = all(flow.volume_preserving for flow in flows)
         #: How many tensors of ``local`` belong to each part.
-        self.counts = [_count(flow) for flow in flows]
+        self.counts: list[int] = [_count(flow) for flow in flows]
 
     def condition(self, context: Float[Tensor, "*batch context"] | None) -> Local:
         return tuple(

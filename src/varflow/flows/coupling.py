@@ -52,15 +52,15 @@ class _Coupling(Flow):
         if not widths:
             raise SpecError("hidden: was (); a coupling needs at least one hidden layer")
         self.length = length
-        self.larger = (features + 1) // 2
+        self.larger: int = (features + 1) // 2
         inputs, targets = (self.larger, *widths), (*widths, self.outputs * self.larger)
-        self.weights = nn.ParameterList(
+        self.weights: nn.ParameterList = nn.ParameterList(
             uniform(length, out, size, fan_in=size) for size, out in zip(inputs, targets, strict=True)
         )
-        self.biases = nn.ParameterList(
+        self.biases: nn.ParameterList = nn.ParameterList(
             uniform(length, out, fan_in=size) for size, out in zip(inputs, targets, strict=True)
         )
-        self.context_weight = (
+        self.context_weight: nn.Parameter | None = (
             uniform(length, targets[0], context_features, fan_in=context_features)
             if context_features
             else None

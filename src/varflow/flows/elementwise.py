@@ -36,11 +36,11 @@ class Affine(Flow):
         super().__init__(features, context_features)
         positive(length=length)
         if context_features:
-            self.parameters_of = Linear(context_features, 2 * features)
+            self.parameters_of: Linear = Linear(context_features, 2 * features)
             nn.init.zeros_(self.parameters_of.weight)
             nn.init.zeros_(self.parameters_of.bias)
         else:
-            self.static = nn.Parameter(torch.zeros(2 * features))
+            self.static: nn.Parameter = nn.Parameter(torch.zeros(2 * features))
 
     def condition(self, context: Float[Tensor, "*batch context"] | None) -> Local:
         return () if context is None else (self.parameters_of(context),)

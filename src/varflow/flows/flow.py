@@ -33,7 +33,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -137,6 +137,10 @@ class Flow(nn.Module, ABC):
         with without_autocast(z):
             z, context = full_precision(z), None if context is None else full_precision(context)
             return self.push(z, self.condition(context))
+
+    if TYPE_CHECKING:
+        # torch types every call of a module as Any.
+        def __call__(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
 
     def inverse(
         self, z: Float[Tensor, "... features"], context: Float[Tensor, "... context"] | None = None

@@ -57,11 +57,11 @@ class Householder(Flow):
         positive(length=length)
         self.length = length
         if context_features:
-            self.head = Linear(context_features, features)
-            self.weight = nn.Parameter(torch.empty(length - 1, features, features))
-            self.bias = nn.Parameter(torch.empty(length - 1, features))
+            self.head: Linear = Linear(context_features, features)
+            self.weight: nn.Parameter = nn.Parameter(torch.empty(length - 1, features, features))
+            self.bias: nn.Parameter = nn.Parameter(torch.empty(length - 1, features))
         else:
-            self.v = nn.Parameter(torch.empty(length, features))
+            self.v: nn.Parameter = nn.Parameter(torch.empty(length, features))
         self.reset_parameters()
 
     @torch.no_grad()

@@ -44,7 +44,8 @@ class FlowTransform(Transform):
 
     def __init__(self, flow: Flow, context: Tensor | None = None) -> None:
         super().__init__()
-        self.flow, self.context = flow, context
+        self.flow: Flow = flow
+        self.context: Tensor | None = context
 
     def _call(self, x: Tensor) -> Tensor:
         return self.flow(x, self.context)[0]

@@ -76,11 +76,11 @@ class Planar(Flow):
         self.paper_constraint = paper_constraint
         self._shift = 0.0 if paper_constraint else math.log(math.e - 1)
         if context_features:
-            self.head = Linear(context_features, length * (2 * features + 1))
+            self.head: Linear = Linear(context_features, length * (2 * features + 1))
         else:
-            self.u = nn.Parameter(torch.empty(length, features))
-            self.w = nn.Parameter(torch.empty(length, features))
-            self.b = nn.Parameter(torch.empty(length))
+            self.u: nn.Parameter = nn.Parameter(torch.empty(length, features))
+            self.w: nn.Parameter = nn.Parameter(torch.empty(length, features))
+            self.b: nn.Parameter = nn.Parameter(torch.empty(length))
         self.reset_parameters()
 
     @torch.no_grad()

@@ -57,11 +57,11 @@ class Radial(Flow):
         positive(length=length)
         self.length = length
         if context_features:
-            self.head = Linear(context_features, length * (features + 2))
+            self.head: Linear = Linear(context_features, length * (features + 2))
         else:
-            self.center = nn.Parameter(torch.empty(length, features))
-            self.a = nn.Parameter(torch.empty(length))
-            self.b = nn.Parameter(torch.empty(length))
+            self.center: nn.Parameter = nn.Parameter(torch.empty(length, features))
+            self.a: nn.Parameter = nn.Parameter(torch.empty(length))
+            self.b: nn.Parameter = nn.Parameter(torch.empty(length))
         self.reset_parameters()
 
     @torch.no_grad()

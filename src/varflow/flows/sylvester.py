@@ -82,12 +82,14 @@ class Sylvester(Flow):
         positive(length=length, rank=rank, reflections=reflections)
         if rank > features:
             raise SpecError(f"rank: was {rank}; use at most features = {features}")
-        self.length, self.rank, self.reflections = length, rank, reflections
+        self.length: int = length
+        self.rank: int = rank
+        self.reflections: int = reflections
         self._sizes = [reflections * features, rank * rank, rank, rank, rank]
         if context_features:
-            self.head = Linear(context_features, length * sum(self._sizes))
+            self.head: Linear = Linear(context_features, length * sum(self._sizes))
         else:
-            self.packed = nn.Parameter(torch.empty(length, sum(self._sizes)))
+            self.packed: nn.Parameter = nn.Parameter(torch.empty(length, sum(self._sizes)))
         self.reset_parameters()
 
     @torch.no_grad()

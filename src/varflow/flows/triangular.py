@@ -42,11 +42,11 @@ class Triangular(Flow):
         positive(length=length)
         size = features * (features + 3) // 2
         if context_features:
-            self.head = Linear(context_features, size)
+            self.head: Linear = Linear(context_features, size)
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
         else:
-            self.static = nn.Parameter(torch.zeros(size))
+            self.static: nn.Parameter = nn.Parameter(torch.zeros(size))
 
     def condition(self, context: Float[Tensor, "*batch context"] | None) -> Local:
         return () if context is None else (self.head(context),)

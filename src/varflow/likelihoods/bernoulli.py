@@ -61,7 +61,7 @@ class Bernoulli(Likelihood):
     ) -> None:
         super().__init__(decoder, event_shape)
         self.grey = grey
-        self.support = ("binary", "unit", "grey") if grey else ("binary",)
+        self.support: tuple[str, ...] = ("binary", "unit", "grey") if grey else ("binary",)
 
     def log_prob(
         self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead_latent"]

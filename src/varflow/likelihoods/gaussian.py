@@ -64,7 +64,7 @@ class Gaussian(Likelihood):
         torch.Size([5])
     """
 
-    support = ("real", "unit")
+    support: tuple[str, ...] = ("real", "unit")
     _refusal = "a density at points has no upper bound; use protocol=logit or uniform"
     _ways_out: ClassVar[dict[str, str]] = {
         "binary": "use a Bernoulli: a density at values that are only 0 and 1 is no probability of them",
@@ -79,12 +79,12 @@ class Gaussian(Likelihood):
         initial: float = 1.0,
     ) -> None:
         super().__init__(decoder, event_shape, self._outputs_for(scale=scale))
-        self.scale = _parse(scale)
+        self.scale: float | str = _parse(scale)
         if not (math.isfinite(initial) and initial > 0):
             raise SpecError(f"initial: was {initial}; use a positive number")
         if self.scale in ("learned", "per-dimension"):
             shape = () if self.scale == "learned" else self.event_shape
-            self.log_scale = nn.Parameter(torch.full(shape, math.log(initial)))
+            self.log_scale: nn.Parameter = nn.Parameter(torch.full(shape, math.log(initial)))
 
     @classmethod
     def _outputs_for(cls, scale: float | int | str = "learned", **options: Any) -> int:

@@ -39,13 +39,13 @@ class Identity(nn.Module):
     """
 
     #: x is z whatever the context is.
-    reads = ("context",)
+    reads: tuple[str, ...] = ("context",)
 
     def __init__(self, event_shape: int | Sequence[int], codes: bool = False) -> None:
         super().__init__()
-        self.event_shape = as_shape("event_shape", event_shape)
+        self.event_shape: tuple[int, ...] = as_shape("event_shape", event_shape)
         self.codes = codes
-        self.support = ("codes",) if codes else ("real", "unit")
+        self.support: tuple[str, ...] = ("codes",) if codes else ("real", "unit")
 
     def log_prob(self, x: Shaped[Tensor, "..."], z: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
         if self.codes:

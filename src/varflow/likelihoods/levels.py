@@ -41,14 +41,15 @@ class OnLevels(Likelihood):
         SpecError: fewer than two levels, or a decoder of another ``out_shape``.
     """
 
-    support = ("levels",)
+    support: tuple[str, ...] = ("levels",)
     _refusal = "use protocol=levels, which leaves stored levels as they are"
 
     def __init__(
         self, decoder: nn.Module, event_shape: int | Sequence[int], levels: int, outputs: int
     ) -> None:
         super().__init__(decoder, event_shape, outputs)
-        self.levels, self.top = levels, levels - 1
+        self.levels: int = levels
+        self.top: int = levels - 1
 
     @abstractmethod
     def log_masses(self, z: Float[Tensor, "*lead features"]) -> Float[Tensor, "*lead_event_levels"]:
@@ -98,7 +99,7 @@ class Grid(torch.distributions.Distribution):
 
     def __init__(self, log_masses: Float[Tensor, "... levels"]) -> None:
         self.log_masses = log_masses
-        self.top = log_masses.shape[-1] - 1
+        self.top: int = log_masses.shape[-1] - 1
         super().__init__(log_masses.shape[:-1], validate_args=False)
 
     @property

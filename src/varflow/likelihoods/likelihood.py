@@ -38,7 +38,7 @@ class LikelihoodSettings(Settings):
         continuous: whether the data must have a density.
     """
 
-    roles = ("network", "posterior")
+    roles: ClassVar[tuple[str, ...]] = ("network", "posterior")
     protocol: ClassVar[str] = "auto"
     continuous: ClassVar[bool] = False
 
@@ -84,7 +84,7 @@ class Likelihood(nn.Module, ABC):
         self, decoder: nn.Module, event_shape: int | Sequence[int], outputs: int = 1
     ) -> None:
         super().__init__()
-        self.event_shape = _event_shape(event_shape)
+        self.event_shape: Shape = _event_shape(event_shape)
         self.outputs = outputs
         needed = (outputs * self.event_shape[0], *self.event_shape[1:])
         given = getattr(decoder, "out_shape", needed)

@@ -56,7 +56,7 @@ class StudentT(Likelihood):
         torch.Size([4, 5])
     """
 
-    support = ("real", "unit")
+    support: tuple[str, ...] = ("real", "unit")
     _refusal = "a density at points has no upper bound; use protocol=logit or uniform"
 
     def __init__(
@@ -72,10 +72,10 @@ class StudentT(Likelihood):
             raise SpecError(f"freedom: was {freedom}; use a positive number, or learned")
         start = torch.tensor(math.log(5.0 if freedom == "learned" else freedom))
         if freedom == "learned":
-            self.log_freedom = nn.Parameter(start)
+            self.log_freedom: nn.Parameter = nn.Parameter(start)
         else:
             self.register_buffer("log_freedom", start, persistent=False)
-        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.log_scale: nn.Parameter = nn.Parameter(torch.zeros(()))
 
     def log_prob(
         self, x: Shaped[Tensor, "*x_batch_event"], z: Float[Tensor, "*lead_latent"]

@@ -1,5 +1,7 @@
 """Networks: vectors or images in, vectors or images out. They know nothing of densities."""
 
+from typing import TYPE_CHECKING
+
 from varflow.core.lazy import attach
 
 _EXPORTS = {
@@ -24,4 +26,18 @@ TABLE = {
     "grid": "varflow.networks.vq:VQEncoder",
 }
 
-__getattr__, __dir__ = attach(__name__, _EXPORTS)
+if TYPE_CHECKING:
+    # Written by tests/typing/generate.py from _EXPORTS.
+    from varflow.networks.conv import ConvDecoder as ConvDecoder
+    from varflow.networks.conv import ConvEncoder as ConvEncoder
+    from varflow.networks.linear import Linear as Linear
+    from varflow.networks.made import MADE as MADE
+    from varflow.networks.masked import MaskedConv as MaskedConv
+    from varflow.networks.mlp import MLP as MLP
+    from varflow.networks.sizes import output_features as output_features
+    from varflow.networks.strided import StridedDecoder as StridedDecoder
+    from varflow.networks.strided import StridedEncoder as StridedEncoder
+    from varflow.networks.vq import VQDecoder as VQDecoder
+    from varflow.networks.vq import VQEncoder as VQEncoder
+else:
+    __getattr__, __dir__ = attach(__name__, _EXPORTS)

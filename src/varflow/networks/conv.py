@@ -58,7 +58,8 @@ class _Options:
     """How the convolutions of one network are built."""
 
     def __init__(self, bottleneck: bool, weight_norm: bool, normalization: str) -> None:
-        self.bottleneck, self.weight_norm = bottleneck, weight_norm
+        self.bottleneck: bool = bottleneck
+        self.weight_norm: bool = weight_norm
         self.normalization = normalization
 
     def conv(self, before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Module:
@@ -84,7 +85,7 @@ class WeightNorm(nn.Module):
 
     def __init__(self, channel_dim: int) -> None:
         super().__init__()
-        self.over = tuple(dim for dim in range(4) if dim != channel_dim)
+        self.over: tuple[int, ...] = tuple(dim for dim in range(4) if dim != channel_dim)
 
     def forward(self, gain: Tensor, direction: Tensor) -> Tensor:
         return direction * (gain / torch.linalg.vector_norm(direction, dim=self.over, keepdim=True))
@@ -109,8 +110,8 @@ class ResidualBlock(nn.Module):
         width = max(1, channels // 2) if options.bottleneck else channels
         kernels = (1, 3, 1) if options.bottleneck else (3, 3)
         widths = (channels, *[width] * (len(kernels) - 1), channels)
-        self.norms = nn.ModuleList(options.norm(before) for before in widths[:-1])
-        self.convs = nn.ModuleList(
+        self.norms: nn.ModuleList = nn.ModuleList(options.norm(before) for before in widths[:-1])
+        self.convs: nn.ModuleList = nn.ModuleList(
             options.conv(before, after, kernel)
             for before, after, kernel in zip(widths[:-1], widths[1:], kernels, strict=True)
         )
@@ -180,7 +181,7 @@ class ConvEncoder(PictureNetwork):
         normalization: str = "group",
     ) -> None:
         super().__init__()
-        self.in_shape = as_picture("in_shape", in_shape)
+        self.in_shape: tuple[int, ...] = as_picture("in_shape", in_shape)
         as_shape("base", base), as_shape("blocks", blocks)
         options = _Options(bottleneck, weight_norm, normalization)
         sizes = pyramid(self.in_shape, scales)
@@ -190,10 +191,10 @@ class ConvEncoder(PictureNetwork):
             layers += [ResidualBlock(channels, options) for _ in range(blocks)]
             layers.append(options.conv(channels, 2 * channels, stride=2))
             channels *= 2
-        self.layers = nn.Sequential(*layers, options.norm(channels), nn.ReLU())
-        self.features = channels * math.prod(sizes[-1])
-        self.out_shape = (self.features,)
-        self.couples_examples = normalization == "batch"
+        self.layers: nn.Sequential = nn.Sequential(*layers, options.norm(channels), nn.ReLU())
+        self.features: int = channels * math.prod(sizes[-1])
+        self.out_shape: tuple[int, ...] = (self.features,)
+        self.couples_examples: bool = normalization == "batch"
 
 
 class ConvDecoder(PictureNetwork):
@@ -228,23 +229,23 @@ class ConvDecoder(PictureNetwork):
         normalization: str = "group",
     ) -> None:
         super().__init__()
-        self.in_shape = as_shape("in_features", in_features)
-        self.out_shape = as_picture("out_shape", out_shape)
+        self.in_shape: Shape = as_shape("in_features", in_features)
+        self.out_shape: tuple[int, ...] = as_picture("out_shape", out_shape)
         as_shape("base", base), as_shape("blocks", blocks)
         options = _Options(bottleneck, weight_norm, normalization)
         sizes = pyramid(self.out_shape, scales)
         channels = base * 2 ** (len(sizes) - 1)
-        self.start = (channels, *sizes[-1])
-        self.first = Linear(in_features, math.prod(self.start))
+        self.start: tuple[Any, int, int] = (channels, *sizes[-1])
+        self.first: Linear = Linear(in_features, math.prod(self.start))
         layers: list[nn.Module] = []
         for coarse, fine in zip(sizes[:0:-1], sizes[-2::-1], strict=True):
             layers += [ResidualBlock(channels, options) for _ in range(blocks)]
             layers.append(options.up(channels, channels // 2, coarse, fine))
             channels //= 2
         layers += [options.norm(base), nn.ReLU(), options.conv(base, self.out_shape[0])]
-        self.layers = nn.Sequential(*layers)
-        self.features = math.prod(self.out_shape)
-        self.couples_examples = normalization == "batch"
+        self.layers: nn.Sequential = nn.Sequential(*layers)
+        self.features: int = math.prod(self.out_shape)
+        self.couples_examples: bool = normalization == "batch"
 
     def rows(self, x: Tensor) -> Tensor:
         return super().rows(self.first(x).reshape(-1, *self.start))

@@ -62,8 +62,11 @@ class MADE(nn.Module):
     ) -> None:
         super().__init__()
         hidden = (max(64, 8 * features),) * 2 if hidden is None else tuple(hidden)
-        self.features, self.outputs, self.hidden = features, outputs, hidden
-        self.context_features, self.length = context_features, length
+        self.features: int = features
+        self.outputs: int = outputs
+        self.hidden: tuple[int, ...] = hidden
+        self.context_features: int = context_features
+        self.length: int = length
         self._check()
 
         #: Degree of the first hidden units: 0 is "the context alone".
@@ -74,15 +77,17 @@ class MADE(nn.Module):
         masks = [above[:, None] >= below for below, above in pairwise(layers)]
         masks.append((layers[0][:, None] > layers[-1]).repeat(outputs, 1))
         #: blocks[l][m]: how many units of hidden layer l have degree m.
-        self.blocks = [torch.bincount(layer, minlength=features).tolist() for layer in layers[1:]]
+        self.blocks: list[list[int]] = [torch.bincount(layer, minlength=features).tolist() for layer in layers[1:]]
 
         for index, mask in enumerate(masks):
             self.register_buffer(f"mask{index}", mask, persistent=False)
-        self.weights = nn.ParameterList(uniform(length, *mask.shape, fan_in=mask.shape[1]) for mask in masks)
-        self.biases = nn.ParameterList(
+        self.weights: nn.ParameterList = nn.ParameterList(
+            uniform(length, *mask.shape, fan_in=mask.shape[1]) for mask in masks
+        )
+        self.biases: nn.ParameterList = nn.ParameterList(
             uniform(length, *mask.shape[:1], fan_in=mask.shape[1]) for mask in masks
         )
-        self.context_weight = (
+        self.context_weight: nn.Parameter | None = (
             uniform(length, hidden[0], context_features, fan_in=context_features) if context_features else None
         )
         if zero_output:
@@ -145,9 +150,13 @@ class Step:
     def __init__(
         self, made: MADE, weights: list[Tensor], biases: list[Tensor], reverse: bool
     ) -> None:
-        self.features, self.outputs, self.lowest = made.features, made.outputs, made.lowest
-        self.blocks = made.blocks
-        self.weights, self.biases, self.reverse = weights, biases, reverse
+        self.features: int = made.features
+        self.outputs: int = made.outputs
+        self.lowest: int = made.lowest
+        self.blocks: list[list[int]] = made.blocks
+        self.weights: list[Tensor] = weights
+        self.biases: list[Tensor] = biases
+        self.reverse: bool = reverse
 
     def __call__(self, z: Float[Tensor, "... features"]) -> Float[Tensor, "... outputs features"]:
         """All outputs in one pass."""

@@ -42,10 +42,11 @@ class RowConv(nn.Module):
         super().__init__()
         positive(in_channels=in_channels, channels=channels, rows=rows)
         check_kernel(kernel)
-        self.rows, self.kernel = rows, kernel
+        self.rows: int = rows
+        self.kernel: int = kernel
         fan_in = in_channels * rows * kernel
-        self.weight = uniform(channels, in_channels, rows, kernel, fan_in=fan_in)
-        self.bias = uniform(channels, fan_in=fan_in) if bias else None
+        self.weight: nn.Parameter = uniform(channels, in_channels, rows, kernel, fan_in=fan_in)
+        self.bias: nn.Parameter | None = uniform(channels, fan_in=fan_in) if bias else None
 
     def forward(
         self, x: Float[Tensor, "batch height width before"]
@@ -64,9 +65,11 @@ class RowStream:
     """Rows in, rows out: the state of a :class:`RowConv` while a grid is walked."""
 
     def __init__(self, conv: RowConv) -> None:
-        self.rows, self.side, self.bias = conv.rows, conv.kernel // 2, conv.bias
+        self.rows: int = conv.rows
+        self.side: int = conv.kernel // 2
+        self.bias: nn.Parameter | None = conv.bias
         # One matrix [out, rows·in] for each column offset.
-        self.offsets = conv.weight.permute(3, 0, 2, 1).flatten(2).unbind(0)
+        self.offsets: tuple[Tensor, ...] = conv.weight.permute(3, 0, 2, 1).flatten(2).unbind(0)
         self.seen: list[Tensor] = []
 
     def __call__(
@@ -107,11 +110,12 @@ class LeftConv(nn.Module):
         super().__init__()
         positive(in_channels=in_channels, channels=channels)
         check_kernel(kernel, 1 if centre else 3)
-        self.side, self.centre = kernel // 2, centre
-        self.taps = self.side + centre
+        self.side: int = kernel // 2
+        self.centre: bool = centre
+        self.taps: int = self.side + centre
         fan_in = in_channels * self.taps
-        self.weight = uniform(channels, in_channels, 1, self.taps, fan_in=fan_in)
-        self.bias = uniform(channels, fan_in=fan_in)
+        self.weight: nn.Parameter = uniform(channels, in_channels, 1, self.taps, fan_in=fan_in)
+        self.bias: nn.Parameter = uniform(channels, fan_in=fan_in)
 
     def forward(
         self, x: Float[Tensor, "batch height width before"]
@@ -129,10 +133,12 @@ class LeftStream:
     """The state of a :class:`LeftConv` while rows are walked from left to right, one after the other."""
 
     def __init__(self, conv: LeftConv, batch: int, width: int) -> None:
-        self.taps, self.side, self.bias = conv.taps, conv.side, conv.bias
-        self.matrix = conv.weight.permute(0, 2, 3, 1).flatten(1)
+        self.taps: int = conv.taps
+        self.side: int = conv.side
+        self.bias: nn.Parameter = conv.bias
+        self.matrix: Tensor = conv.weight.permute(0, 2, 3, 1).flatten(1)
         # Zeros to the left of column 0. What a row leaves behind is overwritten before the next one reads it.
-        self.row = conv.weight.new_zeros(batch, self.side + width, conv.weight.shape[1])
+        self.row: Tensor = conv.weight.new_zeros(batch, self.side + width, conv.weight.shape[1])
 
     def put(self, column: int, x: Float[Tensor, "batch before"]) -> None:
         """Input of the current row at ``column``."""
@@ -173,9 +179,9 @@ class MaskedConv(nn.Module):
         if mask not in ("A", "B"):
             raise SpecError(f"mask: was {mask!r}; use 'A' without the centre, or 'B' with it")
         self.mask = mask
-        self.left = LeftConv(in_channels, channels, kernel, centre=mask == "B")
+        self.left: LeftConv = LeftConv(in_channels, channels, kernel, centre=mask == "B")
         side = kernel // 2
-        self.above = RowConv(in_channels, channels, side, kernel, bias=False) if side else None
+        self.above: RowConv | None = RowConv(in_channels, channels, side, kernel, bias=False) if side else None
         # Both parts are drawn for the number of inputs that a position has in all.
         fan_in = in_channels * (side * kernel + self.left.taps)
         for parameter in self.parameters():
@@ -203,9 +209,10 @@ class MaskedStream:
     """The state of a :class:`MaskedConv` while a grid is walked: ``start`` a row, then ``put`` and ``get``."""
 
     def __init__(self, conv: MaskedConv, batch: int, width: int) -> None:
-        self.side, self.left = conv.left.side, conv.left.stream(batch, width)
-        self.rows = None if conv.above is None else conv.above.stream()
-        self.begun = False
+        self.side: int = conv.left.side
+        self.left: LeftStream = conv.left.stream(batch, width)
+        self.rows: RowStream | None = None if conv.above is None else conv.above.stream()
+        self.begun: bool = False
         self.above: Tensor | None = None
 
     def start(self) -> None:

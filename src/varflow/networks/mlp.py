@@ -104,20 +104,21 @@ class MLP(nn.Module):
         gated: bool = False,
     ) -> None:
         super().__init__()
-        self.in_shape = as_shape("in_shape", in_shape)
-        self.hidden = as_shape("hidden", hidden)
+        self.in_shape: Shape = as_shape("in_shape", in_shape)
+        self.hidden: Shape = as_shape("hidden", hidden)
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
         if out_shape is None and not self.hidden:
             raise SpecError("hidden: was empty; an encoder needs one layer or more, e.g. (400,)")
-        self.activation, self.gated = activation, gated
+        self.activation: str = activation
+        self.gated: bool = gated
         widths = (math.prod(self.in_shape), *self.hidden)
-        self.layers = nn.ModuleList(
+        self.layers: nn.ModuleList = nn.ModuleList(
             Linear(before, (2 if gated else 1) * after) for before, after in pairwise(widths)
         )
-        self.out_shape = widths[-1:] if out_shape is None else as_shape("out_shape", out_shape)
-        self.features = math.prod(self.out_shape)
-        self.last = None if out_shape is None else Linear(widths[-1], self.features)
+        self.out_shape: tuple[int, ...] = widths[-1:] if out_shape is None else as_shape("out_shape", out_shape)
+        self.features: int = math.prod(self.out_shape)
+        self.last: Linear | None = None if out_shape is None else Linear(widths[-1], self.features)
 
     def forward(self, x: Float[Tensor, "*batch_in"]) -> Float[Tensor, "*batch_out"]:
         """``[*batch, *in_shape]`` → ``[*batch, *out_shape]``."""

@@ -129,7 +129,7 @@ class StridedEncoder(PictureNetwork):
         normalization: str = "none",
     ) -> None:
         super().__init__()
-        self.in_shape = as_picture("in_shape", in_shape)
+        self.in_shape: tuple[int, ...] = as_picture("in_shape", in_shape)
         channels, dense = as_shape("channels", channels), as_shape("dense", dense)
         stage = _Stage(activation, normalization)
         sizes = halvings(self.in_shape, len(channels))
@@ -148,10 +148,10 @@ class StridedEncoder(PictureNetwork):
         for after in dense:
             layers += [Linear(before, after), *stage(after, flat=True)]
             before = after
-        self.layers = _channels_last(nn.Sequential(*layers))
+        self.layers: nn.Sequential = _channels_last(nn.Sequential(*layers))
         self.features = before
-        self.out_shape = (before,)
-        self.couples_examples = normalization == "batch"
+        self.out_shape: tuple[int, ...] = (before,)
+        self.couples_examples: bool = normalization == "batch"
 
 
 class StridedDecoder(PictureNetwork):
@@ -204,8 +204,8 @@ class StridedDecoder(PictureNetwork):
         super().__init__()
         if up not in UPSAMPLINGS:
             raise unknown("up", up, UPSAMPLINGS)
-        self.in_shape = as_shape("in_features", in_features)
-        self.out_shape = as_picture("out_shape", out_shape)
+        self.in_shape: Shape = as_shape("in_features", in_features)
+        self.out_shape: tuple[int, ...] = as_picture("out_shape", out_shape)
         channels, dense = as_shape("channels", channels), as_shape("dense", dense)
         if not channels:
             raise SpecError(
@@ -243,9 +243,9 @@ class StridedDecoder(PictureNetwork):
                 layers += [_doubling(before, after, up_kernel or kernel, coarse, fine), *following]
         if head:
             layers.append(nn.Conv2d(head, self.out_shape[0], kernel, padding=padding))
-        self.layers = _channels_last(nn.Sequential(*layers))
-        self.features = math.prod(self.out_shape)
-        self.couples_examples = normalization == "batch"
+        self.layers: nn.Sequential = _channels_last(nn.Sequential(*layers))
+        self.features: int = math.prod(self.out_shape)
+        self.couples_examples: bool = normalization == "batch"
 
 
 class Nearest(nn.Module):

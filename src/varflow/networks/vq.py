@@ -53,9 +53,9 @@ class GridBlock(nn.Module):
 
     def __init__(self, channels: int, options: _Options) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(options.norm(channels) for _ in range(2))
-        self.wide = nn.Conv2d(channels, channels, 3, padding=1)
-        self.last = nn.Conv2d(channels, channels, 1)
+        self.norms: nn.ModuleList = nn.ModuleList(options.norm(channels) for _ in range(2))
+        self.wide: nn.Conv2d = nn.Conv2d(channels, channels, 3, padding=1)
+        self.last: nn.Conv2d = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.last.weight)
         if self.last.bias is not None:
             nn.init.zeros_(self.last.bias)
@@ -131,7 +131,7 @@ class VQEncoder(_Grid):
         normalization: str = "group",
     ) -> None:
         super().__init__()
-        self.in_shape = as_picture("in_shape", in_shape)
+        self.in_shape: tuple[int, ...] = as_picture("in_shape", in_shape)
         sizes = grids(self.in_shape, scales)
         as_shape("features", features), as_shape("blocks", blocks)
         options = _Options(False, False, normalization)
@@ -139,10 +139,10 @@ class VQEncoder(_Grid):
         for _ in sizes[2:]:
             layers += [options.norm(features), nn.ReLU(inplace=True)]
             layers.append(nn.Conv2d(features, features, 4, 2, padding=1))
-        self.layers = nn.Sequential(*layers, *(GridBlock(features, options) for _ in range(blocks)))
-        self.out_shape = (features, *sizes[-1])
-        self.features = prod(self.out_shape)
-        self.couples_examples = normalization == "batch"
+        self.layers: nn.Sequential = nn.Sequential(*layers, *(GridBlock(features, options) for _ in range(blocks)))
+        self.out_shape: tuple[int, ...] = (features, *sizes[-1])
+        self.features: int = prod(self.out_shape)
+        self.couples_examples: bool = normalization == "batch"
 
 
 class VQDecoder(_Grid):
@@ -175,20 +175,20 @@ class VQDecoder(_Grid):
         normalization: str = "group",
     ) -> None:
         super().__init__()
-        self.out_shape = as_picture("out_shape", out_shape)
+        self.out_shape: tuple[int, ...] = as_picture("out_shape", out_shape)
         sizes = grids(self.out_shape, scales)
         as_shape("features", features), as_shape("blocks", blocks)
         options = _Options(False, False, normalization)
-        self.in_shape = (features, *sizes[-1])
+        self.in_shape: tuple[int, ...] = (features, *sizes[-1])
         layers: list[nn.Module] = [GridBlock(features, options) for _ in range(blocks)]
         for coarse, fine in zip(sizes[:0:-1], sizes[-2::-1], strict=True):
             channels = self.out_shape[0] if fine == sizes[0] else features
             padding = (fine[0] - 2 * coarse[0], fine[1] - 2 * coarse[1])
             up = _Up(features, channels, 4, 2, padding=1, output_padding=padding)
             layers += [options.norm(features), nn.ReLU(inplace=True), up]
-        self.layers = nn.Sequential(*layers)
-        self.features = prod(self.out_shape)
-        self.couples_examples = normalization == "batch"
+        self.layers: nn.Sequential = nn.Sequential(*layers)
+        self.features: int = prod(self.out_shape)
+        self.couples_examples: bool = normalization == "batch"
 
 
 def grids(shape: Sequence[int], scales: int) -> list[tuple[int, int]]:

@@ -69,8 +69,9 @@ class AncestralConditional(Conditional):
     """
 
     def __init__(self, bottom: Conditional, conditional: GaussianLayer | _Constant) -> None:
-        self.bottom, self.conditional = bottom, conditional
-        self.local = bottom.local
+        self.bottom: Conditional = bottom
+        self.conditional = conditional
+        self.local: tuple[Tensor, ...] = bottom.local
 
     def draw(self, samples: int = 1, log_joint: LogJoint | None = None, hold: bool = False) -> Draw:
         """h₁ ~ q(h₁|x), then h₂ ~ q(h₂|h₁). Sizes and units in :class:`Draw`.
@@ -182,9 +183,10 @@ class Ancestral(Posterior):
                 f"conditional: reads {conditional.given} features, the layer below has {nearest}; build both "
                 "with the same number"
             )
-        self.bottom, self.conditional = bottom, conditional
-        self.features = width + conditional.features
-        self.reads_x = bottom.reads_x
+        self.bottom: Ancestral | Posterior = bottom
+        self.conditional = conditional
+        self.features: int = width + conditional.features
+        self.reads_x: bool = bottom.reads_x
 
     def refuses_compilation(self, gradient: str) -> str | None:
         if gradient != "dreg":

@@ -68,7 +68,9 @@ class Codebook(nn.Module):
             raise SpecError(f"restarts: was {restarts}; use 0 for none, or a share below 1")
         if kmeans < 0:
             raise SpecError(f"kmeans: was {kmeans}; use a number of iterations, 0 for none")
-        self.decay, self.restarts, self.kmeans = decay, restarts, kmeans
+        self.decay: float | None = decay
+        self.restarts: float = restarts
+        self.kmeans: int = kmeans
         weight = torch.empty(codes, features).uniform_(-1 / codes, 1 / codes)
         self.weight: Tensor
         if decay is None:

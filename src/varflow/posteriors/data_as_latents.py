@@ -25,7 +25,7 @@ class DataAsLatentsConditional(Conditional):
     """The point mass at z = x. ``local`` is x as a vector ``[B, D]``."""
 
     def __init__(self, x: Tensor) -> None:
-        self.local = (x,)
+        self.local: tuple[Tensor, ...] = (x,)
 
     def draw(self, samples: int = 1, log_joint: LogJoint | None = None, hold: bool = False) -> Draw:
         """x, ``samples`` times, with log_q = 0 (see the module)."""
@@ -50,12 +50,12 @@ class DataAsLatents(Posterior):
 
     observed = True
     #: x is z whatever the context is.
-    reads = ("context",)
+    reads: tuple[str, ...] = ("context",)
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()
-        self.event_shape = as_shape("event_shape", event_shape)
-        self.features = math.prod(self.event_shape)
+        self.event_shape: tuple[int, ...] = as_shape("event_shape", event_shape)
+        self.features: int = math.prod(self.event_shape)
 
     def forward(self, x: Tensor | None = None) -> DataAsLatentsConditional:
         if x is None or x.shape[-len(self.event_shape) :] != self.event_shape:
@@ -71,8 +71,9 @@ class ObservedGrid(Conditional):
     """The point mass at codes that were given. ``local`` is the codes ``[*B, H, W]``."""
 
     def __init__(self, codes: Tensor, context: Tensor | None) -> None:
-        self.local = (codes,)
-        self.codes, self.context = codes, context
+        self.local: tuple[Tensor, ...] = (codes,)
+        self.codes: Tensor = codes
+        self.context: Tensor | None = context
 
     def draw(self, samples: int = 1, log_joint: LogJoint | None = None, hold: bool = False) -> Draw:
         """The codes, ``samples`` times, with log_q = 0: q(codes) = 1."""
@@ -105,8 +106,9 @@ class CodesAsLatents(Posterior):
 
     def __init__(self, shape: Sequence[int], labelled: bool = False) -> None:
         super().__init__()
-        self.shape, self.labelled = as_shape("shape", shape), labelled
-        self.event_shape = (1 + math.prod(self.shape),) if labelled else self.shape
+        self.shape: tuple[int, ...] = as_shape("shape", shape)
+        self.labelled: bool = labelled
+        self.event_shape: tuple[int, ...] = (1 + math.prod(self.shape),) if labelled else self.shape
 
     def forward(self, x: Tensor | None = None) -> ObservedGrid:
         """Raises ShapeError where x is missing or of another shape."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -46,7 +46,8 @@ class GaussianSettings(Settings):
         "Base of the flow: a learned mean and scale (of x, where there is an encoder), or N(0, I).",
     ] = "learned"
 
-    roles = ("flow", "hamiltonian", "layers_above")
+    roles: ClassVar[tuple[str, ...]] = ("flow", "hamiltonian", "layers_above")
+    read_by_others: ClassVar[tuple[str, ...]] = ("latent",)
     alone = "a target has its own latents, and no x to compute anything from; leave it out"
 
     def shown(self, given: Mapping[str, Any]) -> Iterable[str]:
@@ -83,9 +84,11 @@ class GaussianConditional(Conditional):
     def __init__(
         self, mean: Tensor, log_scale: Tensor, flow: Flow | None, flow_local: Local
     ) -> None:
-        self.mean, self.log_scale = mean, log_scale
-        self.flow, self.flow_local = flow, flow_local
-        self.local = (mean, log_scale, *flow_local)
+        self.mean: Tensor = mean
+        self.log_scale: Tensor = log_scale
+        self.flow: Flow | None = flow
+        self.flow_local: Local = flow_local
+        self.local: tuple[Tensor, ...] = (mean, log_scale, *flow_local)
 
     def draw(self, samples: int = 1, log_joint: LogJoint | None = None, hold: bool = False) -> Draw:
         """z₀ = μ + σ ε with ε ~ N(0, I), then z = f(z₀). Sizes and units in :class:`Draw`."""
@@ -261,9 +264,11 @@ class Gaussian(Posterior):
             raise SpecError(
                 "context: 'moments' of a fixed base hold nothing of x; use context='features'"
             )
-        self.features, self.context, self.base = features, context, base
+        self.features: int = features
+        self.context = context
+        self.base = base
         self.encoder = encoder
-        self.reads_x = encoder is not None
+        self.reads_x: bool = encoder is not None
         width = 0 if encoder is None else output_features(encoder, event_shape)
         context_features = features if context == "moments" else width
         if flow is not None and not isinstance(flow, Flow):
@@ -280,7 +285,7 @@ class Gaussian(Posterior):
                 self.log_scale = nn.Parameter(torch.zeros(features))
             else:
                 self.moments = Linear(width, 2 * features)
-        self.mixer = (
+        self.mixer: Linear | None = (
             Linear(2 * features, features)
             if flow is not None and flow.context_features and context == "moments"
             else None

@@ -96,8 +96,9 @@ class HamiltonianConditional(Conditional):
     """
 
     def __init__(self, posterior: Hamiltonian, base: Conditional) -> None:
-        self.posterior, self.base = posterior, base
-        self.local = base.local
+        self.posterior: Hamiltonian = posterior
+        self.base: Conditional = base
+        self.local: tuple[Tensor, ...] = base.local
 
     @property
     def centre(self) -> Tensor:
@@ -288,9 +289,13 @@ class Hamiltonian(Posterior):
             raise SpecError(
                 f"initial_temperature: was {initial_temperature}; use a number above 1, or tempering='none'"
             )
-        self.base, self.steps, self.tempering, self.step = base, steps, tempering, step
-        self.bound, self.rao_blackwell = bound, rao_blackwell
-        self.features = int(base.features)  # type: ignore[arg-type]
+        self.base: Posterior = base
+        self.steps: int = steps
+        self.tempering = tempering
+        self.step = step
+        self.bound: float = bound
+        self.rao_blackwell: bool = rao_blackwell
+        self.features: int = int(base.features)  # type: ignore[arg-type]
         if flow is not None and not isinstance(flow, Flow):
             flow = flow(features=2 * self.features)
         if flow is not None and (flow.features != 2 * self.features or flow.context_features):
@@ -301,7 +306,7 @@ class Hamiltonian(Posterior):
         if flow is not None and not steps:
             raise SpecError("flow: on positions and momenta, and 0 steps have no momenta; use the base's flow")
         self.flow = flow
-        self.reads_x = base.reads_x
+        self.reads_x: bool = base.reads_x
         self.step_logit: nn.Parameter | None = None
         self.log_excess: nn.Parameter | None = None
         self.factor_logits: nn.Parameter | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
@@ -144,6 +144,10 @@ class Posterior(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor | None = None) -> Conditional:
         """Encode x ``[B, *event]`` once."""
+
+    if TYPE_CHECKING:
+        # torch types every call of a module as Any.
+        def __call__(self, x: Tensor | None = None) -> Conditional: ...
 
     @abstractmethod
     def from_local(self, local: tuple[Tensor, ...]) -> Conditional:

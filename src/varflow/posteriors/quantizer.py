@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -53,6 +53,7 @@ class QuantizerSettings(Settings):
         AtLeast(0),
     ] = 0
 
+    read_by_others: ClassVar[tuple[str, ...]] = ("code_features",)
     alone = (
         "a quantizer has no flow, no leapfrog steps and no layers above it; leave it out, or use posterior=gaussian"
     )
@@ -117,9 +118,13 @@ class Quantized(Conditional):
         counts: Tensor,
         grid_dims: int = 2,
     ) -> None:
-        self.encoded, self.z, self.codes = encoded, z, codes
-        self.auxiliary, self.counts, self.grid_dims = auxiliary, counts, grid_dims
-        self.local = (encoded,)
+        self.encoded: Tensor = encoded
+        self.z: Tensor = z
+        self.codes: Tensor = codes
+        self.auxiliary: dict[str, Tensor] = auxiliary
+        self.counts: Tensor = counts
+        self.grid_dims: int = grid_dims
+        self.local: tuple[Tensor, ...] = (encoded,)
 
     @property
     def metrics(self) -> dict[str, Tensor]:
@@ -213,9 +218,11 @@ class Quantizer(Posterior):
             if not 0 <= value < math.inf:
                 raise SpecError(f"{name}: was {value}; use a number from 0 on")
         self.encoder = encoder
-        self.codebook = Codebook(codes, features, decay, restarts, kmeans)
-        self.beta, self.weight = beta, weight
-        self.codes, self.grid = codes, tuple(shape[1:])
+        self.codebook: Codebook = Codebook(codes, features, decay, restarts, kmeans)
+        self.beta: float = beta
+        self.weight: float = weight
+        self.codes: int = codes
+        self.grid: tuple[int, ...] = tuple(shape[1:])
 
     def forward(self, x: Tensor | None = None) -> Quantized:
         """Encode x ``[B, *event]`` and code it; in training the codebook learns from the batch.

@@ -1,5 +1,7 @@
 """Priors p(z): ``log_prob(z, context=None)``, ``sample(shape)``, ``event_shape``."""
 
+from typing import TYPE_CHECKING
+
 from varflow.core.lazy import attach
 
 _EXPORTS = {
@@ -47,4 +49,21 @@ CODES = {
 #: All names in a spec.
 CHOICES = {**TABLE, **CODES}
 
-__getattr__, __dir__ = attach(__name__, _EXPORTS)
+if TYPE_CHECKING:
+    # Written by tests/typing/generate.py from _EXPORTS.
+    from varflow.priors.ancestral import Ancestral as Ancestral
+    from varflow.priors.by_class import ByClass as ByClass
+    from varflow.priors.code_grid import UniformCodes as UniformCodes
+    from varflow.priors.flow import Flow as Flow
+    from varflow.priors.flow import flow_prior as flow_prior
+    from varflow.priors.gated_pixelcnn import GatedPixelCNN as GatedPixelCNN
+    from varflow.priors.gaussians import Gaussians as Gaussians
+    from varflow.priors.layer import GaussianLayer as GaussianLayer
+    from varflow.priors.layer import Reads as Reads
+    from varflow.priors.mixture import Mixture as Mixture
+    from varflow.priors.normal import StandardNormal as StandardNormal
+    from varflow.priors.pixelcnn import PixelCNN as PixelCNN
+    from varflow.priors.prior import Prior as Prior
+    from varflow.priors.vamp import Vamp as Vamp
+else:
+    __getattr__, __dir__ = attach(__name__, _EXPORTS)

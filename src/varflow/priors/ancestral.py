@@ -53,9 +53,10 @@ class Ancestral(Prior):
                 f"conditional: reads {conditional.given} features, the layer above has {above['h1'].stop}; "
                 "build both with the same number"
             )
-        self.top, self.conditional = top, conditional
+        self.top: Ancestral | Prior = top
+        self.conditional: GaussianLayer = conditional
         first = conditional.features
-        self.event_shape = (first + top.event_shape[0],)
+        self.event_shape: tuple[int, ...] = (first + top.event_shape[0],)
         self.slices = {"h1": slice(0, first)}
         for number, place in enumerate(above.values(), start=2):
             self.slices[f"h{number}"] = slice(first + place.start, first + place.stop)

@@ -38,9 +38,10 @@ class CodeGrid(Prior):
         positive(codes=codes)
         if classes is not None:
             positive(classes=classes)
-        self.event_shape = (height, width)
-        self.codes, self.classes = codes, classes
-        self.reads = () if classes is None else ("context",)
+        self.event_shape: tuple[int, ...] = (height, width)
+        self.codes: int = codes
+        self.classes: int | None = classes
+        self.reads: tuple[()] | tuple[str, ...] = () if classes is None else ("context",)
         self.register_buffer("_home", torch.zeros(()), persistent=False)
 
     def check(self, z: Tensor) -> None:
@@ -139,7 +140,7 @@ class AutoregressiveGrid(CodeGrid):
     ) -> None:
         super().__init__(shape, codes, classes)
         positive(embedding=embedding)
-        self.embed = nn.Embedding(codes, embedding)
+        self.embed: nn.Embedding = nn.Embedding(codes, embedding)
 
     @abstractmethod
     def _logits(self, embedded: Tensor, labels: Tensor | None) -> Tensor:

@@ -125,15 +125,17 @@ class Flow(Prior):
         super().__init__()
         if not 0 <= defensive < 1:
             raise SpecError(f"defensive: was {defensive!r}; use a share of the base, 0 <= defensive < 1")
-        self.reads = ("context",) if flow.context_features else ()
-        self.event_shape = (flow.features,)
-        self.base = StandardNormal(flow.features) if base is None else base
+        self.reads: tuple[str, ...] = ("context",) if flow.context_features else ()
+        self.event_shape: tuple[int, ...] = (flow.features,)
+        self.base: StandardNormal | Prior = StandardNormal(flow.features) if base is None else base
         if self.base.event_shape != self.event_shape:
             raise SpecError(
                 f"base: is over events of shape {self.base.event_shape}, the flow has {flow.features} "
                 "features; build both with the same number"
             )
-        self.flow, self.inverted, self.defensive = flow, inverted, defensive
+        self.flow: Map = flow
+        self.inverted: bool = inverted
+        self.defensive: float = defensive
 
     def log_prob(
         self, z: Float[Tensor, "... features"], context: Tensor | None = None
@@ -229,12 +231,12 @@ def flow_prior(
     return Flow(made, base, not made.fast_inverse, defensive)
 
 
-maf = partial(flow_prior, flow="maf")
-iaf = partial(flow_prior, flow="iaf")
-coupling = partial(flow_prior, flow="coupling")
-nice = partial(flow_prior, flow="nice")
-spline = partial(flow_prior, flow="spline")
-planar = partial(flow_prior, flow="planar")
-radial = partial(flow_prior, flow="radial")
-sylvester = partial(flow_prior, flow="sylvester")
-triangular = partial(flow_prior, flow="triangular")
+maf: partial[Flow] = partial(flow_prior, flow="maf")
+iaf: partial[Flow] = partial(flow_prior, flow="iaf")
+coupling: partial[Flow] = partial(flow_prior, flow="coupling")
+nice: partial[Flow] = partial(flow_prior, flow="nice")
+spline: partial[Flow] = partial(flow_prior, flow="spline")
+planar: partial[Flow] = partial(flow_prior, flow="planar")
+radial: partial[Flow] = partial(flow_prior, flow="radial")
+sylvester: partial[Flow] = partial(flow_prior, flow="sylvester")
+triangular: partial[Flow] = partial(flow_prior, flow="triangular")

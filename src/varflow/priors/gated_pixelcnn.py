@@ -38,12 +38,12 @@ class GatedLayer(nn.Module):
         self, before: int, channels: int, kernel: int, normalization: str, first: bool
     ) -> None:
         super().__init__()
-        self.norm_vertical = nn.Identity() if first else norm(normalization, before)
-        self.norm_horizontal = nn.Identity() if first else norm(normalization, before)
-        self.vertical = RowConv(before, 2 * channels, kernel // 2 + 1, kernel)
-        self.horizontal = LeftConv(before, 2 * channels, kernel, centre=not first)
-        self.across = Linear(2 * channels, 2 * channels)
-        self.out = Linear(channels, 2 * channels)
+        self.norm_vertical: nn.Identity | nn.Module = nn.Identity() if first else norm(normalization, before)
+        self.norm_horizontal: nn.Identity | nn.Module = nn.Identity() if first else norm(normalization, before)
+        self.vertical: RowConv = RowConv(before, 2 * channels, kernel // 2 + 1, kernel)
+        self.horizontal: LeftConv = LeftConv(before, 2 * channels, kernel, centre=not first)
+        self.across: Linear = Linear(2 * channels, 2 * channels)
+        self.out: Linear = Linear(channels, 2 * channels)
 
     def merge(self, h: Tensor | None, inner: Tensor) -> tuple[Tensor, Tensor]:
         """The horizontal stack behind its convolution: (what the next layer gets, what the head gets).
@@ -104,13 +104,13 @@ class GatedPixelCNN(AutoregressiveGrid):
         super().__init__(shape, codes, embedding, classes)
         positive(channels=channels, layers=layers, hidden=hidden)
         check_kernel(kernel, 3)
-        self.layers = nn.ModuleList(
+        self.layers: nn.ModuleList = nn.ModuleList(
             GatedLayer(channels if index else embedding, channels, kernel, normalization, not index)
             for index in range(layers + 1)
         )
         width = (layers + 1) * 4 * channels
-        self.shifts = None if classes is None else zero_embedding(classes, width)
-        self.head = nn.Sequential(
+        self.shifts: nn.Embedding | None = None if classes is None else zero_embedding(classes, width)
+        self.head: nn.Sequential = nn.Sequential(
             nn.ReLU(), Linear(channels, hidden), nn.ReLU(), zero_linear(hidden, codes)
         )
 

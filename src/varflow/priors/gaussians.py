@@ -68,7 +68,7 @@ class Gaussians(Prior):
     def __init__(self, features: int) -> None:
         super().__init__()
         positive(features=features)
-        self.event_shape = (features,)
+        self.event_shape: tuple[int, ...] = (features,)
         # As many as a fit may find, so that sizes are known before it; those left over have a weight of e^−10000 = 0.
         components = max(k for k in _COMPONENTS if k == 1 or k * features**2 <= _LARGEST)
         self.register_buffer("log_weights", torch.tensor([0.0] + [_NOTHING] * (components - 1)))

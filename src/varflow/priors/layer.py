@@ -46,8 +46,9 @@ class GaussianLayer(nn.Module):
     ) -> None:
         super().__init__()
         positive(given=given, features=features)
-        self.given, self.features = given, features
-        self.network = MLP(given, 2 * features, hidden, activation)
+        self.given: int = given
+        self.features: int = features
+        self.network: MLP = MLP(given, 2 * features, hidden, activation)
 
     def moments(self, g: Float[Tensor, "... given"]) -> tuple[Tensor, Tensor]:
         """(μ, log σ), each ``[..., D]``."""
@@ -96,7 +97,8 @@ class Reads(nn.Module):
     def __init__(self, decoder: nn.Module, features: int) -> None:
         super().__init__()
         positive(features=features)
-        self.decoder, self.features = decoder, features
+        self.decoder: nn.Module = decoder
+        self.features: int = features
         out_shape = getattr(decoder, "out_shape", None)
         if out_shape is not None:
             self.out_shape = tuple(out_shape)

@@ -60,11 +60,12 @@ class Mixture(Prior):
         positive(features=features, components=components)
         if not 0 <= spread < 1:
             raise SpecError(f"spread: was {spread!r}; use a share of the variance, 0 <= spread < 1")
-        self.event_shape, self.components = (features,), components
-        self.logits = nn.Parameter(torch.zeros(components))
-        self.means = nn.Parameter(math.sqrt(spread) * torch.randn(components, features))
+        self.event_shape: tuple[int, ...] = (features,)
+        self.components: int = components
+        self.logits: nn.Parameter = nn.Parameter(torch.zeros(components))
+        self.means: nn.Parameter = nn.Parameter(math.sqrt(spread) * torch.randn(components, features))
         start = torch.full((components, features), 0.5 * math.log1p(-spread))
-        self.log_scales = nn.Parameter(start)
+        self.log_scales: nn.Parameter = nn.Parameter(start)
 
     def log_prob(
         self, z: Float[Tensor, "... features"], context: Tensor | None = None

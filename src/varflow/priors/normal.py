@@ -32,7 +32,7 @@ class StandardNormal(Prior):
     def __init__(self, features: int) -> None:
         super().__init__()
         positive(features=features)
-        self.event_shape = (features,)
+        self.event_shape: tuple[int, ...] = (features,)
         self.register_buffer("_home", torch.zeros(()), persistent=False)
 
     def log_prob(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class PixelCNNSettings(CodeGridSettings):
         int, "Condition on labels 0 … classes − 1; 0 for no labels.", Size(0)
     ] = 0
 
-    roles = ("code_prior", "prior_optimizer")
+    roles: ClassVar[tuple[str, ...]] = ("code_prior", "prior_optimizer")
 
     def build(self, part: Any, grid: Any, codes: Any) -> Prior:
         options = {"hidden": self.prior_hidden} if self.prior_hidden else {}
@@ -66,10 +66,10 @@ class Block(nn.Module):
     def __init__(self, channels: int, width: int, kernel: int, normalization: str) -> None:
         super().__init__()
         sizes = (channels, width, width)
-        self.norms = nn.ModuleList(norm(normalization, size) for size in sizes)
-        self.down = Linear(channels, width)
-        self.conv = MaskedConv(width, width, kernel, mask="B")
-        self.up = Linear(width, channels)
+        self.norms: nn.ModuleList = nn.ModuleList(norm(normalization, size) for size in sizes)
+        self.down: Linear = Linear(channels, width)
+        self.conv: MaskedConv = MaskedConv(width, width, kernel, mask="B")
+        self.up: Linear = Linear(width, channels)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
@@ -136,12 +136,12 @@ class PixelCNN(AutoregressiveGrid):
         super().__init__(shape, codes, embedding, classes)
         positive(channels=channels, layers=layers, hidden=hidden)
         width = max(1, channels // 2)
-        self.first = MaskedConv(embedding, channels, kernel, mask="A")
-        self.blocks = nn.ModuleList(
+        self.first: MaskedConv = MaskedConv(embedding, channels, kernel, mask="A")
+        self.blocks: nn.ModuleList = nn.ModuleList(
             Block(channels, width, kernel, normalization) for _ in range(layers)
         )
-        self.shifts = None if classes is None else zero_embedding(classes, layers * width)
-        self.head = nn.Sequential(
+        self.shifts: nn.Embedding | None = None if classes is None else zero_embedding(classes, layers * width)
+        self.head: nn.Sequential = nn.Sequential(
             norm(normalization, channels),
             nn.ReLU(),
             Linear(channels, hidden),

@@ -91,9 +91,11 @@ class Vamp(Prior):
         positive(features=features, components=components)
         if support not in _BOUNDED:
             raise unknown("support", support, _BOUNDED)
-        self.event_shape, self.components, self.support = (features,), components, support
+        self.event_shape: tuple[int, ...] = (features,)
+        self.components: int = components
+        self.support: str = support
         shape = (components, *as_shape("event_shape", event_shape))
-        self.free = nn.Parameter(torch.randn(shape))
+        self.free: nn.Parameter = nn.Parameter(torch.randn(shape))
         # A list, so that the posterior's tensors are not registered a second time.
         self._posterior: list[Any] = []
         if start is not None:

@@ -106,7 +106,7 @@ def card(
         title=title_of(spec.to_dict(), about, data),
         kind=_kind(spec, data, own),
         state=_state(folder, about),
-        parts=[_part(role, part, data, own) for role, part in spec.parts.items() if _speaks(role, part, spec)],
+        parts=_parts(spec, data, about.get("own_parts") or ()),
         training=_training(spec, about),
         of_target=of_target,
         data=_target(data) if of_target else _data(folder, data, about),
@@ -200,6 +200,13 @@ def _state(folder: Path, about: Mapping[str, Any]) -> list[Any]:
     return said
 
 
+def _parts(
+    spec: RunSpec, data: Mapping[str, Any], own: Mapping[str, Any] | Sequence[str]
+) -> list[dict[str, Any]]:
+    """The rows of the table of parts."""
+    return [_part(role, part, data, own) for role, part in spec.parts.items() if _speaks(role, part, spec)]
+
+
 def _speaks(role: str, part: Chosen, spec: RunSpec) -> bool:
     """Whether a part has a row in the table."""
     if role not in _MODEL or part.settings is None:
@@ -211,11 +218,16 @@ def _speaks(role: str, part: Chosen, spec: RunSpec) -> bool:
     return not part.settings.switch or bool(getattr(part.settings, part.settings.switch))
 
 
-def _part(role: str, part: Chosen, data: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any]:
-    """A row of the table of parts: role, choice, and the settings by which it was built."""
+def _part(
+    role: str, part: Chosen, data: Mapping[str, Any], own: Mapping[str, Any] | Sequence[str]
+) -> dict[str, Any]:
+    """A row of the table of parts: role, choice, and the settings by which it was built; of a part of the user's own
+    the import paths of what it is made of.
+    """
     what = role.replace("_", " ")
     if role in own or ("posterior" in own and role in ("network", "flow", "hamiltonian", "layers_above")):
-        return {"what": what, "choice": "given in Python", "settings": "–"}
+        paths = own.get(role) if isinstance(own, Mapping) else None
+        return {"what": what, "choice": "given in Python", "settings": code(", ".join(paths)) if paths else "–"}
     shown = {name: value for name, value in part.values().items() if name != part.role.name}
     choice = part.choice
     if hasattr(part.settings, "choice"):

@@ -146,7 +146,8 @@ def _lead(spec: Mapping[str, Any], about: Mapping[str, Any], data: Mapping[str, 
     if recipe := about.get("recipe"):
         said.append(f"Recipe: {recipe}.")
     if own := about.get("own_parts"):
-        names = ", ".join(map(str, own))
+        paths = own if isinstance(own, dict) else {}
+        names = ", ".join(f"{name} ({paths[name][0]})" if paths.get(name) else str(name) for name in own)
         said.append(f"Given in Python: {names}; the settings of these parts do not apply.")
     said += [f"Seed {value}." for _, name, value, _ in _rows(spec) if name == "seed"]
     return " ".join(said)

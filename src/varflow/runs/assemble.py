@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from varflow import priors, refusals
-from varflow.core.errors import SpecError, VarflowError, suggestion
+from varflow.core.errors import SpecError, VarflowError
 from varflow.core.form import Form
 from varflow.data.dataset import Dataset
 from varflow.data.loading import dataset_of
@@ -23,10 +23,9 @@ from varflow.likelihoods import Identity
 from varflow.model import Model
 from varflow.posteriors import CodesAsLatents, DataAsLatents, Posterior
 from varflow.priors import Prior
+from varflow.runs.own import check_kinds
 from varflow.settings.roles import Chosen
 from varflow.settings.spec import RunSpec
-
-PARTS = ("prior", "likelihood", "posterior")
 
 
 def build(
@@ -45,9 +44,7 @@ def build(
     """
     spec.validate()
     own = dict(parts or {})
-    for name in own:
-        if name not in PARTS:
-            raise SpecError(f"parts: unknown part '{name}'; {suggestion(name, PARTS)}")
+    check_kinds(own)
     form = Form(tuple(data.event_shape), data.support, getattr(data, "levels", None))
     with torch.random.fork_rng(devices=[]), _fitting_into_memory(spec):
         torch.manual_seed(spec.training.seed if seed is None else seed)
@@ -90,6 +87,12 @@ def _inferred(spec: RunSpec, own: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
 def _observed(spec: RunSpec, form: Form, own: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """The prior is of x itself."""
+    for name in own:
+        if name != "prior":
+            raise SpecError(
+                f"{name}: given as an object, and likelihood=identity fits the prior to the data themselves; give a "
+                "prior alone, or choose another likelihood"
+            )
     observed = DataAsLatents(form.event_shape)
     prior = own.get("prior") or spec.prior.build(math.prod(form.event_shape), form)
     return prior, spec.likelihood.build(form), observed

@@ -89,12 +89,12 @@ class Comparison:
 
     def table(self) -> str:
         """Plain text."""
-        parts = [_aligned(self.rows()), "", _aligned(self.difference_rows()), *self.footer()]
+        parts = [aligned(self.rows()), "", aligned(self.difference_rows()), *self.footer()]
         return "\n".join(parts)
 
     def markdown(self) -> str:
         """Two tables and what stands below them."""
-        tables = [_piped(rows) for rows in (self.rows(), self.difference_rows())]
+        tables = [piped(rows) for rows in (self.rows(), self.difference_rows())]
         return "\n\n".join([*tables, *self.footer()]) + "\n"
 
     def csv(self) -> str:
@@ -251,7 +251,8 @@ def _signed(estimate: Estimate) -> str:
     return f"{sign}{_figures(estimate)} ({estimate.error(estimate.monte_carlo_error)})"
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
+    """A table as plain text."""
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(set_cell_size(c, w) for c, w in zip(row, widths, strict=True)).rstrip()
@@ -259,7 +260,8 @@ def _aligned(rows: list[list[str]]) -> str:
     )
 
 
-def _piped(rows: list[list[str]]) -> str:
+def piped(rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -21,7 +21,8 @@ from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.report.card import write_card
 from varflow.runs import code_prior
-from varflow.runs.assemble import PARTS, build, for_target, spec_data
+from varflow.runs import own as own_parts
+from varflow.runs.assemble import build, for_target, spec_data
 from varflow.runs.environment import environment
 from varflow.runs.folder import (
     RUN,
@@ -44,8 +45,11 @@ from varflow.runs.hub import is_address
 from varflow.runs.latent_space import write_embeddings
 from varflow.runs.run import Run
 from varflow.runs.scores import write_training_scores
+from varflow.runs.trackers import choice as trackers
 from varflow.settings import recipes
+from varflow.settings.keywords import BudgetKeywords, Keywords, RecipeName
 from varflow.settings.spec import RunSpec
+from varflow.training.callbacks import Callback, Callbacks, Fitting
 from varflow.training.engine import Engine
 from varflow.training.loop import Loop, Outcome
 from varflow.training.progress import Progress
@@ -56,7 +60,7 @@ BUDGETS = ("epochs", "steps", "prior_epochs", "prior_steps")
 
 @ranks.together
 def fit(
-    what: str | RunSpec | Model | Ensemble,
+    what: RecipeName | str | RunSpec | Model | Ensemble,
     data: Any = None,
     *,
     out: str | Path | None = None,
@@ -64,7 +68,9 @@ def fit(
     overwrite: bool = False,
     quiet: bool = False,
     recipe: str | None = None,
-    **settings: Any,
+    callbacks: Sequence[Callback] = (),
+    track: str | Sequence[str] | None = None,
+    **settings: Unpack[Keywords],
 ) -> Run:
     """Maximise the objective, and give back the run.
 
@@ -78,6 +84,9 @@ def fit(
         overwrite: replace the run that ``out`` holds.
         quiet: show no progress.
         recipe: name of the recipe that ``what`` came from, for the record.
+        callbacks: look on, and may end the fit (:class:`varflow.training.Callback`).
+        track: where curves, figures and settings go beside the folder: one or several of mlflow, wandb, trackio,
+            tensorboard (:mod:`varflow.trackers`).
         **settings: any setting of the spec by its name, e.g. ``flow="planar"``, ``epochs=20``.
 
     Returns:
@@ -86,7 +95,7 @@ def fit(
     Raises:
         SpecError: unknown or impossible settings, or parts that do not combine.
         DataError: the data are missing or not what was declared.
-        RunError: the folder cannot be written or holds a run already.
+        RunError: the folder cannot be written or holds a run already, or a callback raised an exception.
         NonFiniteError: training met a NaN or an infinity.
 
     Example:
@@ -98,11 +107,14 @@ def fit(
     """
     spec, own = _what(what, parts)
     recipe = what if isinstance(what, str) else recipe
+    given: dict[str, Any] = {**settings}
     if isinstance(data, str | Path):
-        settings["data"] = str(data)
+        given["data"] = str(data)
         data = None
-    spec = spec.replace(**settings) if settings else spec
+    spec = spec.replace(**given) if given else spec
+    own_parts.refuse_settings(settings, spec, own)
     spec.validate()
+    told = Callbacks(callbacks, spec.training.seed, trackers.named(track, out))
     engine = Engine.start(spec.training)
     dataset: Dataset | TargetBatches
     model: Model | Ensemble
@@ -115,8 +127,11 @@ def fit(
     else:
         dataset = spec_data(data, spec).to(engine.device, engine.dtype)
         model = build(spec, dataset, own)
-    about = {"recipe": recipe, "own_parts": sorted(own), "data_given": data is not None}
-    begun = _Fit(spec, model, dataset, engine, None if out is None else Path(out), about, quiet)
+    if own and isinstance(model, Model):
+        own_parts.dry_run(model.to(device=engine.device, dtype=engine.dtype), dataset)
+    paths = {name: own_parts.import_paths(part) for name, part in sorted(own.items())}
+    about = {"recipe": recipe, "own_parts": paths, "data_given": data is not None}
+    begun = _Fit(spec, model, dataset, engine, None if out is None else Path(out), about, quiet, told)
     begun.start(overwrite)
     return begun.finish()
 
@@ -128,7 +143,9 @@ def resume(
     *,
     parts: Mapping[str, nn.Module] | None = None,
     quiet: bool = False,
-    **budget: Any,
+    callbacks: Sequence[Callback] = (),
+    track: str | Sequence[str] | None = None,
+    **budget: Unpack[BudgetKeywords],
 ) -> Run:
     """Go on with an interrupted fit, bit for bit as if it had not been interrupted.
 
@@ -140,11 +157,13 @@ def resume(
         data: the data, where they were given in Python.
         parts: the parts of your own that the run was fitted with.
         quiet: show no progress.
+        callbacks: look on, and may end the fit (:class:`varflow.training.Callback`).
+        track: as in :func:`fit`; without it, where the run was tracked before. "none" tracks no more.
         **budget: ``epochs`` or ``steps``, or ``prior_epochs`` or ``prior_steps`` of the code prior: a larger
             budget than before.
 
     Raises:
-        RunError: nothing to resume, a damaged state, or a run that is finished.
+        RunError: nothing to resume, a damaged state, a run that is finished, or a callback that raised an exception.
         SpecError: a setting that is no budget.
     """
     if is_address(folder):
@@ -157,11 +176,9 @@ def resume(
     before = RunSpec.from_dict(read_json(path / SPEC))
     spec = _with_budget(before, budget, path)
     about = read_about(path)
-    for name in about.get("own_parts", []):
-        if name not in (parts or {}):
-            raise RunError(
-                f"parts: the run was fitted with its own {name}; pass parts={{'{name}': ...}}"
-            )
+    own_parts.require(about["own_parts"], parts)
+    tracking = trackers.named(trackers.before(path) if track is None else track, path)
+    told = Callbacks(callbacks, spec.training.seed, tracking)
     state = read_state(path) if started(path) else None
     engine = Engine.start(spec.training, None if state is None else state.get("engine"))
     if about.get("data_given") and data is None:
@@ -178,7 +195,7 @@ def resume(
         dataset = spec_data(data, spec, kept).to(engine.device, engine.dtype)
         model = build(spec, dataset, parts)
     check_data(dataset, path)
-    begun = _Fit(spec, model, dataset, engine, path, about, quiet)
+    begun = _Fit(spec, model, dataset, engine, path, about, quiet, told)
     begun.go_on(state, before)
     return begun.finish()
 
@@ -198,7 +215,7 @@ def _what(
     if isinstance(what, Model):
         if own:
             raise SpecError("parts: given beside a model, which has its own; give one of the two")
-        named = {name: getattr(what, name) for name in PARTS}
+        named = {name: getattr(what, name) for name in own_parts.PARTS}
         spec = RunSpec()
         if code_prior.needed(what):
             spec = spec.replace(posterior="quantizer", network="grid", prior="pixelcnn")
@@ -252,6 +269,7 @@ class _Fit:
         folder: of the run; None keeps everything in memory.
         about: what run.json says beside the outcome.
         quiet: show no progress.
+        callbacks: look on.
     """
 
     def __init__(
@@ -263,9 +281,10 @@ class _Fit:
         folder: Path | None,
         about: dict[str, Any],
         quiet: bool,
+        callbacks: Callbacks,
     ) -> None:
         self.spec, self.dataset, self.engine, self.folder = spec, dataset, engine, folder
-        self.about, self.quiet = about, quiet
+        self.about, self.quiet, self.callbacks = about, quiet, callbacks
         self.model = model.to(device=engine.device, dtype=engine.dtype)
         #: The model whose prior learns codes after the loop, where there is one.
         self.coded = model if isinstance(model, Model) and code_prior.needed(model) else None
@@ -275,7 +294,8 @@ class _Fit:
             Memory() if folder is None else RunFolder(folder) if self.writes else Elsewhere()
         )
         self.progress = Progress(0, quiet=quiet or ranks.rank() > 0)
-        self.loop = Loop(learns, dataset, spec, engine, self.sink, self.progress)
+        fitting = Fitting(spec, learns, dataset, folder)
+        self.loop = Loop(learns, dataset, spec, engine, self.sink, self.progress, callbacks, fitting)
         self.progress.steps = self.loop.steps
         if isinstance(self.sink, RunFolder):
             self.sink.watch(self.loop.kept_weights)
@@ -325,6 +345,15 @@ class _Fit:
 
     def finish(self) -> Run:
         """Train, then the prior over codes where there is one; and the run that holds it all."""
+        try:
+            run = self._finish()
+            self.callbacks.finish(run)
+        except BaseException as error:
+            self.callbacks.fail(error)
+            raise
+        return run
+
+    def _finish(self) -> Run:
         outcome = self._train()
         ended = dataclasses.asdict(outcome)
         model, later = self.loop.model, []
@@ -338,6 +367,8 @@ class _Fit:
                     "finished": False,
                     "reason": f"{name} received at the end of the quantizer, step {outcome.step}",
                 }
+        elif self.coded is not None and self.loop.fitting.reason is not None:
+            ended |= {"finished": False, "reason": f"{outcome.reason}; the code prior is not fitted"}
         elif self.coded is not None and outcome.finished:
             model = self.coded
             later = self._fit_code_prior(self.coded, ended)
@@ -376,6 +407,7 @@ class _Fit:
         seen = {k: v for k, v in describe_data(self.dataset).items() if k not in ("source", "folder")}
         ranks.meet({"settings": self.spec.replace(data_dir=None).to_dict(), "data": seen})
         ranks.copy_first(self.loop.model)
+        self.callbacks.meet()
         try:
             with self.progress, ranks.lockstep():
                 return self.loop.run()
@@ -396,7 +428,7 @@ class _Fit:
             waits()
         ranks.meet()
         second, later = code_prior.fit(
-            self.spec, model, self.dataset, self.engine, self.folder, self.quiet, waits
+            self.spec, model, self.dataset, self.engine, self.folder, self.quiet, waits, self.callbacks
         )
         told = dataclasses.asdict(second)
         if second.finished:

@@ -12,6 +12,7 @@
     embeddings.safetensors  latents of training rows, which neighbours are looked for among
     snapshots/           weights now and then, of a fit to a target
     prior/               the fit of a code prior: the codes it is fitted to, and metrics, weights and state of its own
+    trackers.json        under which names trackers know the run, where there are such
     evaluation/          estimates and per-example results
     figures/, report.html
     README.md            the model card (varflow.report.card)
@@ -42,7 +43,7 @@ from varflow.settings.spec import RunSpec
 SPEC, RUN, DATA, ENVIRONMENT = "spec.json", "run.json", "data.json", "environment.json"
 PREPROCESSING = "preprocessing.json"
 METRICS, WEIGHTS, STATE = "metrics.jsonl", "model.safetensors", "state.pt"
-SNAPSHOTS = "snapshots"
+SNAPSHOTS, TRACKERS = "snapshots", "trackers.json"
 #: What a run keeps of its training rows: their scores, and their latents.
 TRAINING_SCORES, EMBEDDINGS = TRAINING_ROWS
 
@@ -303,15 +304,23 @@ def snapshots(folder: Path) -> list[tuple[int, dict[str, Tensor]]]:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """run.json.
+    """run.json; its ``own_parts`` are part → import paths of the classes, none in a list of before there were any.
 
     Raises:
         RunError: it is missing or not what varflow wrote.
     """
     about = read_json(folder / RUN)
-    if not isinstance(about, dict) or not isinstance(about.get("own_parts"), list):
+    own = about.get("own_parts") if isinstance(about, dict) else None
+    if isinstance(own, list):
+        own = {str(name): [] for name in own}
+    known = ("prior", "likelihood", "posterior", "ensemble")
+    if not isinstance(own, dict) or not all(name in known and _is_words(paths) for name, paths in own.items()):
         raise RunError(f"{folder / RUN}: not what varflow wrote; restore it or fit again")
-    return about
+    return {**about, "own_parts": own}
+
+
+def _is_words(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def prepare(folder: Path, overwrite: bool) -> None:
@@ -335,7 +344,7 @@ def prepare(folder: Path, overwrite: bool) -> None:
         if card.is_file() and written_by_varflow(card.read_text(encoding="utf-8", errors="replace")):
             card.unlink()
         # The spec last: a clearing that is cut off leaves a folder that can be cleared again.
-        told = (RUN, DATA, PREPROCESSING, ENVIRONMENT, METRICS)
+        told = (RUN, DATA, PREPROCESSING, ENVIRONMENT, METRICS, TRACKERS)
         for name in (*told, WEIGHTS, STATE, *TRAINING_ROWS, "report.html", SPEC):
             (folder / name).unlink(missing_ok=True)
 

@@ -6,11 +6,14 @@ point, wherever they stand.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -19,13 +22,14 @@ from varflow.core import random
 from varflow.core.errors import RunError, ShapeError, SpecError, positive, unknown
 from varflow.core.files import write_atomically
 from varflow.data.dataset import Dataset
+from varflow.data.given import like
 from varflow.evaluation.health import latents
 from varflow.evaluation.points import evaluating
 from varflow.model import Model
 from varflow.priors import interpolation
 from varflow.priors.flow import Flow
 from varflow.runs.folder import EMBEDDINGS, read_weights
-from varflow.runs.rows import Progress, answer, count, one_model, pieces
+from varflow.runs.rows import Progress, count, one_model, pieces
 from varflow.runs.scores import training_order
 
 if TYPE_CHECKING:
@@ -39,8 +43,9 @@ SAMPLES = 50
 #: Rows that are encoded or decoded at once.
 _BLOCK = 500
 
-#: The latents of training rows in a run folder: of so many rows at most, and so many numbers.
-_ROWS, _NUMBERS = 10_000, 2**20
+#: The latents of training rows that a fit leaves in its folder: of so many rows at most, and so many numbers, with no
+#: new block after so many seconds.
+_ROWS, _NUMBERS, _SECONDS = 10_000, 2**20, 1.0
 
 
 @torch.no_grad()
@@ -66,7 +71,8 @@ def embed(
                 found.append(_embedded(model, piece.batch("test", rows).x, what, samples, seed, start + first))
                 if progress is not None:
                     progress(start + first + len(rows), total)
-    return answer(x, torch.cat(found))
+    z = torch.cat(found)
+    return like(x, z, [f"z{i}" for i in range(z.shape[-1])] if z.dim() == 2 else ())
 
 
 def _choices(model: Model) -> tuple[What, ...]:
@@ -136,7 +142,7 @@ def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0) -> Any:
                     else:
                         z = model.encode(seen).z[0]
                     found.append(_decoded(run, model, z, mean))
-    return answer(x, torch.cat(found))
+    return like(x, torch.cat(found), run.columns)
 
 
 def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = None, seed: int = 0) -> Any:
@@ -168,13 +174,14 @@ def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = Non
             bent = way == "sphere" or (way == "base" and model.posterior.observed)
             move = interpolation.spherical if bent else interpolation.linear
             path = move(first.flatten(), last.flatten(), steps).reshape(steps, *shape)
-        return answer(a, _decoded(run, model, path))
+        return like(a, _decoded(run, model, path))
 
 
 def _as_rows(name: str, end: Any, run: Run) -> Any:
     """One example as a batch of one."""
-    if getattr(end, "shape", None) is None:
-        end = torch.as_tensor(end)
+    if not isinstance(end, torch.Tensor | np.ndarray):
+        # One row of a frame, or a list of numbers.
+        end = np.asarray(end)
     if tuple(end.shape) == run.form.event_shape or (run.picture and end.ndim == len(run.form.event_shape) - 1):
         return end[None]
     return end
@@ -251,39 +258,43 @@ def _training_latents(run: Run) -> _Embedded:
 
 def _embed_training_rows(run: Run) -> _Embedded:
     model, dataset = run.members()[0], run.dataset
-    values, index = _chosen_rows(run, dataset)
+    assert isinstance(dataset, Dataset)
+    points, index = _few_latents(run, dataset)
+    if model.posterior.discrete:
+        points = model.posterior.decode_codes(points)  # type: ignore[operator]
     labels = dataset.labels("train")
     label = None if labels is None else labels[index.to(labels.device)].cpu()
-    return _Embedded(_points(run, model, values, 0), dataset.origins("train", index), label)
+    return _Embedded(points.flatten(1).double().cpu(), dataset.origins("train", index), label)
 
 
-def _chosen_rows(run: Run, dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """The training rows that stand for all, as stored, and which they are."""
-    model = run.members()[0]
-    index = training_order(dataset)
-    one = dataset.raw("train")[:1]
-    width = torch.as_tensor(embed(run, one, "codes" if model.posterior.discrete else "centre")).numel()
-    index = index[: max(1, min(_ROWS, _NUMBERS // width))]
-    return dataset.raw("train")[index.to(dataset.device)], index
+def _few_latents(run: Run, dataset: Dataset, seconds: float = math.inf) -> tuple[Tensor, Tensor]:
+    """The centres or codes of the training rows that stand for all, and which rows they are."""
+    what: What = "codes" if run.members()[0].posterior.discrete else "centre"
+    order, values = training_order(dataset)[:_ROWS], dataset.raw("train")
+    begun, parts, done = time.monotonic(), [], 0
+    while done < len(order):
+        rows = order[done : done + _BLOCK].to(values.device)
+        parts.append(torch.as_tensor(embed(run, values[rows], what)))
+        done += len(rows)
+        if done * parts[0][0].numel() > _NUMBERS or time.monotonic() - begun > seconds:
+            break
+    return torch.cat(parts), order[:done]
 
 
 def write_embeddings(run: Run, folder: Path) -> None:
-    """Embed training rows, and keep their latents in the folder, with the place and label of each."""
+    """Embed training rows for a second, and keep their latents in the folder, with the place and label of each."""
     from safetensors.torch import save
 
     model, dataset = run.members()[0], run.dataset
+    assert isinstance(dataset, Dataset)
     try:
         _choices(model)
     except SpecError:
         return
-    values, index = _chosen_rows(run, dataset)
-    held: dict[str, Tensor] = {}
-    if model.posterior.discrete:
-        held["codes"] = torch.as_tensor(embed(run, values, "codes")).to(torch.int32)
-    else:
-        held["centre"] = torch.as_tensor(embed(run, values, "centre")).float()
+    points, index = _few_latents(run, dataset, _SECONDS)
+    held = {"codes": points.to(torch.int32)} if model.posterior.discrete else {"centre": points.float()}
     origins = dataset.origins("train", index)
-    if origins and isinstance(origins[0], str):
+    if isinstance(origins[0], str):
         held["files"] = torch.tensor(list("\n".join(map(str, origins)).encode()), dtype=torch.uint8)
         held["row"] = index
     else:

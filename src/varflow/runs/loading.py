@@ -17,7 +17,7 @@ from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.runs import code_prior
-from varflow.runs.assemble import PARTS, build, build_ensemble, spec_data, target_batches
+from varflow.runs.assemble import build, build_ensemble, spec_data, target_batches
 from varflow.runs.folder import (
     DATA,
     SPEC,
@@ -29,6 +29,7 @@ from varflow.runs.folder import (
     read_weights,
 )
 from varflow.runs.hub import located
+from varflow.runs.own import require
 from varflow.runs.run import Run
 from varflow.settings.spec import RunSpec
 
@@ -45,12 +46,13 @@ def load(
     """The run in a folder, its model ready for use.
 
     Nothing from the folder is executed and no name found in it is imported: part names are looked up
-    in varflow's own tables.
+    in varflow's own tables. The import paths of parts of your own stand in run.json to be read, no more.
 
     Args:
         folder: a run folder; or ``hf://owner/name``, ``hf://owner/name/folder`` or either with ``@revision`` behind
             it, on the Hugging Face hub (``varflow[hub]``).
-        parts: the parts of your own that the run was fitted with, by name.
+        parts: the parts of your own that the run was fitted with, by name: objects of the same classes, whose weights
+            are replaced.
         data: the data, where they were given in Python.
         device: where the model goes.
 
@@ -67,12 +69,8 @@ def load(
     form = read_form(path)
     about = read_about(path)
     kept, picture = read_preprocessing(path, form)
-    own = about.get("own_parts", [])
-    for name in own:
-        if name not in (*PARTS, "ensemble") or name not in (parts or {}):
-            raise RunError(
-                f"parts: the run was fitted with its own {name}; pass parts={{'{name}': ...}}"
-            )
+    own = about["own_parts"]
+    require(own, parts)
     weights = read_weights(path / WEIGHTS)
     _check_sizes(spec, form, path, weights, parts)
     model: Model | Ensemble

@@ -1,15 +1,13 @@
-"""Rows or pictures given to a fitted model, piece by piece, and answers in the kind that they came in."""
+"""Rows or pictures given to a fitted model, piece by piece, under the preprocessing of training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from torch import Tensor
-
 from varflow.core.errors import SpecError
 from varflow.data.dataset import SPLITS, Dataset
+from varflow.data.given import given, in_order
 from varflow.data.loading import stored_rows
 from varflow.model import Model
 
@@ -33,8 +31,7 @@ def pieces(run: Run, x: Any, seed: int = 0, equal_noise: bool = False) -> Iterat
     kept = run.preprocessing
     assert kept is not None
     home = next(run.model.parameters())
-    sliced = isinstance(x, np.ndarray | Tensor) and x.ndim > 0
-    rows = x if sliced else stored_rows(x, kept, run.form.event_shape, run.picture)
+    rows = in_order(given(x), run.columns)
     for start in range(0, max(len(rows), 1), PIECE):
         part = stored_rows(rows[start : start + PIECE], kept, run.form.event_shape, run.picture)
         same = dict.fromkeys(SPLITS, part)
@@ -45,14 +42,8 @@ def pieces(run: Run, x: Any, seed: int = 0, equal_noise: bool = False) -> Iterat
 
 
 def count(x: Any) -> int:
-    """How many rows are given."""
-    return len(x)
-
-
-def answer(x: Any, found: Tensor) -> Any:
-    """A result in the kind that x is: an array for an array, else a tensor on the CPU."""
-    found = found.detach().cpu()
-    return found.numpy() if isinstance(x, np.ndarray) else found
+    """How many rows are given, 0 where it does not say."""
+    return len(x) if hasattr(x, "__len__") else 0
 
 
 def one_model(run: Run, verb: str, instead: str) -> Model:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from varflow.core import random, ranks
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from varflow.runs.latent_space import Neighbours, Way, What
     from varflow.runs.rows import Progress
     from varflow.runs.scores import Scores
+
+#: Answers come in the kind that rows were given in.
+Rows = TypeVar("Rows")
 
 
 class Run:
@@ -48,6 +52,18 @@ class Run:
             the hub's cache, which is not written to.
     """
 
+    spec: RunSpec
+    model: Model | Ensemble
+    form: Form
+    folder: Path | None
+    metrics: list[dict[str, Any]]
+    outcome: dict[str, Any]
+    code_prior_metrics: list[dict[str, Any]]
+    preprocessing: Protocol | None
+    picture: bool
+    other_data: bool
+    origin: str | None
+
     def __init__(
         self,
         spec: RunSpec,
@@ -69,15 +85,20 @@ class Run:
             preprocessing, picture = dataset.preprocessing, dataset.picture
         self.preprocessing, self.picture = preprocessing, picture
         self.other_data = False
-        self.origin: str | None = None
+        self.origin = None
 
     def __repr__(self) -> str:
         return f"Run({self.folder or 'in memory'}, {self.outcome.get('step', 0)} steps)"
 
     @property
-    def dataset(self) -> Any:
+    def dataset(self) -> Dataset | TargetBatches:
         """The data of the run, read again where it is not at hand, on the model's device."""
         if self._dataset is None:
+            if self.folder is None:
+                raise RunError(
+                    "data: this run is in memory and does not keep the data it was fitted to; score rows with "
+                    "log_prob, or fit with varflow.fit to have the data evaluated"
+                )
             if self._given_data():
                 raise RunError(
                     "data: this run was fitted to data given in Python, which the folder does not hold; "
@@ -113,6 +134,17 @@ class Run:
         """Whether nothing is observed: a fit to a target, whose q(z) is the result."""
         return self.form.support == "none"
 
+    @overload
+    def log_prob(self, x: Tensor, samples: int | None = ..., seed: int = ..., memory: int = ...) -> Tensor: ...
+
+    @overload
+    def log_prob(
+        self, x: NDArray[Any], samples: int | None = ..., seed: int = ..., memory: int = ...
+    ) -> NDArray[Any]: ...
+
+    @overload
+    def log_prob(self, x: Any, samples: int | None = ..., seed: int = ..., memory: int = ...) -> Any: ...
+
     def log_prob(
         self, x: Any, samples: int | None = None, seed: int = 0, memory: int = 2**30
     ) -> Any:
@@ -132,9 +164,9 @@ class Run:
             SpecError: a fit to a target, which has no x (see :meth:`log_q`).
             DataError, ShapeError: a NaN, or x of another shape or other levels than the training data.
         """
-        from varflow.runs.rows import answer
+        from varflow.data.given import like
 
-        return answer(x, self.scores(x, samples, seed, memory).log_prob)
+        return like(x, self.scores(x, samples, seed, memory).log_prob, ["log_prob"])
 
     def scores(
         self,
@@ -143,14 +175,17 @@ class Run:
         seed: int = 0,
         memory: int = 2**30,
         anomaly: bool = False,
+        training_rows: int | None = None,
         progress: Progress | None = None,
     ) -> Scores:
         """:meth:`log_prob` with the Monte-Carlo error and Pareto k̂ of each row.
 
         Args:
             x, samples, seed, memory: as there.
-            anomaly: add the rank of each row among the training rows. Where the density is not exact they were scored
-                with 100 samples, and so must x be.
+            anomaly: add the rank of each row among the training rows that the folder has the scores of. A fit scores
+                as many as it can in a second, up to 2,000, with 100 samples where the density is not exact.
+            training_rows: score so many training rows now and rank among them; the data must be at hand. A folder
+                keeps their scores.
             progress: called with (rows done, rows).
 
         Raises:
@@ -158,9 +193,9 @@ class Run:
         """
         from varflow.runs.scores import score
 
-        return score(self, x, samples, seed, memory, anomaly, progress)
+        return score(self, x, samples, seed, memory, anomaly, training_rows, progress)
 
-    def log_q(self, z: Any) -> Any:
+    def log_q(self, z: Rows) -> Rows:
         """log q(z) of a fit to a target, nats: ``[N]``, or ``[fits, N]`` where several were trained together.
 
         Args:
@@ -169,7 +204,7 @@ class Run:
         Raises:
             SpecError: a fit to data, whose q is q(z|x), or a posterior without a density of its own.
         """
-        from varflow.runs.rows import answer
+        from varflow.data.given import like
 
         if not self.infers_target:
             raise SpecError("log_q: this run was fitted to data, and q(z|x) depends on x; use log_prob(x)")
@@ -179,7 +214,8 @@ class Run:
             raise ShapeError(f"z: shape {list(points.shape)}, should be [N, {self.form.event_shape[-1]}]")
         with torch.no_grad():
             found = torch.stack([member.posterior().log_prob(points).double() for member in self.members()])
-        return answer(z, found if len(found) > 1 else found[0])
+        answer: Rows = like(z, found if len(found) > 1 else found[0])
+        return answer
 
     def sample(self, count: int, seed: int = 0, mean: bool = False) -> Tensor:
         """``count`` draws of p(x) in the units of the data: raw rows, or levels of pictures; ``[count, *event]``.
@@ -207,12 +243,12 @@ class Run:
 
     def embed(
         self,
-        x: Any,
+        x: Rows,
         what: What | None = None,
         samples: int = 50,
         seed: int = 0,
         progress: Progress | None = None,
-    ) -> Any:
+    ) -> Rows:
         """Where rows lie in latent space: ``[N, D]``, in the kind that x is.
 
         Args:
@@ -232,9 +268,10 @@ class Run:
         """
         from varflow.runs.latent_space import embed
 
-        return embed(self, x, what, samples, seed, progress)
+        found: Rows = embed(self, x, what, samples, seed, progress)
+        return found
 
-    def reconstruct(self, x: Any, mean: bool = True, seed: int = 0) -> Any:
+    def reconstruct(self, x: Rows, mean: bool = True, seed: int = 0) -> Rows:
         """x through one z ~ q(z|x) and back, in the units of the data and the kind that x is: ``[N, *event]``.
 
         Args:
@@ -247,11 +284,12 @@ class Run:
         """
         from varflow.runs.latent_space import reconstruct
 
-        return reconstruct(self, x, mean, seed)
+        found: Rows = reconstruct(self, x, mean, seed)
+        return found
 
     def interpolate(
-        self, a: Any, b: Any, steps: int = 10, way: Way | None = None, seed: int = 0
-    ) -> Any:
+        self, a: Rows, b: Rows, steps: int = 10, way: Way | None = None, seed: int = 0
+    ) -> Rows:
         """The decoded way from a to b through latent space, both ends included: ``[steps, *event]``.
 
         Args:
@@ -267,7 +305,8 @@ class Run:
         """
         from varflow.runs.latent_space import interpolate
 
-        return interpolate(self, a, b, steps, way, seed)
+        found: Rows = interpolate(self, a, b, steps, way, seed)
+        return found
 
     def nearest(self, x: Any, k: int = 5, among: Any = None, seed: int = 0) -> Neighbours:
         """The training rows nearest to x in latent space, by the distance of the centres of q(z|x).
@@ -335,7 +374,7 @@ class Run:
         else:
             assert isinstance(self.model, Model)
             assert isinstance(self.dataset, Dataset)
-            if self.folder is not None and self._keeps:
+            if self.folder is not None and self.keeps:
                 options.setdefault("folder", self.folder / "evaluation")
             result = evaluation.evaluate(
                 self.model,
@@ -347,7 +386,7 @@ class Run:
                 else samples,
                 **options,
             )
-        if self.folder is not None and self._keeps:
+        if self.folder is not None and self.keeps:
             from varflow.report.card import write_card
 
             result.save(self.folder)
@@ -382,6 +421,8 @@ class Run:
                 self.model, self.metrics, folder, snapshots(self.folder), evaluation=evaluation
             )
         else:
+            assert isinstance(self.model, Model)
+            assert isinstance(self.dataset, Dataset)
             drawn = (self.folder / "evaluation" / "test-curve.npz").exists()
             curve = Evaluation.load(self.folder, "test-curve") if drawn else None
             figures.gallery(
@@ -458,8 +499,8 @@ class Run:
             self._dataset, self.other_data = run._dataset, run.other_data
 
     @property
-    def _keeps(self) -> bool:
-        """Whether estimates are kept in the folder: those of the run's own data are, where it may be written to."""
+    def keeps(self) -> bool:
+        """Whether results are kept in the folder: those of the run's data, where the folder may be written to."""
         return not self.other_data and self.origin is None
 
     def _given_data(self) -> bool:

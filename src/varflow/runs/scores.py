@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from varflow.core.files import read_json, write_json
 from varflow.data.dataset import Dataset
 from varflow.evaluation.importance import POINTS, importance_sample
 from varflow.runs.folder import TRAINING_SCORES
-from varflow.runs.rows import Progress, count, one_model, pieces
+from varflow.runs.rows import PIECE, Progress, count, one_model, pieces
 
 if TYPE_CHECKING:
     from varflow.runs.run import Run
@@ -28,8 +29,9 @@ SAMPLES = 100
 #: Rows that an exact density is asked for at once.
 _EXACT = 2048
 
-#: The scores of training rows in a run folder: of so many rows at most, and no new block after so many seconds.
-_ROWS, _SECONDS, _BLOCK = 2000, 2.0, 16
+#: The scores of training rows that a fit leaves in its folder: of so many rows at most, with no new block after so
+#: many seconds, and so many rows in a block of importance samples.
+_ROWS, _SECONDS, _BLOCK = 2000, 1.0, 4
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Scores:
             unless it was asked for.
         samples: importance samples for each row; 0 where there are none.
         scored: of what log_prob is the logarithm, in words.
+        training_rows: how many training rows the rank is among; 0 without one.
     """
 
     log_prob: Float[Tensor, " rows"]
@@ -53,6 +56,7 @@ class Scores:
     rank: Float[Tensor, " rows"] | None
     samples: int
     scored: str
+    training_rows: int = 0
 
     def columns(self) -> dict[str, Tensor]:
         """What is known of each row, by name."""
@@ -69,6 +73,7 @@ def score(
     seed: int = 0,
     memory: int = 2**30,
     anomaly: bool = False,
+    training_rows: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """See :meth:`varflow.Run.scores`."""
@@ -76,7 +81,12 @@ def score(
     certain = model.posterior.observed or model.posterior.discrete
     drawn = SAMPLES if samples is None else samples
     positive(samples=drawn)
-    reference = training_scores(run, None if samples is None else drawn) if anomaly else None
+    reference = None
+    if training_rows is not None:
+        positive(training_rows=training_rows)
+        reference = _score_more(run, drawn, training_rows, progress)
+    elif anomaly:
+        reference = training_scores(run, None if samples is None else drawn)
     total = count(x)
     parts: list[Tensor] = []
     for start, piece in pieces(run, x, seed):
@@ -86,9 +96,11 @@ def score(
             if progress is not None:
                 progress(start + first + len(block), total)
     log_prob, error, khat = torch.cat(parts, 1)
-    rank = None if reference is None else _rank(log_prob, reference)
     assert run.preprocessing is not None
-    return Scores(log_prob, error, khat, rank, 0 if certain else drawn, run.preprocessing.scored)
+    scored, drawn = run.preprocessing.scored, 0 if certain else drawn
+    if reference is None:
+        return Scores(log_prob, error, khat, None, drawn, scored)
+    return Scores(log_prob, error, khat, _rank(log_prob, reference), drawn, scored, len(reference))
 
 
 def _blocks(rows: int, size: int) -> Iterator[tuple[int, Tensor]]:
@@ -139,7 +151,11 @@ def training_scores(run: Run, samples: int | None = None) -> Tensor:
 
 
 def score_training_rows(
-    run: Run, samples: int = SAMPLES, rows: int = _ROWS, seconds: float = _SECONDS
+    run: Run,
+    samples: int = SAMPLES,
+    rows: int = _ROWS,
+    seconds: float = math.inf,
+    progress: Progress | None = None,
 ) -> tuple[Tensor, int]:
     """log p of the first ``rows`` of a seeded order of the training rows, as many as ``seconds`` allow; and the
     importance samples behind each, 0 where it is exact.
@@ -149,13 +165,23 @@ def score_training_rows(
     certain = model.posterior.observed or model.posterior.discrete
     size, begun, parts = (_EXACT if certain else _BLOCK), time.monotonic(), []
     values = dataset.raw("train")[training_order(dataset)[:rows].to(dataset.device)]
-    (_, piece), *_ = pieces(run, values)
-    for number, (_, block) in enumerate(_blocks(len(values), size)):
-        found = _block(run, piece.batch("test", block), samples, 2**28, run.spec.training.seed, number * POINTS)
-        parts.append(found[0])
+    (_, piece), *_ = pieces(run, values[:PIECE])
+    for number, (first, block) in enumerate(_blocks(piece.sizes["test"], size)):
+        seen = piece.batch("test", block)
+        parts.append(_block(run, seen, samples, 2**28, run.spec.training.seed, number * POINTS)[0])
+        if progress is not None:
+            progress(first + len(block), piece.sizes["test"])
         if time.monotonic() - begun > seconds:
             break
     return torch.cat(parts), 0 if certain else samples
+
+
+def _score_more(run: Run, samples: int, rows: int, progress: Progress | None) -> Tensor:
+    """log p of so many training rows, kept in the run folder where there is one."""
+    log_prob, drawn = score_training_rows(run, samples, rows, progress=progress)
+    if run.folder is not None and run.keeps:
+        _write(run, run.folder, log_prob, drawn)
+    return log_prob
 
 
 def training_order(dataset: Dataset) -> Tensor:
@@ -164,8 +190,12 @@ def training_order(dataset: Dataset) -> Tensor:
 
 
 def write_training_scores(run: Run, folder: Path) -> None:
-    """Score training rows, and keep what came of it in the folder."""
-    log_prob, samples = score_training_rows(run)
+    """Score training rows for a second, and keep what came of it in the folder."""
+    log_prob, samples = score_training_rows(run, seconds=_SECONDS)
+    _write(run, folder, log_prob, samples)
+
+
+def _write(run: Run, folder: Path, log_prob: Tensor, samples: int) -> None:
     seed = run.spec.training.seed
     facts = {"unit": "nats", "samples": samples, "seed": seed, "log_prob": log_prob.tolist()}
     write_json(folder / TRAINING_SCORES, facts)

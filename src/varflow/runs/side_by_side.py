@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from varflow.core import random
+from varflow.data.dataset import Dataset
 from varflow.report import comparison as pages
 from varflow.report.comparison import Sheet
 from varflow.runs.comparison import Comparison
@@ -46,21 +48,24 @@ def _sheets(
     names: Sequence[str], folders: Sequence[Path], seed: int, data_dir: str | None
 ) -> list[Sheet]:
     """Samples and reconstructions of runs on pictures."""
-    samples, again, split = {}, {}, "test"
+    samples: dict[str, Tensor] = {}
+    again: dict[str, Tensor] = {}
+    split = "test"
     for name, folder in zip(names, folders, strict=True):
         run = load(folder)
         model: Any = run.model
         if data_dir is not None:
             run.spec = run.spec.replace(data_dir=data_dir)
-        if not run.dataset.picture:
+        data = run.dataset
+        if not isinstance(data, Dataset) or not data.picture:
             return []
         with random.stream(seed):
-            samples[name] = run.dataset.pictures(model.sample(_PICTURES, mean=True))
-        count = min(_PICTURES, run.dataset.sizes[split])
+            samples[name] = _pictures(data, model.sample(_PICTURES, mean=True))
+        count = min(_PICTURES, data.sizes[split])
         with random.stream(seed):
-            x = run.dataset.batch(split, torch.arange(count)).x
-            again[name] = run.dataset.pictures(model.reconstruct(x))
-        originals = run.dataset.pictures(x)
+            x = data.batch(split, torch.arange(count)).x
+            again[name] = _pictures(data, model.reconstruct(x))
+        originals = _pictures(data, x)
     return [
         Sheet(
             "Samples",
@@ -75,3 +80,9 @@ def _sheets(
             {f"{split} examples": originals, **again},
         ),
     ]
+
+
+def _pictures(data: Dataset, x: Tensor) -> Tensor:
+    found = data.pictures(x)
+    assert found is not None
+    return found

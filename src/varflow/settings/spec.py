@@ -9,9 +9,11 @@ feature counts) are never asked for. A setting stands in the file of the part th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Unpack
 
 from varflow.core.errors import RunError, SpecError, suggestion
+from varflow.settings.keywords import SpecKeywords
 from varflow.settings.roles import ROLES, Chosen, Role, choose, every_name, parts_with
 
 #: Raised when spec.json changes its form; a spec of another version is refused by name.
@@ -39,7 +41,7 @@ class RunSpec:
         self._values = {name: value for part in parts.values() for name, value in part.values().items()}
         return self
 
-    def replace(self, **settings: Any) -> RunSpec:
+    def replace(self, **settings: Unpack[SpecKeywords]) -> RunSpec:
         """A copy with choices and settings changed by their names, e.g. ``replace(flow="iaf", lr=5e-4)``.
 
         Where another part is chosen it takes over the values of the settings that it shares with the one before, and
@@ -55,7 +57,7 @@ class RunSpec:
                 raise made.refusal(name)
         return made
 
-    def preset(self, **settings: Any) -> RunSpec:
+    def preset(self, **settings: Unpack[SpecKeywords]) -> RunSpec:
         """A copy with these values wherever a part has such a setting: now, or when it is chosen later.
 
         >>> spec = RunSpec().preset(length=16)
@@ -192,6 +194,25 @@ class RunSpec:
                     raise RunError(f"spec: unknown key '{role}.{key}'; {suggestion(key, own)}")
         spec.validate()
         return spec
+
+    def to_toml(self) -> str:
+        """Every setting as TOML, under its role; :meth:`from_toml` and ``varflow fit --config`` read it."""
+        from varflow.settings import toml
+
+        return toml.write(self)
+
+    @staticmethod
+    def from_toml(path: str | Path) -> RunSpec:
+        """The spec in a TOML file: settings by name, flat or under their roles, over the defaults or over the
+        ``recipe`` that it names.
+
+        Raises:
+            SpecError: the file cannot be read, or a setting in it is unknown or impossible; the sentence names the
+                file.
+        """
+        from varflow.settings import toml
+
+        return toml.read(path)[0]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RunSpec) and self._values == other._values

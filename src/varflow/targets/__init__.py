@@ -4,6 +4,8 @@ A :class:`Target` is a prior that nothing is observed about. The Gaussian models
 whose one z explains a whole data set; their evidence and posterior are known in closed form.
 """
 
+from typing import TYPE_CHECKING
+
 from varflow.core.lazy import attach
 
 _EXPORTS = {
@@ -44,4 +46,28 @@ TABLE = {
     "gaussian-model": "varflow.targets.gaussian_data:simulate",
 }
 
-__getattr__, __dir__ = attach(__name__, _EXPORTS)
+if TYPE_CHECKING:
+    # Written by tests/typing/generate.py from _EXPORTS.
+    from varflow.targets.callable import Callable as Callable
+    from varflow.targets.energies import U1 as U1
+    from varflow.targets.energies import U2 as U2
+    from varflow.targets.energies import U3 as U3
+    from varflow.targets.energies import U4 as U4
+    from varflow.targets.full_covariance import CorrelatedGaussianModel as CorrelatedGaussianModel
+    from varflow.targets.gaussian_data import GaussianData as GaussianData
+    from varflow.targets.gaussian_data import generate as generate
+    from varflow.targets.gaussian_data import simulate as simulate
+    from varflow.targets.gaussian_model import GaussianModel as GaussianModel
+    from varflow.targets.hamiltonian_bound import best_hamiltonian_gap as best_hamiltonian_gap
+    from varflow.targets.hamiltonian_bound import hamiltonian_gap as hamiltonian_gap
+    from varflow.targets.mixture import GaussianMixture as GaussianMixture
+    from varflow.targets.quadrature import Grid as Grid
+    from varflow.targets.quadrature import Moments as Moments
+    from varflow.targets.quadrature import grid as grid
+    from varflow.targets.quadrature import integrate as integrate
+    from varflow.targets.shapes import Banana as Banana
+    from varflow.targets.shapes import Funnel as Funnel
+    from varflow.targets.shapes import Ring as Ring
+    from varflow.targets.target import Target as Target
+else:
+    __getattr__, __dir__ = attach(__name__, _EXPORTS)

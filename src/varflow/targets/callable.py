@@ -63,7 +63,8 @@ class Callable(Target):
                 f"box: integrates in the plane, but features is {features}; leave it out"
             )
         self.function = log_prob
-        self.box, self.window = box, window or box
+        self.box: Window | None = box
+        self.window: Window | None = window or box
         self._log_normalizer = log_normalizer
         if points is None:
             own = _own_dtype(log_prob)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from varflow.targets.quadrature import Integrated, expectation
 from varflow.targets.shapes import propose_radius, radius
-from varflow.targets.target import exactly_two
+from varflow.targets.target import Window, exactly_two
 
 _WALL, _EDGE = 5.0, 4.0
 
@@ -52,8 +52,9 @@ class U1(Integrated):
     1.8775
     """
 
-    window = (-4.0, 4.0, -4.0, 4.0)
-    x_breaks = y_breaks = (-7.0, 0.0, 7.0)
+    window: Window | None = (-4.0, 4.0, -4.0, 4.0)
+    x_breaks: Sequence[float] = (-7.0, 0.0, 7.0)
+    y_breaks: Sequence[float] = x_breaks
 
     def __init__(self, features: int = 2) -> None:
         super().__init__(exactly_two("U1", features))
@@ -103,8 +104,9 @@ class _Branches(Integrated):
     accepted by the wall of z₂.
     """
 
-    window = (-5.0, 5.0, -5.0, 5.0)
-    x_breaks = y_breaks = (-7.0, -4.0, 4.0, 7.0)
+    window: Window | None = (-5.0, 5.0, -5.0, 5.0)
+    x_breaks: Sequence[float] = (-7.0, -4.0, 4.0, 7.0)
+    y_breaks: Sequence[float] = x_breaks
     widths: tuple[float, ...]
 
     def __init__(self, features: int = 2) -> None:
@@ -182,7 +184,7 @@ class U2(_Branches):
     Source: Rezende and Mohamed 2015, Table 1; the wall W is not theirs.
     """
 
-    widths = (0.4,)
+    widths: tuple[float, ...] = (0.4,)
 
     def centers(self, z1: Float[Tensor, "..."]) -> tuple[Tensor, ...]:
         return (_wave(z1),)
@@ -202,7 +204,7 @@ class U3(_TwoBranches):
     Source: Rezende and Mohamed 2015, Table 1; the wall W is not theirs.
     """
 
-    widths = (0.35, 0.35)
+    widths: tuple[float, ...] = (0.35, 0.35)
 
     def centers(self, z1: Float[Tensor, "..."]) -> tuple[Tensor, ...]:
         w1 = _wave(z1)
@@ -227,7 +229,7 @@ class U4(_TwoBranches):
     Source: Rezende and Mohamed 2015, Table 1; the wall W is not theirs.
     """
 
-    widths = (0.4, 0.35)
+    widths: tuple[float, ...] = (0.4, 0.35)
 
     def centers(self, z1: Float[Tensor, "..."]) -> tuple[Tensor, ...]:
         w1 = _wave(z1)

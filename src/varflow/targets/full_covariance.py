@@ -91,7 +91,7 @@ class CorrelatedGaussianModel(nn.Module):
     Cost: O(d²) per z and O(d³) per call, whatever N is.
     """
 
-    support = ("real",)
+    support: tuple[str, ...] = ("real",)
 
     def __init__(
         self,
@@ -107,14 +107,14 @@ class CorrelatedGaussianModel(nn.Module):
             raise unknown("batches", str(batches), ["full", "minibatch"])
         check_table(data)
         self.batches = batches
-        self.event_shape = (data.shape[1],)
-        self.shift = nn.Parameter(start("shift", shift, data))
+        self.event_shape: tuple[int, ...] = (data.shape[1],)
+        self.shift: nn.Parameter = nn.Parameter(start("shift", shift, data))
         factor = torch.eye(data.shape[1]).to(data) * torch.tensor(3.0).to(data).exp()
         if covariance is not None:
             factor = _cholesky(covariance, data.shape[1]).to(data)
         log_scale = factor.diagonal().log()
-        self.log_scale = nn.Parameter(log_scale, requires_grad=learn_noise)
-        self.below = nn.Parameter(factor.tril(-1), requires_grad=learn_noise)
+        self.log_scale: nn.Parameter = nn.Parameter(log_scale, requires_grad=learn_noise)
+        self.below: nn.Parameter = nn.Parameter(factor.tril(-1), requires_grad=learn_noise)
         whole = statistics_of(data)
         rows = data.double() - whole.mean
         self.register_buffer("data_count", whole.count.to(data.dtype))
@@ -125,7 +125,7 @@ class CorrelatedGaussianModel(nn.Module):
         self.register_buffer("data_root", root.to(data.dtype))
         if batches == "minibatch":
             self.register_buffer("data_rows", rows.to(data.dtype))
-        self.has_truth = truth is not None
+        self.has_truth: bool = truth is not None
         if truth is not None:
             self.register_buffer("true_shift", truth[0].to(data))
             self.register_buffer("true_covariance", truth[1].to(data))

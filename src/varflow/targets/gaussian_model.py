@@ -109,7 +109,7 @@ class GaussianModel(nn.Module):
     -2.8379
     """
 
-    support = ("real",)
+    support: tuple[str, ...] = ("real",)
 
     def __init__(
         self,
@@ -125,10 +125,11 @@ class GaussianModel(nn.Module):
         if batches not in ("full", "minibatch", "separate"):
             raise unknown("batches", str(batches), ["full", "minibatch", "separate"])
         check_table(data)
-        self.batches, self.block = batches, block
-        self.event_shape = (data.shape[1],)
-        self.shift = nn.Parameter(start("shift", shift, data))
-        self.log_scale = nn.Parameter(start("log_scale", log_scale, data))
+        self.batches = batches
+        self.block: int = block
+        self.event_shape: tuple[int, ...] = (data.shape[1],)
+        self.shift: nn.Parameter = nn.Parameter(start("shift", shift, data))
+        self.log_scale: nn.Parameter = nn.Parameter(start("log_scale", log_scale, data))
         whole = statistics_of(data)
         self._store("count", whole.count, data)
         self._store("mean", whole.mean, data)
@@ -140,7 +141,7 @@ class GaussianModel(nn.Module):
             self._store("block_count", torch.stack([b.count for b in blocks]), data)
             self._store("block_mean", torch.stack([b.mean for b in blocks]), data)
             self._store("block_scatter", torch.stack([b.scatter for b in blocks]), data)
-        self.has_truth = truth is not None
+        self.has_truth: bool = truth is not None
         if truth is not None:
             self.register_buffer("true_shift", truth[0].to(data))
             self.register_buffer("true_scale", truth[1].to(data))

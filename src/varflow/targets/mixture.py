@@ -56,7 +56,7 @@ class GaussianMixture(Target):
         super().__init__(features)
         positive(modes=modes)
         positive_number(radius=radius, scale=scale)
-        self.scale = float(scale)
+        self.scale: float = float(scale)
         centers = _circle(features, modes, radius) if locations is None else _double(locations)
         if centers.ndim != 2 or centers.shape[1] != features or not len(centers):
             raise ShapeError(

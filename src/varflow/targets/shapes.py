@@ -61,7 +61,8 @@ class Ring(Target):
         positive_number(radius=radius, width=width)
         if width >= radius:
             raise SpecError(f"width: was {width}; a ring of radius {radius} needs a smaller one")
-        self.radius, self.width = float(radius), float(width)
+        self.radius: float = float(radius)
+        self.width: float = float(width)
         edge = self.radius + 5 * self.width
         self.window: Window = (-edge, edge, -edge, edge)
 
@@ -141,7 +142,8 @@ class Banana(Target):
         positive_number(scale=scale)
         if not math.isfinite(bend):
             raise SpecError(f"bend: was {bend!r}; use a finite number")
-        self.scale, self.bend = float(scale), float(bend)
+        self.scale: float = float(scale)
+        self.bend: float = float(bend)
         side, top = 3 * self.scale, self.bend * 8 * self.scale**2
         rest = self.bend * self.scale**2
         self.window: Window = (-side, side, min(-rest, top) - 3, max(-rest, top) + 3)
@@ -202,7 +204,7 @@ class Funnel(Target):
     def __init__(self, features: int = 2, scale: float = 3.0) -> None:
         super().__init__(_at_least_two("Funnel", features))
         positive_number(scale=scale)
-        self.scale = float(scale)
+        self.scale: float = float(scale)
         self.window: Window = (-3 * self.scale, 2 * self.scale, -10.0, 10.0)
 
     def log_prob(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,7 @@ class TargetSettings(Settings):
 
     dimensions: Annotated[int, "D of a target of any dimension.", Size()] = 2
 
-    roles = ("posterior",)
+    roles: ClassVar[tuple[str, ...]] = ("posterior",)
     alone = "a target is a density of its own, without data, prior and likelihood; leave it out"
 
     def build(self, part: Any) -> Prior:
@@ -62,7 +62,7 @@ class Target(Prior):
     def __init__(self, features: int) -> None:
         super().__init__()
         positive(features=features)
-        self.event_shape = (features,)
+        self.event_shape: tuple[int, ...] = (features,)
         self.register_buffer("_home", torch.zeros(()), persistent=False)
 
     @property

@@ -60,7 +60,7 @@ class Exchange:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self.parameters = list(parameters)
+        self.parameters: list[nn.Parameter] = list(parameters)
         self.signal: int | None = None
         self._steps = 0
         # On the device, so that a step without a signal copies nothing there.

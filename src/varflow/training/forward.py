@@ -28,7 +28,10 @@ class Forward:
     def __init__(
         self, model: Model | Ensemble, objective: Objective, engine: Engine, samples: int
     ) -> None:
-        self.model, self.objective, self.engine, self.samples = model, objective, engine, samples
+        self.model: Model | Ensemble = model
+        self.objective: Objective = objective
+        self.engine: Engine = engine
+        self.samples: int = samples
         self._compiled: Any = None
         self._requests: list[random.Request] = []
         # Filled anew at each compiled step: to make a tensor of a number is a copy to the device, and waits for it.

@@ -113,7 +113,8 @@ class LastGood:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.model, self.optimizer = model, optimizer
+        self.model: nn.Module = model
+        self.optimizer = optimizer
 
     def remember(self, step: int) -> None:
         self.step = step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from varflow.core.durations import PATIENCE, VALIDATION
 from varflow.core.errors import SpecError
@@ -55,7 +55,7 @@ class TrainingSettings(Settings):
         AtLeast(1),
     ] = 1
 
-    either = (("epochs", "steps"),)
+    either: ClassVar[tuple[tuple[str, str], ...]] = (("epochs", "steps"),)
 
     def check(self, spec: Any) -> None:
         if self.fits > 1 and spec.get("target") == "none":
@@ -81,4 +81,4 @@ class CodePriorSettings(Settings):
         PATIENCE,
     ] = None
 
-    either = (("prior_epochs", "prior_steps"),)
+    either: ClassVar[tuple[tuple[str, str], ...]] = (("prior_epochs", "prior_steps"),)

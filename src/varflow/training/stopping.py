@@ -30,7 +30,8 @@ class Best:
     """
 
     def __init__(self) -> None:
-        self.step, self.value = 0, -math.inf
+        self.step: int = 0
+        self.value: float = -math.inf
         self.weights: dict[str, Tensor] | None = None
         self._bounds: Tensor | None = None
 

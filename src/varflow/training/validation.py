@@ -40,9 +40,12 @@ class Validation:
         engine: Engine,
         samples: int,
     ) -> None:
-        self.model, self.dataset, self.objective, self.engine = model, dataset, objective, engine
-        self.size = dataset.sizes["validation"]
-        self.samples = samples if objective.tightens else 1
+        self.model: Model | Ensemble = model
+        self.dataset: Dataset | TargetBatches = dataset
+        self.objective: Objective = objective
+        self.engine: Engine = engine
+        self.size: int = dataset.sizes["validation"]
+        self.samples: int = samples if objective.tightens else 1
         self._rows = torch.arange(self.size, device=engine.device)
 
     @torch.no_grad()
