@@ -18,7 +18,7 @@ class RunOptions:
     """Options of every verb that reads a run."""
 
     run: str
-    """Folder of the run."""
+    """Folder of the run, or hf://owner/name on the hub."""
     device: str = "cpu"
     """cpu, cuda, cuda:0, ..."""
     threads: int | None = None
@@ -34,6 +34,9 @@ class RunOptions:
         from varflow.training.engine import Engine
         from varflow.training.settings import TrainingSettings
 
+        if self.quiet:
+            # Before the hub's client is imported; it draws bars by itself.
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         engine = Engine.start(TrainingSettings(device=self.device, threads=self.threads))
         run = load(self.run, device=engine.device)
         if self.data_dir is not None:
@@ -45,11 +48,55 @@ class RunOptions:
         """Prints a result, unless nothing is to be printed."""
         return printer(self.quiet)
 
+    def target(self, out: str | None, name: str) -> Path:
+        """The file that is asked for, or RUN/figures/NAME.
+
+        Raises:
+            SpecError: none is asked for, and the run lies on the hub.
+        """
+        from varflow.runs.hub import is_address
+
+        if out is not None:
+            return Path(out)
+        if is_address(self.run):
+            raise SpecError(
+                f"out: missing; {self.run} lies in the hub's cache, which is not written to; give --out FILE"
+            )
+        return Path(self.run) / "figures" / name
+
     def progress(self, unit: str = "points") -> AbstractContextManager[Callable[[int, int], None] | None]:
         """A bar on standard error for what takes long, unless nothing is to be printed."""
         from varflow.evaluation import Progress
 
         return nullcontext() if self.quiet else Progress(unit=unit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptOptions(RunOptions):
+    """Options of every verb whose results are kept in the run."""
+
+    out: str | None = None
+    """Folder for a copy of the run, in which the results are kept; without it they are kept in RUN. A run from the
+    hub needs one."""
+
+    def open(self) -> Any:
+        """The run, or the copy of it."""
+        return self.in_copy(self.opened())
+
+    def opened(self) -> Any:
+        """The run itself."""
+        from varflow.runs.hub import is_address
+
+        if self.out is None and is_address(self.run):
+            raise SpecError(
+                f"out: missing; {self.run} lies in the hub's cache, which is not written to; give --out FOLDER for a "
+                "copy that keeps the results"
+            )
+        return super().open()
+
+    def in_copy(self, run: Any) -> Any:
+        """The run in the folder that is to keep the results."""
+        return run if self.out is None else run.copy(self.out)
 
 
 @dataclass(frozen=True)
@@ -110,7 +157,7 @@ class GivenOptions(RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateOptions(RunOptions):
+class EstimateOptions(KeptOptions):
     """Options of every verb that estimates something of a run's examples."""
 
     split: Literal["test", "validation"] = "test"
@@ -125,15 +172,15 @@ class EstimateOptions(RunOptions):
         """What every estimate is given."""
         return {"memory": int(self.memory * 2**30), "seed": self.seed}
 
-    def open(self) -> Any:
-        """The run, once the bound on memory is known to make sense."""
+    def opened(self) -> Any:
+        """The run itself, once the bound on memory is known to make sense."""
         if not 0 < self.memory < 2**20:
             raise SpecError(f"memory: was {self.memory}; use gibibytes, above 0")
-        return super().open()
+        return super().opened()
 
     def open_latents(self) -> Any:
         """A run whose latents are uncertain, so that there is something to anneal, refine or average over."""
-        run = self.open()
+        run = self.opened()
         if run.infers_target:
             raise SpecError("run: was fitted to a target, which has no data; use varflow evaluate")
 
@@ -144,7 +191,7 @@ class EstimateOptions(RunOptions):
                 "run: its latents are codes, one for each x for sure, so there is nothing to anneal, refine or "
                 "average over; use varflow evaluate"
             )
-        return run
+        return self.in_copy(run)
 
     def finish(self, run: Any, found: Any) -> None:
         """Keep an evaluation in the run, show it, and write the report again."""

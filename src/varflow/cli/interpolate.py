@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from varflow.cli.common import RunOptions, at_least_one, write_examples
@@ -34,11 +33,11 @@ class Interpolate(RunOptions):
 def main(arguments: list[str]) -> int:
     options = parse(Interpolate, arguments, "run", "a", "b")
     at_least_one("steps", options.steps)
+    target = options.target(options.out, "interpolate")
     run = options.open()
     first, second = (_end(options, run, name) for name in ("a", "b"))
     way = None if options.way == "auto" else options.way
     path = run.interpolate(first, second, options.steps, way, options.seed)
-    target = Path(options.out) if options.out else run.folder / "figures" / "interpolate"
     for written in write_examples(run, target, path, columns=options.steps):
         options.say(written)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from varflow.cli.common import GivenOptions, at_least_one, write_examples
 from varflow.core.errors import SpecError
@@ -24,6 +23,7 @@ class Reconstruct(GivenOptions):
 
 def main(arguments: list[str]) -> int:
     options = parse(Reconstruct, arguments, "run", "data")
+    target = options.target(options.out, "reconstruct")
     run = options.open()
     if options.count is not None:
         at_least_one("count", options.count)
@@ -41,7 +41,6 @@ def main(arguments: list[str]) -> int:
 
     x = stored_rows(given.values[:count], run.preprocessing, run.form.event_shape, run.picture)
     again = run.reconstruct(x, seed=options.seed)
-    target = Path(options.out) if options.out else run.folder / "figures" / "reconstruct"
     for path in write_examples(run, target, again, x):
         options.say(path)
     return 0

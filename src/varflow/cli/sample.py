@@ -37,13 +37,15 @@ class Sample(RunOptions):
 
 def main(arguments: list[str]) -> int:
     options = parse(Sample, arguments, "run")
-    run = options.open()
     at_least_one("count", options.count)
+    # Codes go beside single pictures where nothing else is asked for.
+    aside = None if options.pictures is None else str(Path(options.pictures) / "sample")
+    target = options.target(options.out or aside, "sample")
+    run = options.open()
     from varflow.core import random
 
     if run.infers_target and options.mean:
         raise SpecError("mean: a target has no likelihood to take the mean of; leave it out")
-    target = Path(options.out) if options.out else run.folder / "figures" / "sample"
     chosen = {n: getattr(options, n) for n in ("temperature", "top_k", "label")}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if options.pictures is not None and not run.picture:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from varflow.core.errors import RunError, suggestion
@@ -22,7 +21,7 @@ class Show:
     """
 
     run: str
-    """Folder of the run, or the name of a recipe."""
+    """Folder of the run, hf://owner/name on the hub, or the name of a recipe."""
     toml: bool = False
     """Print TOML that --config reads."""
     changed: bool = False
@@ -31,7 +30,9 @@ class Show:
 
 def main(arguments: list[str]) -> int:
     options = parse(Show, arguments, "run")
-    folder = Path(options.run)
+    from varflow.runs.hub import located
+
+    folder, _ = located(options.run)
     about: dict[str, Any] = {}
     if (folder / "spec.json").exists():
         spec = RunSpec.from_dict(read_json(folder / "spec.json"))

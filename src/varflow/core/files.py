@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the two of a run that every room above reads."""
+"""Files that appear whole or not at all, and those of a run that every room above reads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,36 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
 from varflow.core.errors import RunError
+
+#: The files of a run that others can use: name, or pattern of names → what is in it. Without the state of the
+#: optimizer, pictures and pages, which are for the one who fits; and without anything of a single example.
+ARTEFACT = {
+    "spec.json": "the parts and their settings",
+    "model.safetensors": "the weights",
+    "preprocessing.json": "what stands between the stored values and the model, as learned in training",
+    "data.json": "which data: name, shape, splits, checksums",
+    "run.json": "recipe, parts given in Python, how the fit ended",
+    "metrics.jsonl": "the records of the fit",
+    "prior/model.safetensors": "the weights of the code prior",
+    "prior/metrics.jsonl": "the records of its fit",
+    "evaluation/*.json": "estimates with their errors",
+}
+#: What a run keeps of single training rows.
+TRAINING_ROWS = {
+    "training_scores.json": "log p of training rows, which new rows are ranked among",
+    "embeddings.safetensors": "latents of training rows, which neighbours are looked for among",
+}
+
+
+def present(folder: Path, names: Iterable[str]) -> list[str]:
+    """Which files of these names or patterns a folder holds, as ``a/b`` below it."""
+    found = [path for name in names for path in sorted(folder.glob(name)) if path.is_file()]
+    return [path.relative_to(folder).as_posix() for path in found]
 
 
 def cache_folder() -> Path:

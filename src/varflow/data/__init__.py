@@ -34,7 +34,8 @@ PROTOCOLS = {
     "grey": "in [0, 1]: v/(levels − 1) as it is; no density, only masses over the levels",
     "none": "real numbers as they are",
     "standardize": "real numbers less their training mean, over their standard deviation",
-    "table": "the same, where rounded columns have uniform noise of one step and heavy tails are taken away",
+    "table": "real numbers standardized, where rounded columns have uniform noise of one step and heavy tails are "
+    "taken away",
 }
 
 _EXPORTS = {

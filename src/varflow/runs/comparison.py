@@ -15,6 +15,7 @@ from varflow.core.errors import RunError, SpecError
 from varflow.core.files import read_json
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import Evaluation, check_same, outdated, paired
+from varflow.runs.hub import is_address
 
 #: What is shown of each run, and which of it is compared in pairs, by kind of evaluation.
 _SHOWN = {
@@ -134,6 +135,12 @@ def compare(folders: Sequence[str | Path], split: str = "test") -> Comparison:
         SpecError: fewer than two runs, a run given twice, or runs of other data, protocol or points, by name.
         RunError: a run that was not evaluated, or damaged files.
     """
+    for folder in folders:
+        if is_address(folder):
+            raise SpecError(
+                f"runs: {folder} lies on the hub, without the results of single examples that pairs are made of; "
+                f"evaluate it first: varflow evaluate {folder} --out FOLDER"
+            )
     paths = [Path(folder) for folder in folders]
     if len(paths) < 2:
         raise SpecError(

@@ -19,6 +19,7 @@ from varflow.data.dataset import Dataset
 from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
+from varflow.report.card import write_card
 from varflow.runs import code_prior
 from varflow.runs import own as own_parts
 from varflow.runs.assemble import build, for_target, spec_data
@@ -40,6 +41,7 @@ from varflow.runs.folder import (
     started,
     write_start,
 )
+from varflow.runs.hub import is_address
 from varflow.runs.latent_space import write_embeddings
 from varflow.runs.run import Run
 from varflow.runs.scores import write_training_scores
@@ -164,6 +166,8 @@ def resume(
         RunError: nothing to resume, a damaged state, a run that is finished, or a callback that raised an exception.
         SpecError: a setting that is no budget.
     """
+    if is_address(folder):
+        raise RunError(f"folder: {folder} lies on the hub, where no state is kept that a fit goes on from; fit again")
     path = Path(folder)
     if not (path / SPEC).exists():
         raise RunError(
@@ -298,6 +302,9 @@ class _Fit:
 
     def start(self, overwrite: bool) -> None:
         """Make the folder. Only now: whatever is wrong with the settings has been said."""
+        from varflow import __version__
+
+        self.about = {"varflow": __version__, **self.about}
         if self.folder is not None and self.writes:
             prepare(self.folder, overwrite)
             write_start(
@@ -374,6 +381,8 @@ class _Fit:
         records = self.sink.records if isinstance(self.sink, Memory) else read_metrics(self.folder or Path())
         run = Run(self.spec, model, form, self.folder, records, ended, dataset, later)
         self._keep_training_rows(run)
+        if self.folder is not None and self.writes:
+            write_card(self.folder)
         return run
 
     def _keep_training_rows(self, run: Run) -> None:

@@ -15,6 +15,7 @@
     trackers.json        under which names trackers know the run, where there are such
     evaluation/          estimates and per-example results
     figures/, report.html
+    README.md            the model card (varflow.report.card)
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ import torch
 from torch import Tensor
 
 from varflow.core.errors import DataError, RunError
-from varflow.core.files import make_folder, read_json, write_atomically, write_json
+from varflow.core.files import TRAINING_ROWS, make_folder, read_json, write_atomically, write_json
 from varflow.core.form import Form
 from varflow.data.dataset import Dataset
 from varflow.data.protocols import Protocol, restored
 from varflow.data.target_batches import TargetBatches
+from varflow.report.card import CARD, written_by_varflow
 from varflow.settings.spec import RunSpec
 
 SPEC, RUN, DATA, ENVIRONMENT = "spec.json", "run.json", "data.json", "environment.json"
@@ -43,8 +45,7 @@ PREPROCESSING = "preprocessing.json"
 METRICS, WEIGHTS, STATE = "metrics.jsonl", "model.safetensors", "state.pt"
 SNAPSHOTS, TRACKERS = "snapshots", "trackers.json"
 #: What a run keeps of its training rows: their scores, and their latents.
-TRAINING_SCORES, EMBEDDINGS = "training_scores.json", "embeddings.safetensors"
-KEPT_ROWS = (TRAINING_SCORES, EMBEDDINGS)
+TRAINING_SCORES, EMBEDDINGS = TRAINING_ROWS
 
 
 class RunFolder:
@@ -338,9 +339,13 @@ def prepare(folder: Path, overwrite: bool) -> None:
     if holds_run:
         for name in ("tensorboard", "evaluation", "figures", SNAPSHOTS, "prior"):
             shutil.rmtree(folder / name, ignore_errors=True)
+        # A README.md of the user's own stays.
+        card = folder / CARD
+        if card.is_file() and written_by_varflow(card.read_text(encoding="utf-8", errors="replace")):
+            card.unlink()
         # The spec last: a clearing that is cut off leaves a folder that can be cleared again.
-        files = (RUN, DATA, PREPROCESSING, ENVIRONMENT, METRICS, WEIGHTS, STATE, *KEPT_ROWS, TRACKERS, "report.html")
-        for name in (*files, SPEC):
+        told = (RUN, DATA, PREPROCESSING, ENVIRONMENT, METRICS, TRACKERS)
+        for name in (*told, WEIGHTS, STATE, *TRAINING_ROWS, "report.html", SPEC):
             (folder / name).unlink(missing_ok=True)
 
 

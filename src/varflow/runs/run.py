@@ -48,6 +48,8 @@ class Run:
         picture: whether the data are pictures.
         other_data: whether the run was loaded with other data than those it was fitted to. Their evaluation is given
             back and not kept in the folder.
+        origin: the address of a run that was opened from the hub, with its commit; None for any other. Its folder is
+            the hub's cache, which is not written to.
     """
 
     spec: RunSpec
@@ -60,6 +62,7 @@ class Run:
     preprocessing: Protocol | None
     picture: bool
     other_data: bool
+    origin: str | None
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class Run:
             preprocessing, picture = dataset.preprocessing, dataset.picture
         self.preprocessing, self.picture = preprocessing, picture
         self.other_data = False
+        self.origin = None
 
     def __repr__(self) -> str:
         return f"Run({self.folder or 'in memory'}, {self.outcome.get('step', 0)} steps)"
@@ -370,7 +374,7 @@ class Run:
         else:
             assert isinstance(self.model, Model)
             assert isinstance(self.dataset, Dataset)
-            if self.folder is not None and not self.other_data:
+            if self.folder is not None and self.keeps:
                 options.setdefault("folder", self.folder / "evaluation")
             result = evaluation.evaluate(
                 self.model,
@@ -382,9 +386,12 @@ class Run:
                 else samples,
                 **options,
             )
-        if self.folder is not None and not self.other_data:
+        if self.folder is not None and self.keeps:
+            from varflow.report.card import write_card
+
             result.save(self.folder)
             Chunks(options.get("folder"), IMPORTANCE).clear()
+            write_card(self.folder)
         return result
 
     @ranks.by_first
@@ -398,10 +405,15 @@ class Run:
             raise RunError("folder: this run is in memory; fit with out=... to have files")
         from varflow import figures
         from varflow.evaluation import Evaluation
+        from varflow.report.card import write_card
         from varflow.report.page import write_report
+        from varflow.runs.hub import check_writable
 
+        check_writable(self)
+        write_card(self.folder)
         split = "target" if self.infers_target else "test"
-        evaluated = (self.folder / "evaluation" / f"{split}.json").exists()
+        # A run from the hub comes without the results of single examples.
+        evaluated = (self.folder / "evaluation" / f"{split}.npz").exists()
         evaluation = Evaluation.load(self.folder, split) if evaluated else None
         folder = self.folder / "figures"
         if self.infers_target:
@@ -411,7 +423,7 @@ class Run:
         else:
             assert isinstance(self.model, Model)
             assert isinstance(self.dataset, Dataset)
-            drawn = (self.folder / "evaluation" / "test-curve.json").exists()
+            drawn = (self.folder / "evaluation" / "test-curve.npz").exists()
             curve = Evaluation.load(self.folder, "test-curve") if drawn else None
             figures.gallery(
                 self.model,
@@ -423,6 +435,73 @@ class Run:
                 code_prior_metrics=self.code_prior_metrics,
             )
         return write_report(self.folder)
+
+    def copy(self, folder: str | Path) -> Run:
+        """A copy in a folder of its own, opened from there: what a run from the hub is evaluated and reported in.
+
+        It has what :meth:`push` uploads and what is kept of training rows, and cannot be resumed.
+
+        Args:
+            folder: new, or one that holds no run.
+
+        Raises:
+            RunError: this run is in memory, or the folder holds a run or cannot be written.
+        """
+        from varflow.runs.hub import copy
+
+        return copy(self, folder)
+
+    @ranks.by_first
+    def push(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        message: str | None = None,
+        figures: bool = False,
+        training_rows: bool = False,
+    ) -> str:
+        """Put the run on the Hugging Face hub; returns its address with the commit, ``hf://owner/name@commit``.
+
+        Uploaded are the settings, weights and preprocessing, what is said about the data without where they lie on
+        this machine, metrics, estimates, and the model card. Never the resumable state, never training data. What
+        an earlier push of a run has left there goes.
+
+        Args:
+            repository: ``owner/name``, or ``owner/name/folder`` in it; made where there is none.
+            private: of a new repository; without it what its owner's settings say, which is public unless changed.
+            revision: a branch, made where there is none; the repository's own unless given.
+            message: of the commit.
+            figures: upload the figures too. They can show training examples.
+            training_rows: upload the scores and latents of training rows too, which ranks of anomalies and neighbours
+                are looked for among.
+
+        Raises:
+            RunError: a run in memory or without weights, huggingface_hub is missing, no access, or no network.
+            SpecError: no address.
+        """
+        from varflow.runs.hub import folder_of, push
+
+        return push(
+            folder_of(self, "push"),
+            repository,
+            private=private,
+            revision=revision,
+            message=message,
+            figures=figures,
+            training_rows=training_rows,
+        )
+
+    def take_data(self, run: Run) -> None:
+        """Use the data of another run of the same fit, where it has them at hand."""
+        if self._dataset is None:
+            self._dataset, self.other_data = run._dataset, run.other_data
+
+    @property
+    def keeps(self) -> bool:
+        """Whether results are kept in the folder: those of the run's data, where the folder may be written to."""
+        return not self.other_data and self.origin is None
 
     def _given_data(self) -> bool:
         return self.folder is not None and bool(read_about(self.folder).get("data_given"))

@@ -179,7 +179,7 @@ def score_training_rows(
 def _score_more(run: Run, samples: int, rows: int, progress: Progress | None) -> Tensor:
     """log p of so many training rows, kept in the run folder where there is one."""
     log_prob, drawn = score_training_rows(run, samples, rows, progress=progress)
-    if run.folder is not None and not run.other_data:
+    if run.folder is not None and run.keeps:
         _write(run, run.folder, log_prob, drawn)
     return log_prob
 

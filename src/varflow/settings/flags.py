@@ -19,6 +19,7 @@ from varflow.settings.spec import RunSpec
 #: What the words after a verb are, and a command line that has them.
 _POSITIONAL = {
     "run": ("the folder of a run", "runs/planar"),
+    "repository": ("where it goes on the hub", "runs/planar owner/name"),
     "data": ("a file or folder of rows or pictures", "runs/planar new.csv"),
     "a": ("the first of two pictures or rows", "runs/planar first.png second.png"),
     "b": ("the second of two pictures or rows", "runs/planar first.png second.png"),
