@@ -79,6 +79,10 @@ class Protocol:
         """What x stands for: a picture in [0, 1], or stored real numbers."""
         return x.clamp(0, 1)
 
+    def unrounded(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """What x stands for among all real numbers: :meth:`invert` without a step that rounds."""
+        return self.invert(x)
+
     def expected(self, values: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """E[x | values] in float64."""
         return self.encode(values, None, torch.float64)[0]

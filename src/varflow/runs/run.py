@@ -24,6 +24,7 @@ from varflow.settings.spec import RunSpec
 
 if TYPE_CHECKING:
     from varflow.evaluation import Evaluation
+    from varflow.runs.distribution import Density
     from varflow.runs.latent_space import Neighbours, Way, What
     from varflow.runs.rows import Progress
     from varflow.runs.scores import Scores
@@ -216,6 +217,16 @@ class Run:
             found = torch.stack([member.posterior().log_prob(points).double() for member in self.members()])
         answer: Rows = like(z, found if len(found) > 1 else found[0])
         return answer
+
+    def distribution(self) -> Density:
+        """p(x) of a density as a :class:`torch.distributions.Distribution`, in the units of the data.
+
+        Raises:
+            SpecError: log p(x) is not exact, or the data are levels.
+        """
+        from varflow.runs.distribution import distribution
+
+        return distribution(self.model, self.preprocessing, self.form.event_shape)
 
     def sample(self, count: int, seed: int = 0, mean: bool = False) -> Tensor:
         """``count`` draws of p(x) in the units of the data: raw rows, or levels of pictures; ``[count, *event]``.
