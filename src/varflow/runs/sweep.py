@@ -557,8 +557,8 @@ def _process(plan: Plan, data: Any, threads: int, parent: int, said: Any) -> Non
     try:
         with working.quiet_engine():
             working.work(plan, data, threads, parent=parent)
-    except Stopped:
-        os._exit(_TOLD)
+    except (Stopped, KeyboardInterrupt):
+        sys.exit(_TOLD)
     except VarflowError as error:
         said.put(type(error)(str(error)))
         sys.exit(_WRONG)

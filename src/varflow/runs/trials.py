@@ -309,7 +309,8 @@ class _Reports(Callback):
 
     def recorded(self, record: Record, fitting: Fitting) -> None:
         if self.parent is not None and os.getppid() != self.parent:
-            # Whoever asked for the sweep has gone: end as if told to, with everything saved.
+            # Whoever asked for the sweep has gone: end as if told to, once, with everything saved.
+            self.parent = None
             os.kill(os.getpid(), signal.SIGTERM)
 
     def validated(self, record: Record, fitting: Fitting) -> None:
