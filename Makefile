@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DONE := $(VENV)/.installed
 
-.PHONY: demo test test-portable slow lint types clean
+.PHONY: demo test test-portable test-wheel slow lint types clean
 
 demo: $(DONE)
 	$(VENV)/bin/varflow demo --out demo
@@ -15,6 +15,10 @@ test: $(DONE)
 # As other machines would run it: CONFIGS="aten-default seed" picks, ARGS="tests/flows -k inverse" goes to pytest.
 test-portable: $(DONE)
 	$(RUN) tests/portable.py $(CONFIGS) -- $(ARGS)
+
+# A wheel and an sdist in fresh environments without a compiler: PYTHONS="python3.11 python3.12 python3.13".
+test-wheel: $(DONE)
+	$(RUN) tests/wheel.py $(PYTHONS)
 
 slow: $(DONE)
 	$(RUN) -m pytest -m slow --timeout 1800

@@ -3,10 +3,10 @@
     git worktree add /tmp/before REVISION
     python -m benchmarks.checkouts /tmp/before/src src --rounds 5
 
-Each case is a fit or an evaluation in a process of its own, the two checkouts in turn, A B A B …; the figure of a
-process is the median of its steps per second after the first 200, so start and compilation do not count. The ratio is
-B's median over A's, in time per step: above 1 the second checkout is slower. In brackets the lowest and the highest
-ratio of a pair.
+Each case is a fit or an evaluation in a process of its own with one thread, the two checkouts in turn, A B A B …
+The figure of a process is the CPU time of a fit less that of a fit of 200 updates before it, for each further update:
+start, compilation and whatever else the machine does do not count; validations do. The ratio is B's median over A's:
+above 1 the second checkout is slower. In brackets the lowest and the highest ratio of a pair.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ from pathlib import Path
 
 #: name → what a process runs; it prints seconds for one unit of work.
 FIT = """
-    run = vf.fit({what}, steps={steps}, quiet=True, threads=1, {settings})
-    rates = [r["steps_per_second"] for r in run.metrics if r["split"] == "train" and r["step"] > 200]
-    print(1 / statistics.median(rates))
+    def seconds(steps):
+        begun = time.process_time()
+        vf.fit({what}, steps=steps, quiet=True, threads=1, {settings})
+        return time.process_time() - begun
+    seconds(200)
+    few = seconds(200)
+    print((seconds({steps}) - few) / ({steps} - 200))
 """
 EVALUATE = """
     run = vf.fit("digits", steps=5, quiet=True, threads=1, latent=8)
-    begun = time.perf_counter()
+    begun = time.process_time()
     run.evaluate(samples=1000, limit=200)
-    print((time.perf_counter() - begun) / 200)
+    print((time.process_time() - begun) / 200)
 """
 
 
@@ -57,7 +61,7 @@ CASES = {
 
 def measure(source: Path, work: str) -> float:
     """Seconds for one unit of work under a checkout."""
-    program = "import statistics, time, warnings\nwarnings.simplefilter('ignore')\nimport varflow as vf\n"
+    program = "import time, warnings\nwarnings.simplefilter('ignore')\nimport varflow as vf\n"
     done = subprocess.run(
         [sys.executable, "-c", program + textwrap.dedent(work)],
         env={**os.environ, "PYTHONPATH": str(source.resolve()), "OMP_NUM_THREADS": "1"},

@@ -21,6 +21,8 @@ _EXPORTS = {
     "fit": "varflow.runs.fitting:fit",
     "load": "varflow.runs.loading:load",
     "resume": "varflow.runs.fitting:resume",
+    "resume_sweep": "varflow.runs.sweep:resume_sweep",
+    "sweep": "varflow.runs.sweep:sweep",
     "refusals": "varflow.refusals",
     "data": "varflow.data",
     "errors": "varflow.core.errors",
@@ -37,8 +39,10 @@ _EXPORTS = {
     "random": "varflow.core.random",
     "ranks": "varflow.core.ranks",
     "recipes": "varflow.settings.recipes",
+    "sklearn": "varflow.sklearn",
     "specs": "varflow.settings.spec",
     "targets": "varflow.targets",
+    "trackers": "varflow.runs.trackers",
     "training": "varflow.training",
 }
 
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
     from varflow import posteriors as posteriors
     from varflow import priors as priors
     from varflow import refusals as refusals
+    from varflow import sklearn as sklearn
     from varflow import targets as targets
     from varflow import training as training
     from varflow.core import errors as errors
@@ -65,12 +70,15 @@ if TYPE_CHECKING:
     from varflow.model import Model as Model
     from varflow.model import Terms as Terms
     from varflow.priors import interpolation as interpolation
+    from varflow.runs import trackers as trackers
     from varflow.runs.assemble import build as build
     from varflow.runs.assemble import density as density
     from varflow.runs.fitting import fit as fit
     from varflow.runs.fitting import resume as resume
     from varflow.runs.loading import load as load
     from varflow.runs.run import Run as Run
+    from varflow.runs.sweep import resume_sweep as resume_sweep
+    from varflow.runs.sweep import sweep as sweep
     from varflow.settings import recipes as recipes
     from varflow.settings import spec as _spec
     from varflow.settings.spec import RunSpec as RunSpec

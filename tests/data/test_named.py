@@ -60,10 +60,14 @@ def test_digits_is_stated() -> None:
         assert bool(((counts - n / 10).abs() <= 4).all()), "the order of the file is class-balanced"
 
 
-def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("varflow.data.readers.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"varflow\[digits\]"):
-        vd.load("digits")
+def test_digits_are_those_of_scikit_learn_and_need_no_package() -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    found = vd.load("digits")
+    values = torch.cat([found.raw(split) for split in found.sizes])
+    theirs = datasets.load_digits()
+    assert torch.equal(values[:, 0].double(), torch.from_numpy(theirs.images))
+    labels = torch.cat([found.labels(split) for split in found.sizes])
+    assert torch.equal(labels, torch.from_numpy(theirs.target))
 
 
 @pytest.mark.parametrize(

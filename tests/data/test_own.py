@@ -156,11 +156,11 @@ def test_damaged_tables(tmp_path: Path, raw: bytes, match: str) -> None:
 def test_wrong_paths(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file or folder"):
         vd.load(tmp_path / "x.npy")
-    (tmp_path / "x.parquet").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"suffix '.parquet'"):
-        vd.load(tmp_path / "x.parquet")
+    (tmp_path / "x.xlsx").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"suffix '.xlsx'"):
+        vd.load(tmp_path / "x.xlsx")
     with pytest.raises(SpecError, match="resize"):
-        vd.load(tmp_path / "x.parquet", resize=8)
+        vd.load(tmp_path / "x.xlsx", resize=8)
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(DataError, match="no pictures among 0 files"):
         vd.load(tmp_path / "folder.npy")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ class RunOptions:
     """Options of every verb that reads a run."""
 
     run: str
-    """Folder of the run."""
+    """Folder of the run, or hf://owner/name on the hub."""
     device: str = "cpu"
     """cpu, cuda, cuda:0, ..."""
     threads: int | None = None
@@ -33,6 +34,9 @@ class RunOptions:
         from varflow.training.engine import Engine
         from varflow.training.settings import TrainingSettings
 
+        if self.quiet:
+            # Before the hub's client is imported; it draws bars by itself.
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         engine = Engine.start(TrainingSettings(device=self.device, threads=self.threads))
         run = load(self.run, device=engine.device)
         if self.data_dir is not None:
@@ -44,15 +48,116 @@ class RunOptions:
         """Prints a result, unless nothing is to be printed."""
         return printer(self.quiet)
 
-    def progress(self) -> AbstractContextManager[Callable[[int, int], None] | None]:
+    def target(self, out: str | None, name: str) -> Path:
+        """The file that is asked for, or RUN/figures/NAME.
+
+        Raises:
+            SpecError: none is asked for, and the run lies on the hub.
+        """
+        from varflow.runs.hub import is_address
+
+        if out is not None:
+            return Path(out)
+        if is_address(self.run):
+            raise SpecError(
+                f"out: missing; {self.run} lies in the hub's cache, which is not written to; give --out FILE"
+            )
+        return Path(self.run) / "figures" / name
+
+    def progress(self, unit: str = "points") -> AbstractContextManager[Callable[[int, int], None] | None]:
         """A bar on standard error for what takes long, unless nothing is to be printed."""
         from varflow.evaluation import Progress
 
-        return nullcontext() if self.quiet else Progress()
+        return nullcontext() if self.quiet else Progress(unit=unit)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateOptions(RunOptions):
+class KeptOptions(RunOptions):
+    """Options of every verb whose results are kept in the run."""
+
+    out: str | None = None
+    """Folder for a copy of the run, in which the results are kept; without it they are kept in RUN. A run from the
+    hub needs one."""
+
+    def open(self) -> Any:
+        """The run, or the copy of it."""
+        return self.in_copy(self.opened())
+
+    def opened(self) -> Any:
+        """The run itself."""
+        from varflow.runs.hub import is_address
+
+        if self.out is None and is_address(self.run):
+            raise SpecError(
+                f"out: missing; {self.run} lies in the hub's cache, which is not written to; give --out FOLDER for a "
+                "copy that keeps the results"
+            )
+        return super().open()
+
+    def in_copy(self, run: Any) -> Any:
+        """The run in the folder that is to keep the results."""
+        return run if self.out is None else run.copy(self.out)
+
+
+@dataclass(frozen=True)
+class NamedRows:
+    """Rows that a verb was given, each with its name."""
+
+    values: Any
+    names: Any
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenOptions(RunOptions):
+    """Options of every verb that takes rows or pictures of the user's."""
+
+    data: str | None = None
+    """A .csv, .tsv, .npy or .parquet file, a picture, a folder of pictures, a named data set; else the run's own."""
+    split: Literal["test", "validation", "train"] = "test"
+    """The split, of a named data set or of the run's own data."""
+    resize: int | None = None
+    """Height and width for pictures of several sizes."""
+
+    def read(self, run: Any) -> NamedRows:
+        """What was given."""
+        if self.data is None:
+            import torch
+
+            dataset = run.dataset
+            names = dataset.origins(self.split, torch.arange(dataset.sizes[self.split]))
+            what = "file" if names and isinstance(names[0], str) else "row"
+            return NamedRows(dataset.raw(self.split), names, what)
+        from varflow.data.given import Given, in_order
+        from varflow.data.loading import rows_of
+
+        given = rows_of(self.data, self.split, self.data_dir, self.resize)
+        values = in_order(Given(given.values, columns=given.columns), run.columns)
+        return NamedRows(values, given.names, "file" if given.files else "row")
+
+    def table_path(self, out: str | None) -> Path | None:
+        """Where a table goes, once its suffix is known to be one that can be written."""
+        if out is None:
+            return None
+        from varflow.data.writing import check_suffix
+
+        check_suffix(Path(out))
+        return Path(out)
+
+    def write(self, out: Path | None, columns: dict[str, Any], values: Any = None) -> None:
+        """A table into its file, or onto standard output."""
+        import sys
+
+        from varflow.data.writing import print_table, write_table
+
+        if out is None:
+            print_table(sys.stdout, columns)
+        else:
+            write_table(out, columns, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateOptions(KeptOptions):
     """Options of every verb that estimates something of a run's examples."""
 
     split: Literal["test", "validation"] = "test"
@@ -67,15 +172,15 @@ class EstimateOptions(RunOptions):
         """What every estimate is given."""
         return {"memory": int(self.memory * 2**30), "seed": self.seed}
 
-    def open(self) -> Any:
-        """The run, once the bound on memory is known to make sense."""
+    def opened(self) -> Any:
+        """The run itself, once the bound on memory is known to make sense."""
         if not 0 < self.memory < 2**20:
             raise SpecError(f"memory: was {self.memory}; use gibibytes, above 0")
-        return super().open()
+        return super().opened()
 
     def open_latents(self) -> Any:
         """A run whose latents are uncertain, so that there is something to anneal, refine or average over."""
-        run = self.open()
+        run = self.opened()
         if run.infers_target:
             raise SpecError("run: was fitted to a target, which has no data; use varflow evaluate")
 
@@ -86,7 +191,7 @@ class EstimateOptions(RunOptions):
                 "run: its latents are codes, one for each x for sure, so there is nothing to anneal, refine or "
                 "average over; use varflow evaluate"
             )
-        return run
+        return self.in_copy(run)
 
     def finish(self, run: Any, found: Any) -> None:
         """Keep an evaluation in the run, show it, and write the report again."""
@@ -133,36 +238,97 @@ def beside() -> bool:
     return "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
-def write_examples(run: Any, target: Path, x: Any, originals: Any = None) -> list[Path]:
-    """The numbers as .npy, and a sheet of pictures where they are pictures."""
-    import io
+def config_file(arguments: list[str]) -> str | None:
+    """The file after --config; its settings are the defaults of the flags, so it is read before them."""
+    for word, after in zip(arguments, [*arguments[1:], "--"], strict=False):
+        flag, has_value, value = word.partition("=")
+        if flag == "--config" and (has_value or not after.startswith("--")):
+            return value if has_value else after
+    return None
 
-    import numpy as np
 
-    from varflow import figures
-    from varflow.core.files import make_folder, write_atomically
+def write_examples(run: Any, target: Path, x: Any, originals: Any = None, columns: int | None = None) -> list[Path]:
+    """Examples in the units of the data: pictures as a PNG sheet, rows as a table, and the numbers as .npy.
 
+    Args:
+        run: whose examples they are.
+        target: a file, whose suffix says what is written; without a suffix everything that applies.
+        x: ``[N, *event]``.
+        originals: what to set beside them, of the same shape.
+        columns: pictures in a row of the sheet.
+
+    Raises:
+        SpecError: a suffix that does not apply.
+    """
+    import torch
+
+    from varflow.core.files import make_folder
+    from varflow.data.writing import write_table
+
+    x, picture = torch.as_tensor(x), run.picture
+    kinds = [".png", ".npy"] if picture else [".csv", ".tsv", ".parquet", ".npy"]
+    suffix = target.suffix.lower()
+    if suffix and suffix not in kinds:
+        raise SpecError(f"out: {target} has the suffix '{suffix}'; use one of {', '.join(kinds)}, or none")
+    chosen = [suffix] if suffix else ([".npy", ".png"] if picture else [".npy", ".csv"])
+    if not picture and x.ndim != 2:
+        # The z of several fits are no table.
+        chosen = [".npy"]
     make_folder(target.parent)
-    numbers = target.with_name(target.name + ".npy")
-    blob = io.BytesIO()
-    kept = run.preprocessing
-    # Rows in the units of the data; pictures as the model sees them, and the sheet as they look.
-    raw = x if kept is None or run.picture else kept.invert(x)
-    np.save(blob, raw.cpu().numpy())
-    write_atomically(numbers, lambda file: file.write(blob.getvalue()))
-    if not run.picture:
-        return [numbers]
-
-    def shown(values: Any) -> Any:
-        return kept.invert(values).reshape(-1, *run.form.event_shape)
-
-    pictures = shown(x)
-    sheet = target.with_name(target.name + ".png")
-    with figures.style():
-        figure, axes = figures.canvas(width=8.0, height=8.0)
-        if originals is None:
-            figures.image_grid(pictures, axes[0, 0])
+    written = []
+    for kind in chosen:
+        path = target if suffix else target.with_name(target.name + kind)
+        if kind == ".png":
+            _sheet(path, x, originals, columns, run.preprocessing.top)
         else:
-            figures.reconstructions(shown(originals), pictures, axes[0, 0])
-        figures.save(figure, sheet)
-    return [numbers, sheet]
+            table = _named_columns(run, x) if not picture and x.ndim == 2 else {}
+            write_table(path, table, x.cpu().numpy())
+        written.append(path)
+    return written
+
+
+def write_pictures(folder: Path, x: Any, top: int) -> list[Path]:
+    """Each picture as a PNG file of its own, numbered from 0."""
+    from varflow.core.files import make_folder, write_atomically
+    from varflow.data.readers import need
+
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise need("pictures", "Pillow", "writing single pictures") from error
+    make_folder(folder)
+    written = []
+    levels = (x.double() * (255 / top)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    for number, picture in enumerate(levels):
+        path = folder / f"{number:0{len(str(len(levels) - 1))}d}.png"
+        image = Image.fromarray(picture[:, :, 0] if picture.shape[-1] == 1 else picture)
+        write_atomically(path, partial(image.save, format="PNG"))
+        written.append(path)
+    return written
+
+
+def _named_columns(run: Any, x: Any) -> dict[str, Any]:
+    """The columns of rows by their heads; whole numbers as such where the column holds whole numbers alone."""
+    from varflow.runs.run import Run
+
+    heads = run.columns if isinstance(run, Run) else ()
+    names = heads if len(heads) == x.shape[1] else [f"x{i}" for i in range(x.shape[1])]
+    found = {}
+    for name, column in zip(names, x.cpu().T, strict=True):
+        whole = bool((column == column.round()).all()) and float(column.abs().max()) < 2**53
+        found[name] = column.long().numpy() if whole else column.numpy()
+    return found
+
+
+def _sheet(path: Path, x: Any, originals: Any, columns: int | None, top: int) -> None:
+    from varflow import figures
+
+    rows = None if columns is None else -(-len(x) // columns)
+    with figures.style():
+        height = 8.0 if rows is None or columns is None else max(8.0 * rows / columns, 1.0)
+        figure, axes = figures.canvas(width=8.0, height=height)
+        if originals is None:
+            figures.image_grid(x.float() / top, axes[0, 0], columns=columns)
+        else:
+            figures.reconstructions(originals.float() / top, x.float() / top, axes[0, 0])
+        figures.save(figure, path)

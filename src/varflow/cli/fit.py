@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from varflow.cli.common import beside
+from varflow.cli.common import beside, config_file
 from varflow.core.errors import SpecError, suggestion
 from varflow.settings.flags import check_flags, spec_flags, spec_types, spelled_out, with_choices
 from varflow.settings.roles import parts_with
@@ -18,6 +18,8 @@ from varflow.settings.spec import RunSpec
 class Fit:
     """Train a recipe, or go on with a run."""
 
+    config: str | None = None
+    """A TOML file of settings, flat or in sections, as `varflow show RUN --toml` prints one; flags win over it."""
     out: str | None = None
     """Folder of the run; without it runs/ and a name made of recipe, data, flow and seed."""
     resume: str | None = None
@@ -27,6 +29,9 @@ class Fit:
     """Replace the run that the folder holds."""
     quiet: bool = False
     """Print nothing but errors."""
+    track: str | None = None
+    """Where curves, figures and settings go beside the folder: mlflow, wandb, trackio, tensorboard, or several with
+    commas between; with --resume without it where the run was tracked before, and none to track no more."""
     report: bool = True
     """Draw the figures and write report.html at the end."""
 
@@ -36,18 +41,21 @@ _BUDGETS = RunSpec().replace(posterior="quantizer", network="grid", prior="pixel
 
 
 def main(arguments: list[str]) -> int:
-    from varflow.settings import recipes
+    from varflow.settings import recipes, toml
 
     name = None
     if arguments and not arguments[0].startswith("-"):
         name, arguments = arguments[0], arguments[1:]
     asks_help = any(a in ("-h", "--help") for a in arguments)
     spec = recipes.find(name).spec if name else RunSpec()
+    config = None if asks_help and name is None else config_file(arguments)
     resumes = any(word.partition("=")[0] == "--resume" for word in arguments)
-    # Whether a run that goes on has a code prior is not known yet.
-    base = _BUDGETS if resumes and name is None else with_choices(spec, arguments)
     if resumes:
         _check_resumed(name, arguments)
+    elif config is not None:
+        spec, name = toml.read(config, name)
+    # Whether a run that goes on has a code prior is not known yet.
+    base = _BUDGETS if resumes and name is None else with_choices(spec, arguments)
     types = {**spec_types(base), **get_type_hints(Fit)}
     arguments = spelled_out(arguments, types)
     given = check_flags(arguments, types, base)
@@ -66,22 +74,22 @@ def main(arguments: list[str]) -> int:
     )
     command: Fit = parsed.run
     typed = {n: v for role in base.parts for n, v in vars(getattr(parsed, role)).items() if n in given}
-    if not asks_help and name is None and command.resume is None:
-        raise SpecError(f"recipe: missing; {suggestion('', recipes.TABLE)}, or --resume RUN")
+    if not asks_help and name is None and command.resume is None and config is None:
+        raise SpecError(f"recipe: missing; {suggestion('', recipes.TABLE)}, or --config FILE, or --resume RUN")
     from varflow.runs import fitting
 
     if command.resume is not None:
         budget = {key: typed[key] for key in fitting.BUDGETS if key in typed}
-        run = fitting.resume(command.resume, quiet=command.quiet, **budget)
+        run = fitting.resume(command.resume, quiet=command.quiet, track=command.track, **budget)
     else:
         spec = base.replace(**typed)
         spec.validate()
         out = (
             command.out
-            or f"runs/{name}-{_subject(spec)}-{_flow_name(spec)}-seed{spec.training.seed}"
+            or f"runs/{name or Path(str(config)).stem}-{_subject(spec)}-{_flow_name(spec)}-seed{spec.training.seed}"
         )
         run = fitting.fit(
-            spec, out=out, overwrite=command.overwrite, quiet=command.quiet, recipe=name
+            spec, out=out, overwrite=command.overwrite, quiet=command.quiet, recipe=name, track=command.track
         )
     return _finish(run, command)
 
@@ -93,7 +101,7 @@ def _check_resumed(recipe: str | None, arguments: list[str]) -> None:
     grows = {name for own in pairs for pair in own for name in pair}
     for word in arguments:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        settles = name in ("out", "overwrite") or bool(parts_with(name))
+        settles = name in ("config", "out", "overwrite") or bool(parts_with(name))
         if word.startswith("--") and settles and name not in grows:
             raise SpecError(
                 f"{name}: a resumed run keeps its settings; only --epochs or --steps, --prior-epochs or "

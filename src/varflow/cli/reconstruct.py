@@ -1,51 +1,46 @@
-"""Set test examples beside their reconstructions."""
+"""Set examples beside their reconstructions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
-from varflow.cli.common import RunOptions, at_least_one, write_examples
+from varflow.cli.common import GivenOptions, at_least_one, write_examples
 from varflow.core.errors import SpecError
 from varflow.settings.flags import parse
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruct(RunOptions):
-    """Examples beside their reconstructions through one draw of q(z|x)."""
+class Reconstruct(GivenOptions):
+    """Examples beside their reconstructions through one draw of q(z|x), in the units of the data."""
 
-    count: int = 32
-    """How many."""
-    split: Literal["test", "validation", "train"] = "test"
-    """The split."""
+    count: int | None = None
+    """How many, from the first on; without it 32, and all of a file of your own."""
     seed: int = 0
     """Seed of the draws."""
     out: str | None = None
-    """File name without ending; without it RUN/figures/reconstruct."""
+    """File: .png, .npy, .csv, .tsv, .parquet; without a suffix all that apply. Without it RUN/figures/reconstruct."""
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Reconstruct, arguments, "run")
+    options = parse(Reconstruct, arguments, "run", "data")
+    target = options.target(options.out, "reconstruct")
     run = options.open()
-    at_least_one("count", options.count)
-    import torch
-
-    from varflow.core import random
-
+    if options.count is not None:
+        at_least_one("count", options.count)
     if run.infers_target:
         raise SpecError(
             "run: was fitted to a target, which has no data; varflow sample draws from q(z)"
         )
-    size = run.dataset.sizes[options.split]
-    if options.count > size:
-        raise SpecError(
-            f"count: was {options.count}, the {options.split} split has {size}; use at most that"
-        )
-    with random.stream(options.seed):
-        x = run.dataset.batch(options.split, torch.arange(options.count)).x
-        again = run.model.reconstruct(x)
-    target = Path(options.out) if options.out else run.folder / "figures" / "reconstruct"
+    given = options.read(run)
+    held = len(given.values)
+    count = (min(32, held) if options.data is None else held) if options.count is None else options.count
+    if count > held:
+        what = f"the {options.split} split has" if options.data is None else f"{options.data} has"
+        raise SpecError(f"count: was {count}, {what} {held}; use at most that")
+    from varflow.data.loading import stored_rows
+
+    x = stored_rows(given.values[:count], run.preprocessing, run.form.event_shape, run.picture)
+    again = run.reconstruct(x, seed=options.seed)
     for path in write_examples(run, target, again, x):
         options.say(path)
     return 0

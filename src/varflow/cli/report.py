@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from varflow.cli.common import RunOptions
+from varflow.cli.common import KeptOptions
 from varflow.settings.flags import parse
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(RunOptions):
+class Report(KeptOptions):
     """Every figure and a self-contained report.html."""
 
 

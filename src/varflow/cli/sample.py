@@ -1,4 +1,4 @@
-"""Draw pictures or rows from a run's model."""
+"""Draw pictures or rows from a run's model, in the units of its data."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varflow.cli.common import RunOptions, at_least_one, write_examples
+from varflow.cli.common import RunOptions, at_least_one, write_examples, write_pictures
 from varflow.core.errors import SpecError
 from varflow.settings.flags import parse
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(RunOptions):
-    """Draw from p(x): pictures as a PNG sheet, and the numbers as .npy. Of a fit to a target: z from q(z)."""
+    """Draw from p(x): rows as a table with the heads of the data, pictures as a PNG sheet or single files, and all
+    numbers as .npy. Of a fit to a target: z from q(z).
+    """
 
     count: int = 64
     """How many."""
@@ -28,32 +30,39 @@ class Sample(RunOptions):
     seed: int = 0
     """Seed of the draws."""
     out: str | None = None
-    """File name without ending; without it RUN/figures/sample."""
+    """File, .png, .npy, .csv, .tsv or .parquet; without a suffix all that apply. Without it RUN/figures/sample."""
+    pictures: str | None = None
+    """Folder for single pictures, each a PNG file."""
 
 
 def main(arguments: list[str]) -> int:
     options = parse(Sample, arguments, "run")
-    run = options.open()
     at_least_one("count", options.count)
+    # Codes go beside single pictures where nothing else is asked for.
+    aside = None if options.pictures is None else str(Path(options.pictures) / "sample")
+    target = options.target(options.out or aside, "sample")
+    run = options.open()
     from varflow.core import random
 
     if run.infers_target and options.mean:
         raise SpecError("mean: a target has no likelihood to take the mean of; leave it out")
-    target = Path(options.out) if options.out else run.folder / "figures" / "sample"
     chosen = {n: getattr(options, n) for n in ("temperature", "top_k", "label")}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    with random.stream(options.seed):
-        if run.infers_target:
-            _no_codes(chosen)
-            x = _positions(run, options.count)
-        elif run.model.posterior.discrete:
+    if options.pictures is not None and not run.picture:
+        raise SpecError("pictures: this run was fitted to rows, which are no pictures; leave it out")
+    if not run.infers_target and run.model.posterior.discrete:
+        with random.stream(options.seed):
             x, written = _coded(run, options.count, options.mean, chosen, target)
-            options.say(written)
-        else:
-            _no_codes(chosen)
-            x = run.model.sample(options.count, mean=options.mean)
-    for path in write_examples(run, target, x):
-        options.say(path)
+        options.say(written)
+    else:
+        _no_codes(chosen)
+        x = run.sample(options.count, options.seed, options.mean)
+    if options.pictures is not None:
+        files = write_pictures(Path(options.pictures), x, run.preprocessing.top)
+        options.say(f"{options.pictures}: {len(files)} pictures")
+    if options.pictures is None or options.out:
+        for path in write_examples(run, target, x):
+            options.say(path)
     return 0
 
 
@@ -87,18 +96,11 @@ def _coded(
             home = next(run.model.parameters()).device
             options["labels"] = torch.full((count,), label, device=home)
         z, log_prob = prior.sample_and_log_prob((count,), **options)
-    x = run.model.decode(z, mean)
+    drawn = run.model.decode(z, mean)
+    x = run.preprocessing.stored_means(drawn) if mean else run.preprocessing.stored_values(drawn)
     make_folder(target.parent)
     path = target.with_name(target.name + "-codes.npz")
     blob = io.BytesIO()
     np.savez(blob, codes=z.cpu().numpy(), log_prob=log_prob.cpu().numpy())
     write_atomically(path, lambda file: file.write(blob.getvalue()))
     return x, path
-
-
-def _positions(run: Any, count: int) -> Any:
-    """z ~ q(z): ``[count, D]``, or ``[fits, count, D]`` where several fits were trained together."""
-    import torch
-
-    z = torch.stack([member.encode(None, count).z for member in run.members()])
-    return z if len(z) > 1 else z[0]

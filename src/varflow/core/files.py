@@ -1,15 +1,42 @@
-"""Files that appear whole or not at all, and the two of a run that every room above reads."""
+"""Files that appear whole or not at all, and those of a run that every room above reads."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
 from varflow.core.errors import RunError
+
+#: The files of a run that others can use: name, or pattern of names → what is in it. Without the state of the
+#: optimizer, pictures and pages, which are for the one who fits; and without anything of a single example.
+ARTEFACT = {
+    "spec.json": "the parts and their settings",
+    "model.safetensors": "the weights",
+    "preprocessing.json": "what stands between the stored values and the model, as learned in training",
+    "data.json": "which data: name, shape, splits, checksums",
+    "run.json": "recipe, parts given in Python, how the fit ended",
+    "metrics.jsonl": "the records of the fit",
+    "prior/model.safetensors": "the weights of the code prior",
+    "prior/metrics.jsonl": "the records of its fit",
+    "evaluation/*.json": "estimates with their errors",
+}
+#: What a run keeps of single training rows.
+TRAINING_ROWS = {
+    "training_scores.json": "log p of training rows, which new rows are ranked among",
+    "embeddings.safetensors": "latents of training rows, which neighbours are looked for among",
+}
+
+
+def present(folder: Path, names: Iterable[str]) -> list[str]:
+    """Which files of these names or patterns a folder holds, as ``a/b`` below it."""
+    found = [path for name in names for path in sorted(folder.glob(name)) if path.is_file()]
+    return [path.relative_to(folder).as_posix() for path in found]
 
 
 def cache_folder() -> Path:
@@ -100,6 +127,60 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             break
         records.append(record)
     return records
+
+
+class Lock:
+    """A file that one process holds. The system lets it go when that process ends, however it ends."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    @staticmethod
+    def take(path: Path, wait: bool = True) -> Lock | None:
+        """Hold ``path``; None where another process does and this one is not to wait for it.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        try:
+            file = open(path, "ab")  # noqa: SIM115
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error}); choose another folder with --out") from error
+        try:
+            _hold(file, wait)
+        except OSError:
+            file.close()
+            return None
+        return Lock(file)
+
+    def release(self) -> None:
+        """Let it go."""
+        self._file.close()
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+def _hold(file: IO[bytes], wait: bool) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:
+            try:
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                return
+            except OSError:
+                if not wait:
+                    raise
+                time.sleep(0.05)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def weights_digest(folder: Path) -> str | None:

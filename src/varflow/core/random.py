@@ -81,6 +81,44 @@ class Stream:
         return whole.narrow(request.batch_dim, self.rank * local, local).contiguous()
 
 
+class ByRow:
+    """Draws of one step that belong to rows: along ``batch_dim`` those of a row depend on (seed, purpose, step, key
+    of the row) alone, not on where it stands or on the rows beside it. Rows with one key have the same numbers.
+
+    What has no ``batch_dim`` is drawn as by :class:`Stream`.
+
+    Args:
+        seed: of all rows.
+        keys: an integer for each row of the batch.
+        step: as for :class:`Stream`.
+    """
+
+    def __init__(self, seed: int, keys: Sequence[int], step: int = 0) -> None:
+        self.seed, self.keys, self.step = seed, list(keys), step
+        self._shared = Stream(seed, step)
+        self._generators: dict[tuple[str, torch.device, int], torch.Generator] = {}
+
+    def draw(self, request: Request) -> Tensor:
+        if request.batch_dim is None:
+            return self._shared.draw(request)
+        shape = list(request.shape)
+        if shape.pop(request.batch_dim) != len(self.keys):
+            raise ValueError(
+                f"keys: {len(self.keys)} for a draw {list(request.shape)}; give one for each of its "
+                f"{request.shape[request.batch_dim]} rows"
+            )
+        row = request._replace(shape=tuple(shape), batch_dim=None)
+        drawn = {key: _fill(row, self._generator(request, key)) for key in dict.fromkeys(self.keys)}
+        return torch.stack([drawn[key] for key in self.keys], request.batch_dim)
+
+    def _generator(self, request: Request, key: int) -> torch.Generator:
+        of = (request.purpose, request.device, key)
+        if of not in self._generators:
+            purpose = f"{request.purpose}/row {key}"
+            self._generators[of] = generator(self.seed, purpose, self.step, request.device)
+        return self._generators[of]
+
+
 class Recorder:
     """Passes requests on to ``source`` and notes them, for :class:`Replay`."""
 

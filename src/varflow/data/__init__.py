@@ -9,7 +9,7 @@ from varflow.core.lazy import attach
 
 #: Data sets with a name → what they are.
 SOURCES = {
-    "digits": "1,797 grey digits of 8×8 with 17 levels, from scikit-learn (varflow[digits])",
+    "digits": "1,797 grey digits of 8×8 with 17 levels, which come with varflow",
     "mnist": "70,000 grey digits of 28×28 (IDX files)",
     "fashion-mnist": "70,000 grey pictures of clothes, 28×28 (IDX files)",
     "cifar10": "60,000 colour pictures of 32×32 (binary version); a subset is named cifar10-subset",
@@ -34,7 +34,8 @@ PROTOCOLS = {
     "grey": "in [0, 1]: v/(levels − 1) as it is; no density, only masses over the levels",
     "none": "real numbers as they are",
     "standardize": "real numbers less their training mean, over their standard deviation",
-    "table": "the same, where rounded columns have uniform noise of one step and heavy tails are taken away",
+    "table": "real numbers standardized, where rounded columns have uniform noise of one step and heavy tails are "
+    "taken away",
 }
 
 _EXPORTS = {

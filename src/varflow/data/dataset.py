@@ -68,6 +68,10 @@ class Dataset:
         seed_eval: int = 0,
         facts: Mapping[str, Any] | None = None,
         truth: Any = None,
+        places: Mapping[str, Int64[Tensor, " n"]] | None = None,
+        files: tuple[str, ...] = (),
+        first_row: int = 0,
+        equal_noise: bool = False,
     ) -> None:
         self.name = name
         self.seed_eval = seed_eval
@@ -81,6 +85,13 @@ class Dataset:
         self._facts = dict(facts or {})
         #: The density that the data were drawn from, where it is known: see :mod:`varflow.data.synthetic`.
         self.truth = truth
+        #: Where each row stood in what was given, before it was split; and the file of each, where it has one.
+        self._places = dict(places or {split: torch.arange(len(x)) for split, x in self._raw.items()})
+        self._files = files
+        #: The place of the first row in a longer sequence that is read piece by piece, so that its noise goes on.
+        self._first_row = first_row
+        #: Whether every row gets the same fixed noise, so that equal rows stay equal.
+        self._equal_noise = equal_noise
         self._drawn: dict[str, Tensor] = {}
         self._mean: Tensor | None = None
 
@@ -128,6 +139,24 @@ class Dataset:
         self._check(split)
         return self._labels.get(split)
 
+    def origins(self, split: str, index: Int64[Tensor, " batch"]) -> list[int] | list[str]:
+        """Where rows ``index`` of ``split`` come from: the number of each row in the file or tensor that was given,
+        counted from 0, or the name of its file in the folder.
+        """
+        self._check(split)
+        places = [int(place) for place in self._places[split][index.cpu()]]
+        return [self._files[place] for place in places] if self._files else places
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The heads of a table's columns; empty where they have none."""
+        return tuple(self._facts.get("columns", ()))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the labels, where they have some."""
+        return tuple(self._facts.get("classes", ()))
+
     def batch(self, split: str, index: Int64[Tensor, " batch"]) -> Batch:
         """Rows ``index`` of ``split`` as the model sees them.
 
@@ -164,13 +193,18 @@ class Dataset:
         return both.index_select(0, rows + len(values) * (coin < 0.5))
 
     def _fixed(self, split: str) -> Tensor:
+        if split not in self._drawn and self._equal_noise:
+            values = self._raw[split]
+            with random.stream(self.seed_eval):
+                u = random.uniform(self.event_shape, f"{self._protocol.purpose}/each", dtype=torch.float32)
+            self._drawn[split] = self._protocol.draw(values, u.to(self.device).expand(values.shape))
         if split not in self._drawn:
             values, purpose = self._raw[split], f"{self._protocol.purpose}/{split}"
             drawn = torch.empty(values.shape, dtype=self._protocol.stored, device=self.device)
             for step, rows in enumerate(range(0, len(values), _ROWS)):
                 part = values[rows : rows + _ROWS]
                 # All of a block is drawn, so that a row's noise does not depend on the split's end.
-                with random.stream(self.seed_eval, step):
+                with random.stream(self.seed_eval, self._first_row // _ROWS + step):
                     u = random.uniform((_ROWS, *part.shape[1:]), purpose, dtype=torch.float32)
                 u = u[: len(part)].to(self.device)
                 drawn[rows : rows + _ROWS] = self._protocol.draw(part, u)
@@ -252,6 +286,7 @@ class Dataset:
         fewer = copy.copy(self)
         fewer._raw = {split: x[: given.get(split)] for split, x in self._raw.items()}
         fewer._labels = {split: y[: given.get(split)] for split, y in self._labels.items()}
+        fewer._places = {split: place[: given.get(split)] for split, place in self._places.items()}
         fewer._drawn, fewer._mean = {}, None
         return fewer
 

@@ -50,7 +50,7 @@ def download(
     """
     if name == "digits":
         raise SpecError(
-            "data 'digits' comes with scikit-learn; install it with: pip install 'varflow[digits]'"
+            "data 'digits' comes with varflow; there is nothing to download"
         )
     if name not in DOWNLOADS:
         raise errors.unknown("data", name, DOWNLOADS)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxtyping import Int64, Shaped
+import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from varflow import data
@@ -15,6 +16,7 @@ from varflow.core import errors
 from varflow.core.errors import DataError, ShapeError, SpecError
 from varflow.data import named, own, sources, synthetic
 from varflow.data.dataset import Dataset
+from varflow.data.given import Given, given, in_order
 from varflow.data.prepare import (
     COLOUR,
     REAL,
@@ -26,6 +28,9 @@ from varflow.data.prepare import (
 )
 from varflow.data.protocols import LEVELS, Identity, Protocol, Standardize
 from varflow.data.table import Table, has_rounded_columns
+
+#: What the splits of others are called.
+_SPLITS = {"valid": "validation", "val": "validation", "dev": "validation"}
 
 
 def load(
@@ -44,9 +49,10 @@ def load(
     """A named data set (``varflow.data.SOURCES``), or your own file or folder.
 
     Own data: ``.npy`` or ``.npz`` (uint8 pictures [N, H, W], [N, H, W, C] or [N, C, H, W], or a
-    table [N, D]; .npz keys x and labels, or train, validation, test and y_train …), ``.csv`` or
-    ``.tsv``, a folder of pictures. Without splits of their own they are permuted with a fixed
-    seed and cut 80/10/10; without validation, it is the last tenth of train.
+    table [N, D]; .npz keys x and labels, or train, validation, test and y_train …), ``.csv``,
+    ``.tsv``, ``.parquet``, ``.feather`` or ``.arrow``, a folder of pictures. Without splits of
+    their own they are permuted with a fixed seed and cut 80/10/10; without validation, it is the
+    last tenth of train.
 
     Args:
         protocol: a name in ``varflow.data.PROTOCOLS``.
@@ -101,7 +107,7 @@ def _named(
 
 
 def from_tensor(
-    x: Shaped[Tensor, "n ..."] | Mapping[str, Shaped[Tensor, "n ..."]],
+    x: Any,
     labels: Int64[Tensor, " n"] | Mapping[str, Int64[Tensor, " n"]] | None = None,
     protocol: str = "auto",
     levels: int | None = None,
@@ -110,15 +116,19 @@ def from_tensor(
     flip: bool | None = None,
     seed_eval: int = 0,
     continuous: bool = False,
+    columns: Sequence[str] = (),
 ) -> Dataset:
-    """Your own tensor, or a mapping of splits (train, test and, if you like, validation).
+    """Your own rows or pictures, or a mapping of splits (train, test and, if you like, validation).
+
+    A tensor, an array, or whatever :func:`varflow.data.given.given` knows: lists, frames of pandas and polars, Arrow
+    tables, map-style data sets of torch and of Hugging Face. Frames bring the names of their columns with them.
 
     uint8 tensors hold levels 0 … ``levels`` − 1 (256 if not given) and, with three or four
     dimensions, are pictures: [N, H, W], [N, C, H, W] or [N, H, W, C] with C = 1 or 3. Floating
     tensors are real numbers, unless ``levels`` is given: then they hold the levels themselves, or
     level/(levels − 1) in [0, 1]. Under dynamic, threshold and grey, floats in [0, 1] are taken as
     they are. Values 0 and 1 alone are binary under "auto"; with ``continuous`` that chooses as in
-    :func:`load`.
+    :func:`load`. ``columns`` are the names of a table's columns.
 
     Raises:
         DataError: NaN, infinity, values outside the levels, or too few rows.
@@ -134,12 +144,19 @@ def from_tensor(
         raise SpecError(
             "protocol 'static' is for 'mnist' alone; use 'threshold' for values 0 and 1"
         )
-    values = dict(x) if isinstance(x, Mapping) else {"all": x}
+    splits = dict(x) if isinstance(x, Mapping) else {"all": x}
+    held = {_SPLITS.get(part, part): given(rows) for part, rows in splits.items()}
+    heads = tuple(columns) or next(iter(held.values()), Given(None)).columns
+    values = {part: in_order(one, heads) for part, one in held.items()}
     if labels is None:
-        marks: dict[str, Any] = {}
+        marks: dict[str, Any] = {part: one.labels for part, one in held.items() if one.labels is not None}
     else:
         marks = dict(labels) if isinstance(labels, Mapping) else {"all": labels}
-    return _build(named.Arrays(name, values, marks), protocol, levels, flip, seed_eval, continuous)
+    classes = next(iter(held.values()), Given(None)).classes
+    facts: dict[str, Any] = {"columns": list(heads)} if heads else {}
+    if classes:
+        facts["classes"] = list(classes)
+    return _build(named.Arrays(name, values, marks, facts=facts), protocol, levels, flip, seed_eval, continuous)
 
 
 def dataset_of(
@@ -176,6 +193,48 @@ def dataset_of(
     return found.first(train=settings.train_limit, validation=settings.validation_limit)
 
 
+class NamedRows(NamedTuple):
+    """Rows or pictures of a file, folder or named data set, for a fitted model.
+
+    Attributes:
+        values: ``[N, *event]``, as they are stored.
+        names: what to call each: the number of its row, counted from 0, or its file.
+        files: whether they are files of their own.
+        columns: heads of the columns of a table; none where they have none.
+    """
+
+    values: Any
+    names: Sequence[int] | Sequence[str]
+    files: bool
+    columns: tuple[str, ...] = ()
+
+
+def rows_of(
+    name_or_path: str,
+    split: str = "test",
+    data_dir: str | os.PathLike[str] | None = None,
+    resize: int | tuple[int, int] | None = None,
+) -> NamedRows:
+    """The rows of one's own file or folder, all of them, or those of a split of a named data set.
+
+    Raises:
+        DataError: missing or damaged files, or a file with splits of its own.
+        SpecError: an unknown name.
+    """
+    if name_or_path in data.SOURCES:
+        found = load(name_or_path, data_dir=data_dir)
+        return NamedRows(found.raw(split), found.origins(split, torch.arange(found.sizes[split])), False)
+    path = Path(name_or_path).expanduser()
+    arrays = _own(path, resize)
+    if set(arrays.values) != {"all"}:
+        raise DataError(
+            f"{path}: holds the splits {', '.join(arrays.values)}; give a file of rows alone"
+        )
+    values = arrays.values["all"]
+    heads = tuple(arrays.facts.get("columns", ()))
+    return NamedRows(values, arrays.files or range(len(values)), bool(arrays.files), heads)
+
+
 def stored_rows(
     x: Any, preprocessing: Protocol, event_shape: tuple[int, ...], picture: bool
 ) -> Tensor:
@@ -199,7 +258,7 @@ def stored_rows(
 
 
 def _own(path: Path, resize: int | tuple[int, int] | None) -> named.Arrays:
-    if path.is_dir():
+    if path.is_dir() or (own.is_picture(path) and path.exists()):
         size = (resize, resize) if isinstance(resize, int) else resize
         return own.pictures(path, size)
     if resize is not None:
@@ -215,6 +274,9 @@ def _own(path: Path, resize: int | tuple[int, int] | None) -> named.Arrays:
         ".npz": own.numpy_file,
         ".csv": own.table,
         ".tsv": own.table,
+        ".parquet": own.arrow_file,
+        ".feather": own.arrow_file,
+        ".arrow": own.arrow_file,
     }
     kind = path.suffix.lower()
     if kind not in readers:
@@ -245,7 +307,7 @@ def _build(
         for part, array in arrays.labels.items()
         if part in values
     }
-    values, labels, facts = three_splits(values, labels)
+    values, labels, places, facts = three_splits(values, labels)
     values, levels = to_levels(values, levels, protocol)
     # Real numbers may have any shape; only levels, or values that a protocol takes as grey, show.
     shows = levels is not None or protocol not in ("auto", *REAL)
@@ -270,6 +332,8 @@ def _build(
         seed_eval=seed_eval,
         facts={**facts, **arrays.facts},
         truth=arrays.truth,
+        places=places,
+        files=arrays.files,
     )
 
 

@@ -20,6 +20,9 @@ from varflow.data import SOURCES, readers, sources
 from varflow.data.readers import Bytes, Labels
 from varflow.data.sources import Checks
 
+#: Column heads of a table that are labels, not features.
+LABEL_HEADS = frozenset({"label", "labels", "class", "target", "y"})
+
 
 @dataclass
 class Arrays:
@@ -32,6 +35,8 @@ class Arrays:
     facts: dict[str, Any] = field(default_factory=dict)
     #: The density that the values were drawn from, where it is known (:class:`varflow.data.synthetic.Truth`).
     truth: Any = None
+    #: The file of each example, where they are files of their own.
+    files: tuple[str, ...] = ()
 
 
 def _find(folder: Path, *names: str) -> Path | None:
@@ -264,10 +269,7 @@ def overview(data_dir: str | os.PathLike[str] | None = None) -> str:
 def _whereabouts(name: str, root: Path) -> str:
     """Whether the files of ``name`` are there, by their names alone."""
     if name == "digits":
-        try:
-            return f"here: {readers.digits_path()}"
-        except DataError as error:
-            return str(error)
+        return f"here: {readers.digits_path()}"
     if name not in READERS:
         return "here: made on the spot"
     if name.startswith("cifar10"):

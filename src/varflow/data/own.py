@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varflow.core.errors import DataError
-from varflow.data.named import Arrays
+from varflow.data.named import LABEL_HEADS, Arrays
 from varflow.data.readers import content, need
 
 PICTURES = frozenset(
@@ -37,8 +37,6 @@ _LABELS = {
     "validation": ("labels_validation", "labels_val", "y_validation", "y_val", "Y_val"),
     "test": ("labels_test", "y_test", "Y_test"),
 }
-#: Column heads of a table that are labels, not features.
-_LABEL_HEADS = frozenset({"label", "labels", "class", "target", "y"})
 
 
 def numpy_file(path: Path) -> Arrays:
@@ -103,13 +101,39 @@ def table(path: Path) -> Arrays:
         ) from error
     if head and len(head) != numbers.shape[1]:
         raise DataError(f"{path}: {len(head)} heads over {numbers.shape[1]} columns")
-    columns = [i for i, cell in enumerate(head) if cell in _LABEL_HEADS]
+    columns = [i for i, cell in enumerate(head) if cell in LABEL_HEADS]
     if len(columns) != 1 or not np.all(numbers[:, columns] % 1 == 0):
         return Arrays(path.name, {"all": numbers}, facts={"columns": names} if names else {})
     del names[columns[0]]
     labels = numbers[:, columns[0]].astype(np.int64)
     rest = np.delete(numbers, columns, 1)
     return Arrays(path.name, {"all": rest}, {"all": labels}, facts={"columns": names})
+
+
+def arrow_file(path: Path) -> Arrays:
+    """The columns of a Parquet or Feather file; one headed label, labels, class, target or y gives the labels."""
+    try:
+        import pyarrow
+        from pyarrow import feather, parquet
+    except ImportError as error:
+        raise need("table", "pyarrow", f"reading {path.suffix}") from error
+    from varflow.data.given import given
+
+    try:
+        read = parquet.read_table if path.suffix.lower() == ".parquet" else feather.read_table
+        found = read(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as {path.suffix} ({_first_line(error)})") from error
+    try:
+        held = given(found)
+    except DataError as error:
+        raise DataError(f"{path}: {str(error).removeprefix('x: ')}") from error
+    labels = {} if held.labels is None else {"all": held.labels}
+    return Arrays(path.name, {"all": held.values}, labels, facts={"columns": list(held.columns)})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _is_number(cell: str) -> bool:
@@ -120,39 +144,42 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def pictures(folder: Path, resize: tuple[int, int] | None) -> Arrays:
-    """All pictures under ``folder``, in the order of their paths.
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its suffix."""
+    return path.suffix.lower() in PICTURES
 
-    If every picture lies in a subfolder, the subfolders (by name) are the labels. Pictures are
-    grey if all are, else RGB; transparency is dropped. Files that are no pictures by their
-    suffix are skipped and counted in ``describe()``.
+
+def pictures(folder: Path, resize: tuple[int, int] | None) -> Arrays:
+    """All pictures under ``folder``, in the order of their paths; of a file that one picture.
+
+    If every picture lies in a subfolder, the subfolders (by name) are the labels. Pictures are as a
+    viewer shows them (:func:`as_shown`), grey if all are, else RGB. Files that are no pictures by
+    their suffix are skipped, and counted in ``describe()`` as those with transparency are.
     """
     try:
         from PIL import Image
     except ImportError as error:
         raise need("pictures", "Pillow", "reading a folder of pictures") from error
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+    if folder.is_file():
+        folder, files = folder.parent, [folder]
+    else:
+        files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
     paths = [path for path in files if path.suffix.lower() in PICTURES]
     if not paths:
         raise DataError(
             f"{folder}: no pictures among {len(files)} files; should hold some of "
             f"{', '.join(sorted(PICTURES))}"
         )
-    images, modes = [], set()
+    images, transparent = [], 0
     for path in paths:
         try:
             with Image.open(path) as picture:
-                picture.load()
-                images.append(picture.copy())
+                shown = as_shown(picture, str(path))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{path}: damaged picture ({error}); repair or remove it") from error
-        mode = images[-1].mode
-        if mode.startswith(("I", "F")):
-            raise DataError(
-                f"{path}: has more than 8 bits a channel ({mode}); convert it to 8 bits"
-            )
-        modes.add(mode)
-    mode = "L" if modes <= {"1", "L", "LA"} else "RGB"
+        transparent += bool(shown.info.get("was_transparent"))
+        images.append(shown)
+    mode = "L" if all(image.mode == "L" for image in images) else "RGB"
     images = [image.convert(mode) for image in images]
     if resize is not None:
         height, width = resize
@@ -166,15 +193,46 @@ def pictures(folder: Path, resize: tuple[int, int] | None) -> Arrays:
             "bring them to one size, or pass resize=32 (--resize 32), in Python also resize=(height, width)"
         )
     values = np.stack([np.asarray(image) for image in images])
-    facts = {"skipped_files": len(files) - len(paths), "resize": list(resize) if resize else None}
+    facts: dict[str, Any] = {"skipped_files": len(files) - len(paths), "resize": list(resize) if resize else None}
+    if transparent:
+        facts["transparent_files_on_white"] = transparent
     parts = [path.relative_to(folder).parts for path in paths]
+    names = tuple("/".join(part) for part in parts)
     if any(len(part) == 1 for part in parts):
-        return Arrays(folder.name, {"all": values}, facts=facts)
+        return Arrays(folder.name, {"all": values}, facts=facts, files=names)
     classes = sorted({part[0] for part in parts})
     labels = np.array([classes.index(part[0]) for part in parts], np.int64)
-    return Arrays(
-        folder.name, {"all": values}, {"all": labels}, facts={**facts, "classes": classes}
-    )
+    facts["classes"] = classes
+    return Arrays(folder.name, {"all": values}, {"all": labels}, facts=facts, files=names)
+
+
+def as_shown(picture: Any, name: str) -> Any:
+    """An opened picture as a viewer shows it, in mode L or RGB: turned as its EXIF tag says, what is transparent over
+    white.
+
+    Raises:
+        DataError: more than 8 bits a channel, or several pictures in one file; with ``name``.
+    """
+    from PIL import Image, ImageOps
+
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1:
+        raise DataError(f"{name}: holds {frames} pictures (an animation, or pages); save each as a file of its own")
+    # Pillow reads 16 bits of a colour channel as 8 without a word; how they lie in the file tells.
+    deep = any(";16" in str(part) for tile in getattr(picture, "tile", ()) for part in tile)
+    if deep or picture.mode.startswith(("I", "F")):
+        raise DataError(f"{name}: has more than 8 bits a channel ({picture.mode}); convert it to 8 bits")
+    picture.load()
+    shown = ImageOps.exif_transpose(picture)
+    grey = shown.mode in ("1", "L", "LA", "La")
+    if "A" in shown.getbands() or "a" in shown.getbands() or "transparency" in shown.info:
+        whole = shown.convert("RGBA")
+        seen = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole)
+        clear = min(whole.getchannel("A").tobytes()) < 255
+        shown = seen.convert("L" if grey else "RGB")
+        shown.info["was_transparent"] = clear
+        return shown
+    return shown.convert("L" if grey else "RGB")
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -89,15 +89,18 @@ def plain_labels(array: Any, rows: int) -> Tensor:
 
 def three_splits(
     values: dict[str, Tensor], labels: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Three splits, by a seeded permutation where the data have none."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Three splits of values and labels, by a seeded permutation where the data have none; the place that each row
+    had in what was given; and facts.
+    """
     facts: dict[str, Any] = {}
+    places = {split: torch.arange(len(x)) for split, x in values.items()}
     if "train" in values and "test" in values:
         facts["split"] = "as given"
         if "validation" not in values:
             cut = len(values["train"]) - max(1, len(values["train"]) // 10)
             facts["split"] = "train and test as given; validation: the last tenth of train"
-            for held in (values, labels):
+            for held in (values, labels, places):
                 if "train" in held:
                     held["train"], held["validation"] = held["train"][:cut], held["train"][cut:]
     else:
@@ -112,9 +115,9 @@ def three_splits(
         # A negative start would wrap around.
         ends = (max(n - 2 * tenth, 0), max(n - tenth, 0), n)
         order = torch.randperm(n, generator=random.generator(SPLIT_SEED, "split"))
-        rows = dict(zip(SPLITS, order.tensor_split(ends[:2]), strict=True))
+        places = dict(zip(SPLITS, order.tensor_split(ends[:2]), strict=True))
         values, labels = (
-            {s: held[whole][i.to(held[whole].device)] for s, i in rows.items() if whole in held}
+            {s: held[whole][i.to(held[whole].device)] for s, i in places.items() if whole in held}
             for held in (values, labels)
         )
         facts = {"split": "80/10/10 of a seeded permutation", "split_seed": SPLIT_SEED}
@@ -128,7 +131,7 @@ def three_splits(
             f"x: the splits hold {' and '.join(map(str, [*shapes, *dtypes]))}; "
             "should be of one shape and dtype"
         )
-    return {split: values[split] for split in SPLITS}, labels, facts
+    return {split: values[split] for split in SPLITS}, labels, places, facts
 
 
 def to_levels(

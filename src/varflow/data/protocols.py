@@ -97,6 +97,16 @@ class Protocol:
             return found
         return (found * self.top).round().to(torch.uint8)
 
+    def stored_means(self, x: Tensor) -> Tensor:
+        """What a mean of x stands for, in the units of the stored data: real numbers; of 256 levels the nearest, as
+        uint8; of fewer levels their mean, which is no level itself.
+        """
+        found = self.invert(x)
+        if self.source_levels is None:
+            return found
+        scaled = found * self.top
+        return scaled.round().to(torch.uint8) if self.source_levels == 256 else scaled
+
     def flaw(self, event_shape: tuple[int, ...]) -> str | None:
         """What is wrong with what was learned, for events of a shape; None where it can be."""
         for field in fields(self):

@@ -11,7 +11,6 @@ import io
 import math
 import tarfile
 import zlib
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +151,8 @@ def amat(raw: bytes, path: Path) -> Bytes:
 
 
 def digits_path() -> Path:
-    """The file of digits inside scikit-learn, which is located but not imported."""
-    package = find_spec("sklearn")
-    for folder in (package.submodule_search_locations or ()) if package else ():
-        path = Path(folder, "datasets", "data", "digits.csv.gz")
-        if path.is_file():
-            return path
-    raise need("digits", "scikit-learn", "the data set 'digits'")
+    """The file of digits that comes with the package."""
+    return Path(__file__).parent / "files" / "digits.csv.gz"
 
 
 def digits(raw: bytes, path: Path) -> tuple[Bytes, Labels]:

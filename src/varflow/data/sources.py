@@ -85,7 +85,7 @@ DOWNLOADS = {
     ),
 }
 
-#: Of the digits that scikit-learn ships, uncompressed.
+#: Of the digits that come with the package, uncompressed.
 DIGITS_MD5 = "a0339c30a8a5312a1b6f9e5c719dcce5"
 
 #: Of the batches of the CIFAR-10 subset.

@@ -129,6 +129,11 @@ class Evaluation:
                     groups[group][name] = arrays[key]
             estimates = {name: Estimate.from_dict(e) for name, e in values["estimates"].items()}
             return Evaluation(values["data"], estimates, **groups, notes=list(values["notes"]))
+        except FileNotFoundError:
+            raise RunError(
+                f"{path.with_suffix('.npz')}: missing; the results of single examples do not travel with a run from "
+                "the hub. Evaluate the run again"
+            ) from None
         except (
             OSError,
             ValueError,

@@ -13,6 +13,7 @@ the memory, and only running sums and the largest weights are kept: any S fits.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -87,6 +88,7 @@ def importance_sample(
     seed: int = 0,
     first: int = 0,
     progress: OnProgress | None = None,
+    keys: Sequence[int] | None = None,
 ) -> Importance:
     """Estimate log p(x), the ELBO and its terms for each example of x.
 
@@ -100,6 +102,8 @@ def importance_sample(
         first: the position of x[0] in its data set, a multiple of 128, so that a data set that is
             evaluated batch by batch does not use the same random numbers twice.
         progress: called with (points done, points) after each block of points.
+        keys: an integer for each x. Its random numbers then depend on that key and the seed alone, and no more on its
+            place, so that a row has the same estimate alone and among others.
 
     Raises:
         SpecError: samples or memory is too small.
@@ -119,14 +123,17 @@ def importance_sample(
         for start in range(0, len(x), POINTS):
             block = x[start : start + POINTS]
             sums = Sums(samples, first + start)
-            fill(sums, model, block, memory, seed)
+            own = None if keys is None else keys[start : start + POINTS]
+            fill(sums, model, block, memory, seed, own)
             parts.append(sums.result())
             if progress is not None:
                 progress(start + len(block), len(x))
     return Importance.concatenate(parts)
 
 
-def fill(sums: Sums, model: Model, x: Tensor, memory: int, seed: int) -> None:
+def fill(
+    sums: Sums, model: Model, x: Tensor, memory: int, seed: int, keys: Sequence[int] | None = None
+) -> None:
     """Draw and decode the samples that ``sums`` waits for, of a block of at most 128 points."""
     samples, first = sums.samples, sums.first
     q = model.posterior(x)
@@ -134,7 +141,9 @@ def fill(sums: Sums, model: Model, x: Tensor, memory: int, seed: int) -> None:
     for number, start in enumerate(range(0, samples, SAMPLES)):
         count = min(SAMPLES, samples - start)
         # One step for each block of latents; 2³² blocks of samples for each block of points.
-        with random.stream(seed, (first // POINTS << 32) + number):
+        step = (first // POINTS << 32) + number
+        source = random.Stream(seed, step) if keys is None else random.ByRow(seed, keys, number)
+        with random.use(source):
             draw = q.draw(count, log_joint=joint)
         rows = rows or rows_within(memory, model, x, draw)
         for chunk, points in slices(count, len(x), rows):

@@ -16,11 +16,11 @@ class Progress:
     terminal.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, unit: str = "points") -> None:
         console = console or Console(stderr=True)
-        columns = ("evaluating", BarColumn(), MofNCompleteColumn(), "points", TimeRemainingColumn())
+        columns = (BarColumn(), MofNCompleteColumn(), unit, TimeRemainingColumn())
         self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("evaluating", total=None)
+        self._task = self._bar.add_task(unit, total=None)
 
     def __call__(self, done: int, total: int) -> None:
         self._bar.update(self._task, completed=done, total=total)

@@ -40,6 +40,8 @@ _EXPORTS = {
     "code_usage": "varflow.figures.curves:code_usage",
     "code_curves": "varflow.figures.curves:code_curves",
     "codeword_colours": "varflow.figures.pictures:codeword_colours",
+    "progress_of_trials": "varflow.figures.sweeps:progress_of_trials",
+    "values_by_setting": "varflow.figures.sweeps:values_by_setting",
     "gallery": "varflow.figures.gallery_data:gallery",
     "target_gallery": "varflow.figures.gallery_target:target_gallery",
 }
@@ -72,6 +74,8 @@ if TYPE_CHECKING:
     from varflow.figures.scatter import latents as latents
     from varflow.figures.scatter import pairs as pairs
     from varflow.figures.scatter import plane as plane
+    from varflow.figures.sweeps import progress_of_trials as progress_of_trials
+    from varflow.figures.sweeps import values_by_setting as values_by_setting
     from varflow.figures.targets import animate as animate
     from varflow.figures.targets import bound_curves as bound_curves
     from varflow.figures.targets import density as density

@@ -30,6 +30,7 @@ def gallery(
     split: str = "validation",
     curve: Any = None,
     code_prior_metrics: Sequence[Mapping[str, Any]] = (),
+    names: Sequence[str] | None = None,
 ) -> list[Entry]:
     """Draw every figure that applies to this model and these data.
 
@@ -49,6 +50,7 @@ def gallery(
             replaced by the first that has examples.
         curve: what :func:`varflow.evaluation.bound_curve` gave, for the figure of the bound.
         code_prior_metrics: records of the fit of a code prior, or none.
+        names: of the figures to draw where they apply (:data:`FIGURES`); without it all of them.
 
     Returns:
         Path, title and caption of each figure, in the order to look at them.
@@ -64,7 +66,7 @@ def gallery(
     folder = Path(folder)
     make_folder(folder)
     with _evaluating(model), style():
-        drawings = ((name, draw(scene, name)) for name in FIGURES)
+        drawings = ((name, draw(scene, name)) for name in FIGURES if names is None or name in names)
         entries = [keep(name, drawn, folder) for name, drawn in drawings if drawn is not None]
     write_index(folder, entries)
     return entries

@@ -23,8 +23,12 @@ class AutoSettings(GaussianSettings, LogisticsSettings, BernoulliSettings):
 
     protocol: ClassVar[str] = "auto"
 
+    def choice(self, support: str) -> str:
+        """The likelihood of the table that data of this support get."""
+        return {"binary": "bernoulli", "levels": "logistics"}.get(support, "gaussian")
+
     def build(self, part: Any, decoder: Callable[[Shape], nn.Module], form: Form) -> nn.Module:
-        target = TABLE[{"binary": "bernoulli", "levels": "logistics"}.get(form.support, "gaussian")]
+        target = TABLE[self.choice(form.support)]
         kind: Any = read(target)
         own = kind(**{name: getattr(self, name) for name in described(kind)})
         made: nn.Module = own.build(resolve(target), decoder, form)

@@ -98,6 +98,14 @@ class AncestralConditional(Conditional):
         below, above = z.tensor_split([z.shape[-1] - self.conditional.features], -1)
         return self.bottom.log_prob(below) + self.conditional.log_prob(above, self._nearest(below))
 
+    @property
+    def centre(self) -> Tensor:
+        """The centre of each layer, given that of the layer below."""
+        below = self.bottom.centre
+        assert isinstance(self.conditional, GaussianLayer)
+        above, _ = self.conditional.moments(self._nearest(below))
+        return torch.cat((below, above), -1)
+
     def shared(self) -> list[str]:
         own = (
             "q of the upper layer given the one below is the same network for all examples; it stands still, so "

@@ -34,6 +34,10 @@ class DataAsLatentsConditional(Conditional):
         zero = torch.zeros_like(z[..., 0])
         return Draw(z, zero, z, zero)
 
+    @property
+    def centre(self) -> Tensor:
+        return self.local[0]
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Refused: a point mass has no density. Raises SpecError."""
         raise SpecError(
@@ -77,6 +81,10 @@ class ObservedGrid(Conditional):
         z = codes.expand(samples, *codes.shape)
         zero = torch.zeros(z.shape[:-2], device=codes.device)
         return Draw(z, zero, z, zero)
+
+    @property
+    def centre(self) -> Tensor:
+        return self.local[0]
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Refused: what is given is not drawn. Raises SpecError."""

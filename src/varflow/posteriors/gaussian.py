@@ -144,6 +144,13 @@ class GaussianConditional(Conditional):
     def diagonal(self) -> tuple[Tensor, Tensor] | None:
         return (self.mean, self.log_scale) if self.flow is None else None
 
+    @property
+    def centre(self) -> Tensor:
+        if self.flow is None:
+            return self.mean
+        with without_autocast(self.mean):
+            return self.flow.push(self.mean, self.flow_local)[0]
+
     def shared(self) -> list[str]:
         flow = self.flow
         if flow is None or not self._depends_on_parameters(flow):

@@ -100,6 +100,11 @@ class HamiltonianConditional(Conditional):
         self.base: Conditional = base
         self.local: tuple[Tensor, ...] = base.local
 
+    @property
+    def centre(self) -> Tensor:
+        """That of q₀: where the trajectories go from it depends on the momentum."""
+        return self.base.centre
+
     def shared(self) -> list[str]:
         what = "step sizes and tempering"
         if self.posterior.flow is not None:

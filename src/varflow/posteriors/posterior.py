@@ -93,6 +93,16 @@ class Conditional(ABC):
         """(mean, log-scale), each ``[*B, D]``, where q is a diagonal Gaussian in z; else None."""
         return None
 
+    @property
+    def centre(self) -> Tensor:
+        """One point in the middle of q, ``[*B, D]``, with nothing random in it: the mean of a Gaussian, and its image
+        under a flow.
+
+        Raises:
+            SpecError: a posterior that names no such point.
+        """
+        raise SpecError(f"centre: {type(self).__name__} names no point in its middle; draw samples instead")
+
     def shared(self) -> list[str]:
         """What all examples have in common beside ``local``, and so stands still while that is refined: sentences."""
         return []

@@ -139,6 +139,11 @@ class Quantized(Conditional):
         zeros = self.z.new_zeros(samples, *batch)
         return Draw(z, zeros, self.encoded.expand_as(z), zeros)
 
+    @property
+    def centre(self) -> Tensor:
+        """The codewords."""
+        return self.z
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Refused: q has no density.
 

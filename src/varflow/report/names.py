@@ -7,6 +7,7 @@ NAMES = {
     "kl": "KL term",
     "ladj": "log|det| of the flow",
     "nll": "−log p(x)",
+    "nll_standardized": "−log p of the standardized x",
     "bits_per_dim": "bits/dim",
     "active_units": "active latents",
     "aggregated_distance": "distance of q(z) from p(z)",

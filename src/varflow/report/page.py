@@ -46,20 +46,20 @@ def write_report(folder: str | Path) -> Path:
         RunError: the folder holds no run, a file in it is damaged, or the page cannot be written.
     """
     folder = Path(folder)
-    spec = _read(folder / "spec.json", dict)
-    about, data = (_read(folder / name, dict, {}) for name in ("run.json", "data.json"))
+    spec = read_kind(folder / "spec.json", dict)
+    about, data = (read_kind(folder / name, dict, {}) for name in ("run.json", "data.json"))
     metrics = read_metrics(folder)
     later = read_metrics(folder / "prior")
     of_target = data.get("support") == "none"
-    results = [_result(folder, file) for file in sorted((folder / "evaluation").glob("*.json"))]
+    results = [result_of(folder, file) for file in sorted((folder / "evaluation").glob("*.json"))]
     text = render(
         "run.html",
-        title=_title(spec, about, data),
+        title=title_of(spec, about, data),
         lead=_lead(spec, about, data),
         results=results,
         explained=list(dict.fromkeys(result["explained"] for result in results)),
         evaluate=shlex.join(["varflow", "evaluate", str(folder)]),
-        seen=_seen(metrics),
+        seen=seen_in_training(metrics),
         figures=_figures(folder / "figures"),
         curves=_curves(folder / "figures", metrics),
         trained=bool(metrics),
@@ -71,7 +71,7 @@ def write_report(folder: str | Path) -> Path:
         settings=_settings(spec),
         of_target=of_target,
         data=data,
-        environment=_read(folder / "environment.json", dict, {}),
+        environment=read_kind(folder / "environment.json", dict, {}),
         given_in_python=bool(about.get("own_parts") or about.get("data_given")),
         command=command(spec, about.get("recipe")),
     )
@@ -104,10 +104,17 @@ def command(spec: Mapping[str, Any], recipe: str | None = None) -> str:
     return shlex.join(words)
 
 
-def _title(spec: Mapping[str, Any], about: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+def title_of(spec: Mapping[str, Any], about: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """A run in a line, from the content of its spec.json, run.json and data.json."""
     if "posterior" in (about.get("own_parts") or ()):
         return f"{data.get('name') or 'unnamed data'}: a model given in Python"
     settings = {name: value for _, name, value, _ in _rows(spec)}
+    if settings.get("likelihood") == "identity" and "prior" in (about.get("own_parts") or ()):
+        return f"{data.get('name') or 'unnamed data'}: a density given in Python"
+    if settings.get("likelihood") == "identity":
+        length = settings.get("prior_length")
+        of_steps = f" of {length} steps" if length else ""
+        return f"{data.get('name') or 'unnamed data'}: a density, {settings.get('prior')}{of_steps}"
     flow = settings.get("flow", "none")
     if data.get("support") == "none":
         base = "a fixed" if settings.get("base_moments") == "fixed" else "a Gaussian"
@@ -146,9 +153,9 @@ def _lead(spec: Mapping[str, Any], about: Mapping[str, Any], data: Mapping[str, 
     return " ".join(said)
 
 
-def _result(folder: Path, file: Path) -> dict[str, Any]:
+def result_of(folder: Path, file: Path) -> dict[str, Any]:
     """One evaluation: its table, and the numbers that a reader looks for first."""
-    stored, estimates = _read(file, dict), _estimates(file)
+    stored, estimates = read_kind(file, dict), _estimates(file)
     of_target = file.stem == "target"
     # One fit has no spread over fits.
     lone = of_target and all(e.points == 1 for e in estimates)
@@ -191,8 +198,8 @@ def _result(folder: Path, file: Path) -> dict[str, Any]:
     }
 
 
-def _seen(metrics: list[dict[str, Any]]) -> str:
-    """What training saw of the bound, where there is no evaluation."""
+def seen_in_training(metrics: list[dict[str, Any]]) -> str:
+    """What training saw of the bound; empty where it validated nothing."""
     scored = _scored(metrics, "validation")
     if not scored:
         return ""
@@ -205,7 +212,7 @@ def _seen(metrics: list[dict[str, Any]]) -> str:
 
 
 def _figures(folder: Path) -> list[Picture]:
-    entries = [e for e in _read(folder / "index.json", list, []) if isinstance(e, dict)]
+    entries = [e for e in read_kind(folder / "index.json", list, []) if isinstance(e, dict)]
     out = []
     for entry in entries:
         # The name alone: an index that points out of its folder shows nothing from there.
@@ -295,7 +302,7 @@ def _rows(spec: Mapping[str, Any]) -> list[tuple[str, str, Any, Any]]:
 
 
 def _estimates(file: Path) -> list[Estimate]:
-    estimates = _read(file, dict).get("estimates")
+    estimates = read_kind(file, dict).get("estimates")
     if not isinstance(estimates, Mapping):
         raise RunError(f"{file}: holds no estimates; evaluate the run again")
     return [Estimate.from_dict(values) for values in estimates.values()]
@@ -309,7 +316,7 @@ def _scored(metrics: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
     ]
 
 
-def _read(path: Path, kind: type, missing: Any = None) -> Any:
+def read_kind(path: Path, kind: type, missing: Any = None) -> Any:
     """A JSON file of one kind; ``missing`` where it is not there, if that is given."""
     if missing is not None and not path.exists():
         return missing

@@ -1,18 +1,21 @@
 """Pages from the templates beside this file: one file each, that needs no network, no script and no other file.
 
-Text is escaped by jinja2, once and everywhere; pictures stand inside the page.
+Text is escaped by jinja2, once and everywhere; pictures stand inside the page. The one template of Markdown escapes
+what Markdown and HTML would read.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import re
 import struct
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from varflow.core.errors import DataError
 
@@ -35,7 +38,21 @@ class Picture(NamedTuple):
 
 def render(template: str, **values: Any) -> str:
     """The page that a template makes of plain values."""
-    return _environment().get_template(template).render(values)
+    return _environment(template.endswith(".md")).get_template(template).render(values)
+
+
+def markdown(value: Any) -> Any:
+    """A value as words of Markdown that mean nothing but themselves, on one line; what is marked as safe passes."""
+    if isinstance(value, Markup):
+        return value
+    # The last three keep addresses from becoming links.
+    return re.sub(r"([\\`*_\[\]<>|~$&@]|:(?=//)|(?<=www)\.)", r"\\\1", " ".join(str(value).split()))
+
+
+def code(value: Any) -> Markup:
+    """A value in the letters of code, on one line, also in a cell of a table."""
+    words = " ".join(str(value).split()).replace("`", "'").replace("|", "\\|")
+    return Markup(f"`{words}`") if words else Markup("–")
 
 
 def picture(image: bytes, title: str, caption: str) -> Picture:
@@ -88,13 +105,14 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 @cache
-def _environment() -> Environment:
+def _environment(of_markdown: bool = False) -> Environment:
     made = Environment(
         loader=PackageLoader("varflow.report"),
-        autoescape=True,
+        autoescape=not of_markdown,
+        finalize=markdown if of_markdown else None,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(plain=plain, flat=flat)
+    made.filters.update(plain=plain, flat=flat, code=code)
     return made

@@ -36,6 +36,7 @@ from varflow.runs.folder import (
     save_weights,
 )
 from varflow.settings.spec import RunSpec
+from varflow.training.callbacks import Callbacks, Fitting
 from varflow.training.engine import Engine
 from varflow.training.loop import Loop, Outcome
 from varflow.training.progress import Progress
@@ -98,6 +99,7 @@ def fit(
     folder: Path | None,
     quiet: bool = False,
     start: Callable[[], object] = lambda: None,
+    callbacks: Callbacks | None = None,
 ) -> tuple[Outcome, list[dict[str, Any]]]:
     """Code all pictures with the finished quantizer, and fit the model's prior to the codes.
 
@@ -109,6 +111,7 @@ def fit(
         folder: of the run; an interrupted fit of a code prior in it goes on. None keeps everything in memory.
         quiet: show no progress.
         start: called once it is sure that there is something to do.
+        callbacks: of the run; they see the prior, its codes and its records.
 
     Returns:
         How it ended, and its records.
@@ -127,7 +130,9 @@ def fit(
     if model.prior.classes is not None:
         model.prior.count(pairs.raw("train")[:, 0])
     sink = Memory() if room is None else RunFolder(room) if writes else Elsewhere()
-    loop = Loop(density(model.prior), pairs, settings(spec), engine, sink, progress)
+    learns, own = density(model.prior), settings(spec)
+    fitting = Fitting(spec, learns, pairs, folder, "code prior")
+    loop = Loop(learns, pairs, own, engine, sink, progress, callbacks, fitting)
     progress.steps = loop.steps
     if isinstance(sink, RunFolder):
         sink.watch(loop.kept_weights)

@@ -15,6 +15,7 @@ from varflow.core.errors import RunError, SpecError
 from varflow.core.files import read_json
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import Evaluation, check_same, outdated, paired
+from varflow.runs.hub import is_address
 
 #: What is shown of each run, and which of it is compared in pairs, by kind of evaluation.
 _SHOWN = {
@@ -88,12 +89,12 @@ class Comparison:
 
     def table(self) -> str:
         """Plain text."""
-        parts = [_aligned(self.rows()), "", _aligned(self.difference_rows()), *self.footer()]
+        parts = [aligned(self.rows()), "", aligned(self.difference_rows()), *self.footer()]
         return "\n".join(parts)
 
     def markdown(self) -> str:
         """Two tables and what stands below them."""
-        tables = [_piped(rows) for rows in (self.rows(), self.difference_rows())]
+        tables = [piped(rows) for rows in (self.rows(), self.difference_rows())]
         return "\n\n".join([*tables, *self.footer()]) + "\n"
 
     def csv(self) -> str:
@@ -134,6 +135,12 @@ def compare(folders: Sequence[str | Path], split: str = "test") -> Comparison:
         SpecError: fewer than two runs, a run given twice, or runs of other data, protocol or points, by name.
         RunError: a run that was not evaluated, or damaged files.
     """
+    for folder in folders:
+        if is_address(folder):
+            raise SpecError(
+                f"runs: {folder} lies on the hub, without the results of single examples that pairs are made of; "
+                f"evaluate it first: varflow evaluate {folder} --out FOLDER"
+            )
     paths = [Path(folder) for folder in folders]
     if len(paths) < 2:
         raise SpecError(
@@ -244,7 +251,8 @@ def _signed(estimate: Estimate) -> str:
     return f"{sign}{_figures(estimate)} ({estimate.error(estimate.monte_carlo_error)})"
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
+    """A table as plain text."""
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(set_cell_size(c, w) for c, w in zip(row, widths, strict=True)).rstrip()
@@ -252,7 +260,8 @@ def _aligned(rows: list[list[str]]) -> str:
     )
 
 
-def _piped(rows: list[list[str]]) -> str:
+def piped(rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

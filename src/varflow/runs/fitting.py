@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,13 +12,14 @@ from torch import nn
 
 from varflow import native
 from varflow.core import ranks
-from varflow.core.errors import RunError, SpecError
+from varflow.core.errors import NonFiniteError, RunError, SpecError
 from varflow.core.files import read_json, read_metrics, write_json
 from varflow.core.form import Form
 from varflow.data.dataset import Dataset
 from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
+from varflow.report.card import write_card
 from varflow.runs import code_prior
 from varflow.runs import own as own_parts
 from varflow.runs.assemble import build, for_target, spec_data
@@ -40,10 +41,15 @@ from varflow.runs.folder import (
     started,
     write_start,
 )
+from varflow.runs.hub import is_address
+from varflow.runs.latent_space import write_embeddings
 from varflow.runs.run import Run
+from varflow.runs.scores import write_training_scores
+from varflow.runs.trackers import choice as trackers
 from varflow.settings import recipes
 from varflow.settings.keywords import BudgetKeywords, Keywords, RecipeName
 from varflow.settings.spec import RunSpec
+from varflow.training.callbacks import Callback, Callbacks, Fitting
 from varflow.training.engine import Engine
 from varflow.training.loop import Loop, Outcome
 from varflow.training.progress import Progress
@@ -62,6 +68,8 @@ def fit(
     overwrite: bool = False,
     quiet: bool = False,
     recipe: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    track: str | Sequence[str] | None = None,
     **settings: Unpack[Keywords],
 ) -> Run:
     """Maximise the objective, and give back the run.
@@ -77,6 +85,9 @@ def fit(
         overwrite: replace the run that ``out`` holds.
         quiet: show no progress.
         recipe: name of the recipe that ``what`` came from, for the record.
+        callbacks: look on, and may end the fit (:class:`varflow.training.Callback`).
+        track: where curves, figures and settings go beside the folder: one or several of mlflow, wandb, trackio,
+            tensorboard (:mod:`varflow.trackers`).
         **settings: any setting of the spec by its name, e.g. ``flow="planar"``, ``epochs=20``; none of a part that is
             given as an object.
 
@@ -86,7 +97,7 @@ def fit(
     Raises:
         SpecError: unknown or impossible settings, or parts that do not combine.
         DataError: the data are missing or not what was declared.
-        RunError: the folder cannot be written or holds a run already.
+        RunError: the folder cannot be written or holds a run already, or a callback raised an exception.
         NonFiniteError: training met a NaN or an infinity.
 
     Example:
@@ -105,6 +116,7 @@ def fit(
     spec = spec.replace(**given) if given else spec
     own_parts.refuse_settings(settings, spec, own)
     spec.validate()
+    told = Callbacks(callbacks, spec.training.seed, trackers.named(track, out))
     engine = Engine.start(spec.training)
     dataset: Dataset | TargetBatches
     model: Model | Ensemble
@@ -121,7 +133,7 @@ def fit(
         own_parts.dry_run(model.to(device=engine.device, dtype=engine.dtype), dataset)
     paths = {name: own_parts.import_paths(part) for name, part in sorted(own.items())}
     about = {"recipe": recipe, "own_parts": paths, "data_given": data is not None}
-    begun = _Fit(spec, model, dataset, engine, None if out is None else Path(out), about, quiet)
+    begun = _Fit(spec, model, dataset, engine, None if out is None else Path(out), about, quiet, told)
     begun.start(overwrite)
     return begun.finish()
 
@@ -133,6 +145,8 @@ def resume(
     *,
     parts: Mapping[str, nn.Module] | None = None,
     quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
+    track: str | Sequence[str] | None = None,
     **budget: Unpack[BudgetKeywords],
 ) -> Run:
     """Go on with an interrupted fit, bit for bit as if it had not been interrupted.
@@ -145,13 +159,17 @@ def resume(
         data: the data, where they were given in Python.
         parts: the parts of your own that the run was fitted with.
         quiet: show no progress.
+        callbacks: look on, and may end the fit (:class:`varflow.training.Callback`).
+        track: as in :func:`fit`; without it, where the run was tracked before. "none" tracks no more.
         **budget: ``epochs`` or ``steps``, or ``prior_epochs`` or ``prior_steps`` of the code prior: a larger
             budget than before.
 
     Raises:
-        RunError: nothing to resume, a damaged state, or a run that is finished.
+        RunError: nothing to resume, a damaged state, a run that is finished, or a callback that raised an exception.
         SpecError: a setting that is no budget.
     """
+    if is_address(folder):
+        raise RunError(f"folder: {folder} lies on the hub, where no state is kept that a fit goes on from; fit again")
     path = Path(folder)
     if not (path / SPEC).exists():
         raise RunError(
@@ -161,6 +179,8 @@ def resume(
     spec = _with_budget(before, budget, path)
     about = read_about(path)
     own_parts.require(about["own_parts"], parts)
+    tracking = trackers.named(trackers.before(path) if track is None else track, path)
+    told = Callbacks(callbacks, spec.training.seed, tracking)
     state = read_state(path) if started(path) else None
     engine = Engine.start(spec.training, None if state is None else state.get("engine"))
     if about.get("data_given") and data is None:
@@ -177,7 +197,7 @@ def resume(
         dataset = spec_data(data, spec, kept).to(engine.device, engine.dtype)
         model = build(spec, dataset, parts)
     check_data(dataset, path)
-    begun = _Fit(spec, model, dataset, engine, path, about, quiet)
+    begun = _Fit(spec, model, dataset, engine, path, about, quiet, told)
     begun.go_on(state, before)
     return begun.finish()
 
@@ -251,6 +271,7 @@ class _Fit:
         folder: of the run; None keeps everything in memory.
         about: what run.json says beside the outcome.
         quiet: show no progress.
+        callbacks: look on.
     """
 
     def __init__(
@@ -262,9 +283,10 @@ class _Fit:
         folder: Path | None,
         about: dict[str, Any],
         quiet: bool,
+        callbacks: Callbacks,
     ) -> None:
         self.spec, self.dataset, self.engine, self.folder = spec, dataset, engine, folder
-        self.about, self.quiet = about, quiet
+        self.about, self.quiet, self.callbacks = about, quiet, callbacks
         self.model = model.to(device=engine.device, dtype=engine.dtype)
         #: The model whose prior learns codes after the loop, where there is one.
         self.coded = model if isinstance(model, Model) and code_prior.needed(model) else None
@@ -274,13 +296,17 @@ class _Fit:
             Memory() if folder is None else RunFolder(folder) if self.writes else Elsewhere()
         )
         self.progress = Progress(0, quiet=quiet or ranks.rank() > 0)
-        self.loop = Loop(learns, dataset, spec, engine, self.sink, self.progress)
+        fitting = Fitting(spec, learns, dataset, folder)
+        self.loop = Loop(learns, dataset, spec, engine, self.sink, self.progress, callbacks, fitting)
         self.progress.steps = self.loop.steps
         if isinstance(self.sink, RunFolder):
             self.sink.watch(self.loop.kept_weights)
 
     def start(self, overwrite: bool) -> None:
         """Make the folder. Only now: whatever is wrong with the settings has been said."""
+        from varflow import __version__
+
+        self.about = {"varflow": __version__, **self.about}
         if self.folder is not None and self.writes:
             prepare(self.folder, overwrite)
             write_start(
@@ -321,6 +347,15 @@ class _Fit:
 
     def finish(self) -> Run:
         """Train, then the prior over codes where there is one; and the run that holds it all."""
+        try:
+            run = self._finish()
+            self.callbacks.finish(run)
+        except BaseException as error:
+            self.callbacks.fail(error)
+            raise
+        return run
+
+    def _finish(self) -> Run:
         outcome = self._train()
         ended = dataclasses.asdict(outcome)
         model, later = self.loop.model, []
@@ -334,6 +369,8 @@ class _Fit:
                     "finished": False,
                     "reason": f"{name} received at the end of the quantizer, step {outcome.step}",
                 }
+        elif self.coded is not None and self.loop.fitting.reason is not None:
+            ended |= {"finished": False, "reason": f"{outcome.reason}; the code prior is not fitted"}
         elif self.coded is not None and outcome.finished:
             model = self.coded
             later = self._fit_code_prior(self.coded, ended)
@@ -344,7 +381,21 @@ class _Fit:
         dataset = self.dataset
         form = Form(tuple(dataset.event_shape), dataset.support, dataset.levels)
         records = self.sink.records if isinstance(self.sink, Memory) else read_metrics(self.folder or Path())
-        return Run(self.spec, model, form, self.folder, records, ended, dataset, later)
+        run = Run(self.spec, model, form, self.folder, records, ended, dataset, later)
+        self._keep_training_rows(run)
+        if self.folder is not None and self.writes:
+            write_card(self.folder)
+        return run
+
+    def _keep_training_rows(self, run: Run) -> None:
+        """What scores are ranked among, and neighbours looked for, once the data are elsewhere."""
+        if self.folder is None or not self.writes or run.infers_target:
+            return
+        try:
+            write_training_scores(run, self.folder)
+            write_embeddings(run, self.folder)
+        except NonFiniteError as error:
+            self.progress.say(f"note: the training rows could not be scored: {error}")
 
     def _train(self) -> Outcome:
         if not self.engine.denormals_flushed:
@@ -358,6 +409,7 @@ class _Fit:
         seen = {k: v for k, v in describe_data(self.dataset).items() if k not in ("source", "folder")}
         ranks.meet({"settings": self.spec.replace(data_dir=None).to_dict(), "data": seen})
         ranks.copy_first(self.loop.model)
+        self.callbacks.meet()
         try:
             with self.progress, ranks.lockstep():
                 return self.loop.run()
@@ -378,7 +430,7 @@ class _Fit:
             waits()
         ranks.meet()
         second, later = code_prior.fit(
-            self.spec, model, self.dataset, self.engine, self.folder, self.quiet, waits
+            self.spec, model, self.dataset, self.engine, self.folder, self.quiet, waits, self.callbacks
         )
         told = dataclasses.asdict(second)
         if second.finished:

@@ -8,10 +8,14 @@
     tensorboard/         the same curves for TensorBoard
     model.safetensors    the weights the run stands for
     state.pt             what a resumed fit needs to go on bit for bit
+    training_scores.json    log p of training rows, which new rows are ranked among
+    embeddings.safetensors  latents of training rows, which neighbours are looked for among
     snapshots/           weights now and then, of a fit to a target
     prior/               the fit of a code prior: the codes it is fitted to, and metrics, weights and state of its own
+    trackers.json        under which names trackers know the run, where there are such
     evaluation/          estimates and per-example results
     figures/, report.html
+    README.md            the model card (varflow.report.card)
 """
 
 from __future__ import annotations
@@ -28,17 +32,20 @@ import torch
 from torch import Tensor
 
 from varflow.core.errors import DataError, RunError
-from varflow.core.files import make_folder, read_json, write_atomically, write_json
+from varflow.core.files import TRAINING_ROWS, make_folder, read_json, write_atomically, write_json
 from varflow.core.form import Form
 from varflow.data.dataset import Dataset
 from varflow.data.protocols import Protocol, restored
 from varflow.data.target_batches import TargetBatches
+from varflow.report.card import CARD, written_by_varflow
 from varflow.settings.spec import RunSpec
 
 SPEC, RUN, DATA, ENVIRONMENT = "spec.json", "run.json", "data.json", "environment.json"
 PREPROCESSING = "preprocessing.json"
 METRICS, WEIGHTS, STATE = "metrics.jsonl", "model.safetensors", "state.pt"
-SNAPSHOTS = "snapshots"
+SNAPSHOTS, TRACKERS = "snapshots", "trackers.json"
+#: What a run keeps of its training rows: their scores, and their latents.
+TRAINING_SCORES, EMBEDDINGS = TRAINING_ROWS
 
 
 class RunFolder:
@@ -332,8 +339,13 @@ def prepare(folder: Path, overwrite: bool) -> None:
     if holds_run:
         for name in ("tensorboard", "evaluation", "figures", SNAPSHOTS, "prior"):
             shutil.rmtree(folder / name, ignore_errors=True)
+        # A README.md of the user's own stays.
+        card = folder / CARD
+        if card.is_file() and written_by_varflow(card.read_text(encoding="utf-8", errors="replace")):
+            card.unlink()
         # The spec last: a clearing that is cut off leaves a folder that can be cleared again.
-        for name in (RUN, DATA, PREPROCESSING, ENVIRONMENT, METRICS, WEIGHTS, STATE, "report.html", SPEC):
+        told = (RUN, DATA, PREPROCESSING, ENVIRONMENT, METRICS, TRACKERS)
+        for name in (*told, WEIGHTS, STATE, *TRAINING_ROWS, "report.html", SPEC):
             (folder / name).unlink(missing_ok=True)
 
 

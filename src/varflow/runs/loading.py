@@ -28,6 +28,7 @@ from varflow.runs.folder import (
     read_preprocessing,
     read_weights,
 )
+from varflow.runs.hub import located
 from varflow.runs.own import require
 from varflow.runs.run import Run
 from varflow.settings.spec import RunSpec
@@ -48,16 +49,18 @@ def load(
     in varflow's own tables. The import paths of parts of your own stand in run.json to be read, no more.
 
     Args:
-        folder: a run folder.
+        folder: a run folder; or ``hf://owner/name``, ``hf://owner/name/folder`` or either with ``@revision`` behind
+            it, on the Hugging Face hub (``varflow[hub]``).
         parts: the parts of your own that the run was fitted with, by name: objects of the same classes, whose weights
             are replaced.
         data: the data, where they were given in Python.
         device: where the model goes.
 
     Raises:
-        RunError: no run there, a damaged or tampered file, another version, or a part that is missing.
+        RunError: no run there, a damaged or tampered file, another version, or a part that is missing; of the hub
+            also no access, or neither a network nor a copy in its cache.
     """
-    path = Path(folder)
+    path, origin = located(folder)
     if not (path / SPEC).exists():
         raise RunError(
             f"folder: {path} holds no run (no {SPEC}); give the folder that `varflow fit` wrote"
@@ -99,6 +102,7 @@ def load(
     later = read_metrics(path / code_prior.FOLDER)
     outcome = about.get("outcome", {})
     run = Run(spec, model, form, path, read_metrics(path), outcome, dataset, later, kept, picture)
+    run.origin = origin
     run.other_data = data is not None and not _same_data(dataset, path)
     return run
 

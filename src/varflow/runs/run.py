@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
-from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from varflow.core import random, ranks
-from varflow.core.errors import RunError, SpecError, positive
+from varflow.core.errors import RunError, ShapeError, SpecError, positive
+from varflow.core.files import read_json
 from varflow.core.form import Form
-from varflow.data.dataset import SPLITS, Dataset
+from varflow.data.dataset import Dataset
 from varflow.data.protocols import Protocol
 from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.runs.assemble import spec_data
-from varflow.runs.folder import check_data, read_about, snapshots
+from varflow.runs.folder import DATA, check_data, read_about, snapshots
 from varflow.settings.spec import RunSpec
 
 if TYPE_CHECKING:
     from varflow.evaluation import Evaluation
+    from varflow.runs.latent_space import Neighbours, Way, What
+    from varflow.runs.rows import Progress
+    from varflow.runs.scores import Scores
+
+#: Answers come in the kind that rows were given in.
+Rows = TypeVar("Rows")
 
 
 class Run:
@@ -41,6 +48,8 @@ class Run:
         picture: whether the data are pictures.
         other_data: whether the run was loaded with other data than those it was fitted to. Their evaluation is given
             back and not kept in the folder.
+        origin: the address of a run that was opened from the hub, with its commit; None for any other. Its folder is
+            the hub's cache, which is not written to.
     """
 
     spec: RunSpec
@@ -53,6 +62,7 @@ class Run:
     preprocessing: Protocol | None
     picture: bool
     other_data: bool
+    origin: str | None
 
     def __init__(
         self,
@@ -75,6 +85,7 @@ class Run:
             preprocessing, picture = dataset.preprocessing, dataset.picture
         self.preprocessing, self.picture = preprocessing, picture
         self.other_data = False
+        self.origin = None
 
     def __repr__(self) -> str:
         return f"Run({self.folder or 'in memory'}, {self.outcome.get('step', 0)} steps)"
@@ -83,6 +94,11 @@ class Run:
     def dataset(self) -> Dataset | TargetBatches:
         """The data of the run, read again where it is not at hand, on the model's device."""
         if self._dataset is None:
+            if self.folder is None:
+                raise RunError(
+                    "data: this run is in memory and does not keep the data it was fitted to; score rows with "
+                    "log_prob, or fit with varflow.fit to have the data evaluated"
+                )
             if self._given_data():
                 raise RunError(
                     "data: this run was fitted to data given in Python, which the folder does not hold; "
@@ -96,49 +112,115 @@ class Run:
         return self._dataset
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The heads of the columns of a table that the run was fitted to; empty where they have none."""
+        return self._told("columns")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, where the labels of the data have names."""
+        return self._told("classes")
+
+    def _told(self, name: str) -> tuple[str, ...]:
+        held: Any
+        if isinstance(self._dataset, Dataset):
+            held = getattr(self._dataset, name)
+        else:
+            held = () if self.folder is None else read_json(self.folder / DATA).get(name, ())
+        return tuple(map(str, held)) if isinstance(held, list | tuple) else ()
+
+    @property
     def infers_target(self) -> bool:
         """Whether nothing is observed: a fit to a target, whose q(z) is the result."""
         return self.form.support == "none"
 
+    @overload
+    def log_prob(self, x: Tensor, samples: int | None = ..., seed: int = ..., memory: int = ...) -> Tensor: ...
+
+    @overload
     def log_prob(
-        self, x: Any, samples: int = 1000, seed: int = 0, memory: int = 2**30
-    ) -> Float[Tensor, " rows"]:
-        """log p(x) of rows or pictures in the units of the data, nats in float64 on the CPU.
+        self, x: NDArray[Any], samples: int | None = ..., seed: int = ..., memory: int = ...
+    ) -> NDArray[Any]: ...
+
+    @overload
+    def log_prob(self, x: Any, samples: int | None = ..., seed: int = ..., memory: int = ...) -> Any: ...
+
+    def log_prob(
+        self, x: Any, samples: int | None = None, seed: int = 0, memory: int = 2**30
+    ) -> Any:
+        """log p(x) of rows or pictures in the units of the data, nats in float64: ``[N]``, in the kind that x is.
 
         Exact for a density. Otherwise the log of the mean of ``samples`` importance weights, which is log p(x) from
         below in expectation; for codes the bound through the one code of x. Where the preprocessing draws noise
-        (binarization, dequantization) it is drawn once, by ``seed``.
+        (binarization, dequantization) it is drawn once, by ``seed``. :meth:`scores` has the error of each value too.
 
         Args:
             x: ``[N, *event]`` as the training data were: a tensor or an array of raw rows, or of levels.
-            samples: importance samples for each row, where the density is not exact.
+            samples: importance samples for each row, where the density is not exact; 100 unless given.
             seed: of the samples and of the noise.
             memory: bytes that decoding may take.
 
         Raises:
-            SpecError: a fit to a target, which has no x, or an ensemble.
+            SpecError: a fit to a target, which has no x (see :meth:`log_q`).
             DataError, ShapeError: a NaN, or x of another shape or other levels than the training data.
         """
-        from varflow.evaluation.importance import POINTS, importance_sample
+        from varflow.data.given import like
 
-        if not isinstance(self.model, Model) or self.preprocessing is None:
-            raise SpecError("log_prob: this is a fit to a target, which has no x; use run.evaluate()")
-        rows = self._dataset_of(x, seed)
-        exact, parts = self.model.posterior.observed, []
-        for start in range(0, rows.sizes["test"], POINTS):
-            index = torch.arange(start, min(start + POINTS, rows.sizes["test"]))
-            seen, ladj = rows.batch("test", index)
-            if self.model.posterior.discrete:
-                with torch.no_grad():
-                    found = self.model.terms(seen, 1).log_weight[0].double().cpu()
-            else:
-                drawn = 1 if exact else samples
-                found = importance_sample(self.model, seen, drawn, memory, seed, start).log_px
-            parts.append(found + ladj.double().cpu())
-        return torch.cat(parts)
+        return like(x, self.scores(x, samples, seed, memory).log_prob, ["log_prob"])
+
+    def scores(
+        self,
+        x: Any,
+        samples: int | None = None,
+        seed: int = 0,
+        memory: int = 2**30,
+        anomaly: bool = False,
+        training_rows: int | None = None,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """:meth:`log_prob` with the Monte-Carlo error and Pareto k̂ of each row.
+
+        Args:
+            x, samples, seed, memory: as there.
+            anomaly: add the rank of each row among the training rows that the folder has the scores of. A fit scores
+                as many as it can in a second, up to 2,000, with 100 samples where the density is not exact.
+            training_rows: score so many training rows now and rank among them; the data must be at hand. A folder
+                keeps their scores.
+            progress: called with (rows done, rows).
+
+        Raises:
+            RunError: ``anomaly`` with another number of samples than the training rows were scored with.
+        """
+        from varflow.runs.scores import score
+
+        return score(self, x, samples, seed, memory, anomaly, training_rows, progress)
+
+    def log_q(self, z: Rows) -> Rows:
+        """log q(z) of a fit to a target, nats: ``[N]``, or ``[fits, N]`` where several were trained together.
+
+        Args:
+            z: points ``[N, D]``.
+
+        Raises:
+            SpecError: a fit to data, whose q is q(z|x), or a posterior without a density of its own.
+        """
+        from varflow.data.given import like
+
+        if not self.infers_target:
+            raise SpecError("log_q: this run was fitted to data, and q(z|x) depends on x; use log_prob(x)")
+        home = next(self.model.parameters())
+        points = torch.as_tensor(z).to(home.device, home.dtype)
+        if points.ndim != 2 or points.shape[-1] != self.form.event_shape[-1]:
+            raise ShapeError(f"z: shape {list(points.shape)}, should be [N, {self.form.event_shape[-1]}]")
+        with torch.no_grad():
+            found = torch.stack([member.posterior().log_prob(points).double() for member in self.members()])
+        answer: Rows = like(z, found if len(found) > 1 else found[0])
+        return answer
 
     def sample(self, count: int, seed: int = 0, mean: bool = False) -> Tensor:
         """``count`` draws of p(x) in the units of the data: raw rows, or levels of pictures; ``[count, *event]``.
+
+        Of a fit to a target: z ~ q(z) ``[count, D]``, or ``[fits, count, D]`` where several were trained together.
 
         Args:
             count: how many.
@@ -146,27 +228,102 @@ class Run:
             mean: the likelihood's mean of each z in place of a draw from it.
 
         Raises:
-            SpecError: a fit to a target, whose q(z) is sampled by ``run.model.encode``, or an ensemble.
+            SpecError: the mean of a fit to a target, which has no likelihood.
         """
-        if not isinstance(self.model, Model) or self.preprocessing is None:
-            raise SpecError(
-                "sample: this is a fit to a target; use run.model.encode(None, count).z for samples of q(z)"
-            )
         positive(count=count)
+        if not isinstance(self.model, Model) or self.preprocessing is None:
+            if mean:
+                raise SpecError("mean: a target has no likelihood to take the mean of; leave it out")
+            with random.stream(seed):
+                z = torch.stack([member.encode(None, count).z for member in self.members()])
+            return z if len(z) > 1 else z[0]
         with random.stream(seed):
             x = self.model.sample(count, mean=mean)
-        return self.preprocessing.stored_values(x)
+        return self.preprocessing.stored_means(x) if mean else self.preprocessing.stored_values(x)
 
-    def _dataset_of(self, x: Any, seed: int) -> Dataset:
-        """Rows given now, under the preprocessing that was learned in training."""
-        from varflow.data.loading import stored_rows
+    def embed(
+        self,
+        x: Rows,
+        what: What | None = None,
+        samples: int = 50,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Rows:
+        """Where rows lie in latent space: ``[N, D]``, in the kind that x is.
 
-        assert self.preprocessing is not None
-        values = stored_rows(x, self.preprocessing, self.form.event_shape, self.picture)
-        home = next(self.model.parameters())
-        splits = dict.fromkeys(SPLITS, values)
-        dataset = Dataset("x", self.preprocessing, splits, picture=self.picture, seed_eval=seed)
-        return dataset.to(home.device, home.dtype)
+        Args:
+            x: ``[N, *event]``, as for :meth:`log_prob`.
+            what: ``"mean"`` or ``"scale"`` of q(z|x), exact for a Gaussian and of ``samples`` draws otherwise; one
+                ``"sample"`` of it; its ``"centre"``, the image of the mean of the Gaussian under the flow, with
+                nothing random in it. Of a quantizer ``"codes"`` (integers ``[N, *grid]``) or ``"centre"`` (the
+                codewords). Of a density by a flow ``"centre"``, the point of the flow's base. The first that there is
+                unless given.
+            samples: draws behind a mean or a scale.
+            seed: of the draws, and of the noise of the preprocessing.
+            progress: called with (rows done, rows).
+
+        Raises:
+            SpecError: a fit to a target, or a choice that the model does not have.
+            DataError, ShapeError: as :meth:`log_prob`.
+        """
+        from varflow.runs.latent_space import embed
+
+        found: Rows = embed(self, x, what, samples, seed, progress)
+        return found
+
+    def reconstruct(self, x: Rows, mean: bool = True, seed: int = 0) -> Rows:
+        """x through one z ~ q(z|x) and back, in the units of the data and the kind that x is: ``[N, *event]``.
+
+        Args:
+            x: ``[N, *event]``, as for :meth:`log_prob`.
+            mean: the likelihood's mean for z; otherwise a draw from it.
+            seed: of the draws.
+
+        Raises:
+            SpecError, DataError, ShapeError: as :meth:`embed`.
+        """
+        from varflow.runs.latent_space import reconstruct
+
+        found: Rows = reconstruct(self, x, mean, seed)
+        return found
+
+    def interpolate(
+        self, a: Rows, b: Rows, steps: int = 10, way: Way | None = None, seed: int = 0
+    ) -> Rows:
+        """The decoded way from a to b through latent space, both ends included: ``[steps, *event]``.
+
+        Args:
+            a, b: one example each, in the units of the data.
+            steps: how many points.
+            way: ``"straight"``, along the ``"sphere"``, or straight along the sphere of the ``"base"`` of a flow
+                prior (:mod:`varflow.priors.interpolation`). The base where there is one, else straight.
+            seed: of the noise of the preprocessing.
+
+        Raises:
+            SpecError: a fit to a target, or a way that the model does not have.
+            ShapeError: more than one example.
+        """
+        from varflow.runs.latent_space import interpolate
+
+        found: Rows = interpolate(self, a, b, steps, way, seed)
+        return found
+
+    def nearest(self, x: Any, k: int = 5, among: Any = None, seed: int = 0) -> Neighbours:
+        """The training rows nearest to x in latent space, by the distance of the centres of q(z|x).
+
+        Args:
+            x: ``[N, *event]``, as for :meth:`log_prob`.
+            k: how many for each row.
+            among: rows to look among instead. A run folder keeps the latents of up to 10,000 training rows.
+            seed: of the noise of the preprocessing.
+
+        Raises:
+            SpecError: a model without latents or the base of a flow, or fewer rows than k to look among.
+            RunError: no latents of training rows are kept, and the data are not at hand.
+        """
+        from varflow.runs.latent_space import nearest
+
+        return nearest(self, x, k, among, seed)
 
     def members(self) -> list[Model]:
         """The models, one for each fit that was trained here, in the order of their seeds."""
@@ -217,7 +374,7 @@ class Run:
         else:
             assert isinstance(self.model, Model)
             assert isinstance(self.dataset, Dataset)
-            if self.folder is not None and not self.other_data:
+            if self.folder is not None and self.keeps:
                 options.setdefault("folder", self.folder / "evaluation")
             result = evaluation.evaluate(
                 self.model,
@@ -229,9 +386,12 @@ class Run:
                 else samples,
                 **options,
             )
-        if self.folder is not None and not self.other_data:
+        if self.folder is not None and self.keeps:
+            from varflow.report.card import write_card
+
             result.save(self.folder)
             Chunks(options.get("folder"), IMPORTANCE).clear()
+            write_card(self.folder)
         return result
 
     @ranks.by_first
@@ -245,10 +405,15 @@ class Run:
             raise RunError("folder: this run is in memory; fit with out=... to have files")
         from varflow import figures
         from varflow.evaluation import Evaluation
+        from varflow.report.card import write_card
         from varflow.report.page import write_report
+        from varflow.runs.hub import check_writable
 
+        check_writable(self)
+        write_card(self.folder)
         split = "target" if self.infers_target else "test"
-        evaluated = (self.folder / "evaluation" / f"{split}.json").exists()
+        # A run from the hub comes without the results of single examples.
+        evaluated = (self.folder / "evaluation" / f"{split}.npz").exists()
         evaluation = Evaluation.load(self.folder, split) if evaluated else None
         folder = self.folder / "figures"
         if self.infers_target:
@@ -258,7 +423,7 @@ class Run:
         else:
             assert isinstance(self.model, Model)
             assert isinstance(self.dataset, Dataset)
-            drawn = (self.folder / "evaluation" / "test-curve.json").exists()
+            drawn = (self.folder / "evaluation" / "test-curve.npz").exists()
             curve = Evaluation.load(self.folder, "test-curve") if drawn else None
             figures.gallery(
                 self.model,
@@ -270,6 +435,73 @@ class Run:
                 code_prior_metrics=self.code_prior_metrics,
             )
         return write_report(self.folder)
+
+    def copy(self, folder: str | Path) -> Run:
+        """A copy in a folder of its own, opened from there: what a run from the hub is evaluated and reported in.
+
+        It has what :meth:`push` uploads and what is kept of training rows, and cannot be resumed.
+
+        Args:
+            folder: new, or one that holds no run.
+
+        Raises:
+            RunError: this run is in memory, or the folder holds a run or cannot be written.
+        """
+        from varflow.runs.hub import copy
+
+        return copy(self, folder)
+
+    @ranks.by_first
+    def push(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        message: str | None = None,
+        figures: bool = False,
+        training_rows: bool = False,
+    ) -> str:
+        """Put the run on the Hugging Face hub; returns its address with the commit, ``hf://owner/name@commit``.
+
+        Uploaded are the settings, weights and preprocessing, what is said about the data without where they lie on
+        this machine, metrics, estimates, and the model card. Never the resumable state, never training data. What
+        an earlier push of a run has left there goes.
+
+        Args:
+            repository: ``owner/name``, or ``owner/name/folder`` in it; made where there is none.
+            private: of a new repository; without it what its owner's settings say, which is public unless changed.
+            revision: a branch, made where there is none; the repository's own unless given.
+            message: of the commit.
+            figures: upload the figures too. They can show training examples.
+            training_rows: upload the scores and latents of training rows too, which ranks of anomalies and neighbours
+                are looked for among.
+
+        Raises:
+            RunError: a run in memory or without weights, huggingface_hub is missing, no access, or no network.
+            SpecError: no address.
+        """
+        from varflow.runs.hub import folder_of, push
+
+        return push(
+            folder_of(self, "push"),
+            repository,
+            private=private,
+            revision=revision,
+            message=message,
+            figures=figures,
+            training_rows=training_rows,
+        )
+
+    def take_data(self, run: Run) -> None:
+        """Use the data of another run of the same fit, where it has them at hand."""
+        if self._dataset is None:
+            self._dataset, self.other_data = run._dataset, run.other_data
+
+    @property
+    def keeps(self) -> bool:
+        """Whether results are kept in the folder: those of the run's data, where the folder may be written to."""
+        return not self.other_data and self.origin is None
 
     def _given_data(self) -> bool:
         return self.folder is not None and bool(read_about(self.folder).get("data_given"))

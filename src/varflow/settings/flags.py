@@ -16,6 +16,15 @@ from varflow.core.settings import alternatives, read
 from varflow.settings.roles import ROLES, Chosen, every_name, parts_with
 from varflow.settings.spec import RunSpec
 
+#: What the words after a verb are, and a command line that has them.
+_POSITIONAL = {
+    "run": ("the folder of a run", "runs/planar"),
+    "repository": ("where it goes on the hub", "runs/planar owner/name"),
+    "data": ("a file or folder of rows or pictures", "runs/planar new.csv"),
+    "a": ("the first of two pictures or rows", "runs/planar first.png second.png"),
+    "b": ("the second of two pictures or rows", "runs/planar first.png second.png"),
+}
+
 
 def parse(kind: type, arguments: list[str], *positional: str) -> Any:
     """An instance of ``kind`` from flags; leading words fill the ``positional`` fields."""
@@ -34,9 +43,8 @@ def parse(kind: type, arguments: list[str], *positional: str) -> Any:
         for name in positional:
             required = next(f for f in fields(kind) if f.name == name)
             if name not in given and required.default is required.default_factory:
-                raise SpecError(
-                    f"{name}: missing; give the folder of a run, e.g. varflow {kind.__name__.lower()} runs/planar"
-                )
+                what, example = _POSITIONAL.get(name, _POSITIONAL["run"])
+                raise SpecError(f"{name}: missing; give {what}, e.g. varflow {kind.__name__.lower()} {example}")
     import tyro
 
     words_of = "".join(f" {name.upper()}" for name in positional)

@@ -9,6 +9,7 @@ feature counts) are never asked for. A setting stands in the file of the part th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Unpack
 
 from varflow.core.errors import RunError, SpecError, suggestion
@@ -193,6 +194,25 @@ class RunSpec:
                     raise RunError(f"spec: unknown key '{role}.{key}'; {suggestion(key, own)}")
         spec.validate()
         return spec
+
+    def to_toml(self) -> str:
+        """Every setting as TOML, under its role; :meth:`from_toml` and ``varflow fit --config`` read it."""
+        from varflow.settings import toml
+
+        return toml.write(self)
+
+    @staticmethod
+    def from_toml(path: str | Path) -> RunSpec:
+        """The spec in a TOML file: settings by name, flat or under their roles, over the defaults or over the
+        ``recipe`` that it names.
+
+        Raises:
+            SpecError: the file cannot be read, or a setting in it is unknown or impossible; the sentence names the
+                file.
+        """
+        from varflow.settings import toml
+
+        return toml.read(path)[0]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RunSpec) and self._values == other._values

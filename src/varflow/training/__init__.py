@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 from varflow.core.lazy import attach
 
 _EXPORTS = {
+    "Callback": "varflow.training.callbacks:Callback",
     "Engine": "varflow.training.engine:Engine",
+    "Fitting": "varflow.training.callbacks:Fitting",
     "Loop": "varflow.training.loop:Loop",
     "Progress": "varflow.training.progress:Progress",
 }
@@ -21,6 +23,8 @@ OPTIMIZERS = {
 
 if TYPE_CHECKING:
     # Written by tests/typing/generate.py from _EXPORTS.
+    from varflow.training.callbacks import Callback as Callback
+    from varflow.training.callbacks import Fitting as Fitting
     from varflow.training.engine import Engine as Engine
     from varflow.training.loop import Loop as Loop
     from varflow.training.progress import Progress as Progress

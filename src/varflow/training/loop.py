@@ -20,13 +20,14 @@ from torch import Tensor
 from varflow import refusals
 from varflow.core import random, ranks
 from varflow.core.durations import PATIENCE, VALIDATION
-from varflow.core.errors import RunError, SpecError
+from varflow.core.errors import RankError, RunError, SpecError
 from varflow.data.dataset import Dataset
 from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.settings.spec import RunSpec
 from varflow.training import guard
+from varflow.training.callbacks import Callbacks, Fitting
 from varflow.training.engine import Engine
 from varflow.training.exchange import Exchange, Signals
 from varflow.training.forward import METRICS, Forward
@@ -90,9 +91,12 @@ class Loop:
         engine: device, precision, compilation.
         sink: receives metrics records and resumable states.
         progress: shows what happens.
+        callbacks: look on, and may end the fit.
+        fitting: what they see of it.
 
     Raises:
         SpecError: parts that do not combine, or nothing to train on.
+        RunError: (from :meth:`run`) a callback raised an exception; the state has been saved.
         NonFiniteError: (from :meth:`run`) a NaN or an infinity; the message names the first term and module,
             and the last good state has been saved.
     """
@@ -105,9 +109,13 @@ class Loop:
         engine: Engine,
         sink: Sink,
         progress: Progress,
+        callbacks: Callbacks | None = None,
+        fitting: Fitting | None = None,
     ) -> None:
         self.model, self.dataset, self.spec, self.engine = model, dataset, spec, engine
         self.sink, self.progress = sink, progress
+        self.callbacks = callbacks or Callbacks()
+        self.fitting = fitting or Fitting(spec, model, dataset)
         size = dataset.sizes["train"]
         if size < 1:
             raise SpecError("data: the training split is empty; give at least one example")
@@ -146,6 +154,7 @@ class Loop:
         self._order: tuple[int, Tensor] | None = None
         self._good = guard.LastGood(model, self.optimizer)
         self._resumed = False
+        self._untold: list[Record] = []
         self._next_snapshot = 0
         self._clock = time.perf_counter()
 
@@ -196,7 +205,7 @@ class Loop:
     # -- now and then --------------------------------------------------------------------------
 
     def run(self) -> Outcome:
-        """Train until the budget, early stopping, a signal, or a non-finite number."""
+        """Train until the budget, early stopping, a callback, a signal, or a non-finite number."""
         self.model.train()
         begins = self.step == 0 and not self._resumed
         if begins:
@@ -209,6 +218,7 @@ class Loop:
             if begins:
                 # Whatever ends the run from here on, it can be resumed.
                 self.save()
+            self._open()
             reason = self._train()
             self._tick()
             self.save()
@@ -226,6 +236,8 @@ class Loop:
         while self.step < self.steps:
             if self._told is not None:
                 return "a signal"
+            if self.fitting.reason is not None:
+                return self.fitting.reason
             validated = self.step % self.validate_every == 0
             if validated and self.best.is_over(self.step, self.patience, self.objective.settled):
                 return f"no better validation ELBO since step {self.best.step}"
@@ -239,6 +251,7 @@ class Loop:
                 self._validate()
             self._good.remember(self.step)
             self._keep_snapshot()
+            self._tell()
             if time.monotonic() - saved > 60 * self.spec.training.save_every:
                 self.save()
                 saved = time.monotonic()
@@ -273,6 +286,7 @@ class Loop:
         self._filled = self._carried = 0
         self.sink.record(record)
         self.progress.train(record)
+        self._untold.append(record)
 
     def _validate(self) -> None:
         """Score the validation split, and keep the weights where they are the best."""
@@ -286,6 +300,33 @@ class Loop:
         self.sink.record(record)
         self.progress.validation(record)
         self.best.offer(self.step, bounds, self.model.state_dict())
+        self.fitting.bound = float(bounds.mean())
+        self._untold.append(record)
+
+    def _open(self) -> None:
+        """Tell the callbacks that the session begins, and of what was recorded before its first step."""
+        self.fitting.begins, self.fitting.steps = self.step, self.steps
+        self.fitting.validate_every, self.fitting.settled = self.validate_every, self.objective.settled
+        self._call("started")
+        self._tell()
+
+    def _tell(self) -> None:
+        """Hand the callbacks what was recorded since the last time: last at a boundary, when its state is whole."""
+        told, self._untold = self._untold, []
+        for record in told:
+            self._call("recorded", record)
+            if record["split"] == "validation":
+                self._call("validated", record)
+
+    def _call(self, method: str, *values: Any) -> None:
+        self.fitting.step = self.step
+        if self.best.weights is not None:
+            self.fitting.best_step, self.fitting.best_bound = self.best.step, self.best.value
+        try:
+            self.callbacks.call(method, self.fitting, *values)
+        except (RunError, RankError):
+            self.save()
+            raise
 
     def _record(self, split: str, means: Record) -> Record:
         epoch = round(self.step / self.steps_per_epoch, 4)

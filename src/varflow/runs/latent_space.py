@@ -1,0 +1,306 @@
+"""Rows and pictures in latent space and back: embeddings, reconstructions, ways between two rows, neighbours.
+
+What a protocol draws (binarization, dequantization) is the same for every row here, so that equal rows lie at one
+point, wherever they stand.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from varflow.core import random
+from varflow.core.errors import RunError, ShapeError, SpecError, positive, unknown
+from varflow.core.files import write_atomically
+from varflow.data.dataset import Dataset
+from varflow.data.given import like
+from varflow.evaluation.health import latents
+from varflow.evaluation.points import evaluating
+from varflow.model import Model
+from varflow.priors import interpolation
+from varflow.priors.flow import Flow
+from varflow.runs.folder import EMBEDDINGS, read_weights
+from varflow.runs.rows import Progress, count, one_model, pieces
+from varflow.runs.scores import training_order
+
+if TYPE_CHECKING:
+    from varflow.runs.run import Run
+
+What = Literal["mean", "scale", "sample", "centre", "codes"]
+Way = Literal["straight", "sphere", "base"]
+
+#: Draws of q(z|x) behind a mean or a scale that has no closed form.
+SAMPLES = 50
+#: Rows that are encoded or decoded at once.
+_BLOCK = 500
+
+#: The latents of training rows that a fit leaves in its folder: of so many rows at most, and so many numbers, with no
+#: new block after so many seconds.
+_ROWS, _NUMBERS, _SECONDS = 10_000, 2**20, 1.0
+
+
+@torch.no_grad()
+def embed(
+    run: Run,
+    x: Any,
+    what: What | None = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Any:
+    """See :meth:`varflow.Run.embed`."""
+    model = one_model(run, "embed", "draw z with run.sample(count)")
+    choices = _choices(model)
+    what = choices[0] if what is None else what
+    if what not in choices:
+        raise unknown("what", what, choices)
+    found, total = [], count(x)
+    with evaluating(model):
+        for start, piece in pieces(run, x, seed, equal_noise=True):
+            for first in range(0, piece.sizes["test"], _BLOCK):
+                rows = torch.arange(first, min(first + _BLOCK, piece.sizes["test"]))
+                found.append(_embedded(model, piece.batch("test", rows).x, what, samples, seed, start + first))
+                if progress is not None:
+                    progress(start + first + len(rows), total)
+    z = torch.cat(found)
+    return like(x, z, [f"z{i}" for i in range(z.shape[-1])] if z.dim() == 2 else ())
+
+
+def _choices(model: Model) -> tuple[What, ...]:
+    if model.posterior.discrete:
+        return ("codes", "centre") if model.posterior.codes else ("codes",)
+    if model.posterior.observed:
+        if not isinstance(model.prior, Flow):
+            raise SpecError(
+                f"embed: a density by {type(model.prior).__name__} has neither latents nor the base of a flow; use a "
+                "flow prior or a model with latents"
+            )
+        return ("centre",)
+    return ("mean", "scale", "sample", "centre")
+
+
+def _embedded(model: Model, x: Tensor, what: What, samples: int, seed: int, first: int) -> Tensor:
+    if what == "centre":
+        return _centre(model, x)
+    if what == "codes":
+        codes = model.posterior(x).codes
+        assert codes is not None
+        return codes
+    found = latents(model, [x], max(samples, 2), _row_seed(seed, first))
+    return {"mean": found.mean, "scale": found.variance.sqrt(), "sample": found.draw}[what].to(x.dtype)
+
+
+def _row_seed(seed: int, first: int) -> int:
+    """A seed for each block of rows, so that no two draw the same numbers."""
+    return random.derive(seed, "rows", first)
+
+
+def _centre(model: Model, x: Tensor) -> Tensor:
+    """Where x lies in latent space, nothing random in it: ``[B, D]``."""
+    if model.posterior.observed:
+        assert isinstance(model.prior, Flow)
+        return model.prior.encode(x.flatten(1))
+    return model.posterior(x).centre
+
+
+@torch.no_grad()
+def _decoded(run: Run, model: Model, z: Tensor, mean: bool = True) -> Tensor:
+    """x of latents, or of base points of a density, in the units of the data: ``[N, *event]``."""
+    parts = []
+    assert run.preprocessing is not None
+    for part in z.split(_BLOCK):
+        if model.posterior.observed:
+            assert isinstance(model.prior, Flow)
+            part = model.prior.decode(part)
+        seen = model.likelihood.mean(part) if mean else model.likelihood.sample(part)
+        convert = run.preprocessing.stored_means if mean else run.preprocessing.stored_values
+        parts.append(convert(seen.reshape(len(part), *run.form.event_shape)))
+    return torch.cat(parts)
+
+
+def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0) -> Any:
+    """See :meth:`varflow.Run.reconstruct`."""
+    model = one_model(run, "reconstruct", "draw z with run.sample(count)")
+    found = []
+    with evaluating(model):
+        for start, piece in pieces(run, x, seed, equal_noise=True):
+            for first in range(0, piece.sizes["test"], _BLOCK):
+                rows = torch.arange(first, min(first + _BLOCK, piece.sizes["test"]))
+                with random.stream(_row_seed(seed, start + first)):
+                    seen = piece.batch("test", rows).x
+                    if model.posterior.observed:
+                        z = _centre(model, seen)
+                    else:
+                        z = model.encode(seen).z[0]
+                    found.append(_decoded(run, model, z, mean))
+    return like(x, torch.cat(found), run.columns)
+
+
+def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = None, seed: int = 0) -> Any:
+    """See :meth:`varflow.Run.interpolate`."""
+    model = one_model(run, "interpolate", "there is nothing to go between")
+    flowing = isinstance(model.prior, Flow)
+    ways: tuple[Way, ...] = ("straight", "sphere", "base") if flowing else ("straight", "sphere")
+    if model.posterior.observed:
+        _choices(model)
+    way = ("base" if flowing else "straight") if way is None else way
+    if way not in ways:
+        raise unknown("way", way, ways)
+    positive(steps=steps)
+    if model.posterior.discrete and not model.posterior.codes:
+        raise SpecError("interpolate: this model is a prior over codes alone, with nothing between two of them")
+    ends = []
+    with evaluating(model), torch.no_grad():
+        for name, end in (("a", a), ("b", b)):
+            (_, piece), *more = pieces(run, _as_rows(name, end, run), seed, equal_noise=True)
+            if more or piece.sizes["test"] != 1:
+                raise ShapeError(f"{name}: holds several rows; give one row or picture")
+            ends.append(_centre(model, piece.batch("test", torch.zeros(1, dtype=torch.int64)).x)[0])
+        first, last = ends
+        shape = first.shape
+        if way == "base" and not model.posterior.observed:
+            path = interpolation.in_base(model.prior, first, last, steps)
+        else:
+            # Of a density the ends are base points already.
+            bent = way == "sphere" or (way == "base" and model.posterior.observed)
+            move = interpolation.spherical if bent else interpolation.linear
+            path = move(first.flatten(), last.flatten(), steps).reshape(steps, *shape)
+        return like(a, _decoded(run, model, path))
+
+
+def _as_rows(name: str, end: Any, run: Run) -> Any:
+    """One example as a batch of one."""
+    if not isinstance(end, torch.Tensor | np.ndarray):
+        # One row of a frame, or a list of numbers.
+        end = np.asarray(end)
+    if tuple(end.shape) == run.form.event_shape or (run.picture and end.ndim == len(run.form.event_shape) - 1):
+        return end[None]
+    return end
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The training rows whose latents are nearest to those of given rows, nearest first.
+
+    Attributes:
+        rows: ``[N, k]``, the number of each in the data that the run was fitted to, counted from 0 as they were
+            given, or the names of their files.
+        distance: ``[N, k]``, Euclidean, in latent space.
+        label: ``[N, k]``, their class numbers; None where the data have no labels.
+    """
+
+    rows: list[list[int]] | list[list[str]]
+    distance: Float[Tensor, "rows k"]
+    label: Int64[Tensor, "rows k"] | None
+
+
+@torch.no_grad()
+def nearest(run: Run, x: Any, k: int = 5, among: Any = None, seed: int = 0) -> Neighbours:
+    """See :meth:`varflow.Run.nearest`."""
+    model = one_model(run, "nearest", "there is nothing to look among")
+    _choices(model)
+    positive(k=k)
+    held = _training_latents(run) if among is None else _Embedded(_points(run, model, among, seed), None, None)
+    if k > len(held.points):
+        raise SpecError(f"k: was {k}; there are {len(held.points)} rows to look among, use at most that")
+    points = _points(run, model, x, seed).split(_BLOCK)
+    found = [torch.cdist(part, held.points).topk(k, largest=False) for part in points]
+    index = torch.cat([part.indices for part in found])
+    places = index.tolist() if held.origins is None else [[held.origins[i] for i in row] for row in index.tolist()]
+    label = None if held.labels is None else held.labels[index]
+    return Neighbours(places, torch.cat([part.values for part in found]), label)
+
+
+def _points(run: Run, model: Model, x: Any, seed: int) -> Tensor:
+    """The centre of each row as a vector, in float64 on the CPU."""
+    found = torch.as_tensor(embed(run, x, "centre", seed=seed))
+    return found.flatten(1).double()
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """Rows in latent space, with what is known of each."""
+
+    points: Tensor
+    origins: Sequence[Any] | None
+    labels: Tensor | None
+
+
+def _training_latents(run: Run) -> _Embedded:
+    """Latents of training rows, from the run folder, or from the data where they are at hand."""
+    path = None if run.folder is None else run.folder / EMBEDDINGS
+    if path is None or not path.exists():
+        return _embed_training_rows(run)
+    held = read_weights(path)
+    model = run.members()[0]
+    try:
+        points = held["codes"].long() if "codes" in held else held["centre"]
+        places = held["row"].tolist()
+        names = bytes(held["files"].tolist()).decode().split("\n") if "files" in held else None
+        if len(places) != len(points) or (names is not None and len(names) != len(points)):
+            raise ValueError("not one place for each row")
+    except (KeyError, ValueError) as error:
+        raise RunError(f"{path}: not what varflow wrote ({error}); delete it, or fit again") from error
+    if "codes" in held:
+        home = next(model.parameters())
+        points = model.posterior.decode_codes(points.to(home.device)).cpu()  # type: ignore[operator]
+    return _Embedded(points.flatten(1).double(), names or places, held.get("label"))
+
+
+def _embed_training_rows(run: Run) -> _Embedded:
+    model, dataset = run.members()[0], run.dataset
+    assert isinstance(dataset, Dataset)
+    points, index = _few_latents(run, dataset)
+    if model.posterior.discrete:
+        points = model.posterior.decode_codes(points)  # type: ignore[operator]
+    labels = dataset.labels("train")
+    label = None if labels is None else labels[index.to(labels.device)].cpu()
+    return _Embedded(points.flatten(1).double().cpu(), dataset.origins("train", index), label)
+
+
+def _few_latents(run: Run, dataset: Dataset, seconds: float = math.inf) -> tuple[Tensor, Tensor]:
+    """The centres or codes of the training rows that stand for all, and which rows they are."""
+    what: What = "codes" if run.members()[0].posterior.discrete else "centre"
+    order, values = training_order(dataset)[:_ROWS], dataset.raw("train")
+    begun, parts, done = time.monotonic(), [], 0
+    while done < len(order):
+        rows = order[done : done + _BLOCK].to(values.device)
+        parts.append(torch.as_tensor(embed(run, values[rows], what)))
+        done += len(rows)
+        if done * parts[0][0].numel() > _NUMBERS or time.monotonic() - begun > seconds:
+            break
+    return torch.cat(parts), order[:done]
+
+
+def write_embeddings(run: Run, folder: Path) -> None:
+    """Embed training rows for a second, and keep their latents in the folder, with the place and label of each."""
+    from safetensors.torch import save
+
+    model, dataset = run.members()[0], run.dataset
+    assert isinstance(dataset, Dataset)
+    try:
+        _choices(model)
+    except SpecError:
+        return
+    points, index = _few_latents(run, dataset, _SECONDS)
+    held = {"codes": points.to(torch.int32)} if model.posterior.discrete else {"centre": points.float()}
+    origins = dataset.origins("train", index)
+    if isinstance(origins[0], str):
+        held["files"] = torch.tensor(list("\n".join(map(str, origins)).encode()), dtype=torch.uint8)
+        held["row"] = index
+    else:
+        held["row"] = torch.tensor(origins, dtype=torch.int64)
+    labels = dataset.labels("train")
+    if labels is not None:
+        held["label"] = labels[index.to(labels.device)].cpu()
+    blob = save({name: tensor.contiguous() for name, tensor in held.items()})
+    write_atomically(folder / EMBEDDINGS, lambda file: file.write(blob))
