@@ -33,8 +33,12 @@ BUDGETS = ("epochs", "steps", "prior_epochs", "prior_steps")
 
 def texts() -> dict[Path, str]:
     """file → what it should hold."""
-    rooms = [path for path in sorted(SOURCE.rglob("__init__.py")) if ATTACH in path.read_text()]
-    return {**{path: exported(path) for path in rooms}, KEYWORDS: keywords()}
+    return {**{path: exported(path) for path in rooms()}, KEYWORDS: keywords()}
+
+
+def rooms() -> list[Path]:
+    """The ``__init__.py`` files with a table of exports."""
+    return [path for path in sorted(SOURCE.rglob("__init__.py")) if ATTACH in path.read_text()]
 
 
 def exported(path: Path) -> str:

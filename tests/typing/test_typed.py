@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib
 import json
 import os
 import re
@@ -43,17 +44,43 @@ def environment() -> dict[str, str]:
     return {**os.environ, "MYPYPATH": source, "PYTHONPATH": source, "NO_COLOR": "1"}
 
 
-def by_mypy() -> Found:
+def mypy(*files: Path) -> str:
+    """What ``mypy --strict`` says of files."""
     pytest.importorskip("mypy")
     # The first run reads torch, which takes 20 s; later ones read this cache.
     cache = Path(tempfile.gettempdir()) / f"varflow-mypy-{getpass.getuser()}"
-    options = ["--config-file=", "--strict", "--follow-imports=silent", "--no-error-summary"]
-    files = ["right.py", "wrong.py"]
-    command = [sys.executable, "-m", "mypy", *options, f"--cache-dir={cache}", "--no-pretty", *files]
-    said = subprocess.run(command, capture_output=True, text=True, cwd=HERE, env=environment(), check=False)
+    options = ["--config-file=", "--strict", "--follow-imports=silent", "--no-error-summary", "--no-pretty"]
+    command = [sys.executable, "-m", "mypy", *options, f"--cache-dir={cache}", *(path.name for path in files)]
+    said = subprocess.run(
+        command, capture_output=True, text=True, cwd=files[0].parent, env=environment(), check=False
+    )
     assert said.returncode in (0, 1), said.stdout + said.stderr
+    return said.stdout
+
+
+def test_every_public_name_has_a_type(tmp_path: Path) -> None:
+    modules = [room.parent.relative_to(generate.SOURCE).parts for room in generate.rooms()]
+    names = [(".".join(parts), name) for parts in modules for name in exports(".".join(parts))]
+    lines = [f"reveal_type({module}.{name})" for module, name in names]
+    imports = [f"import {module}" for module in dict(names)]
+    (tmp_path / "every.py").write_text("\n".join([*imports, *lines]) + "\n")
+    said = mypy(tmp_path / "every.py")
+    assert ": error: " not in said
+    revealed = re.findall(r'note: Revealed type is "(.*)"$', said, re.M)
+    assert len(revealed) == len(names)
+    untyped = [name for (_, name), kind in zip(names, revealed, strict=True) if kind == "Any"]
+    assert untyped == []
+
+
+def exports(module: str) -> dict[str, str]:
+    table: dict[str, str] = vars(importlib.import_module(module))["_EXPORTS"]
+    return table
+
+
+def by_mypy() -> Found:
+    said = mypy(HERE / "right.py", HERE / "wrong.py")
     found: Found = defaultdict(lambda: defaultdict(set))
-    for name, line, rule in re.findall(r"^(\w+\.py):(\d+): error: .*\[([\w-]+)\]$", said.stdout, re.M):
+    for name, line, rule in re.findall(r"^(\w+\.py):(\d+): error: .*\[([\w-]+)\]$", said, re.M):
         found[name][int(line)].add(rule)
     return found
 
@@ -76,8 +103,8 @@ def by_pyright() -> Found:
 def expected(checker: str) -> dict[int, set[str]]:
     """line of wrong.py → the rule that it names."""
     lines = (HERE / "wrong.py").read_text().splitlines()
-    marks = {number: re.search(rf"# .*{checker}: ([\w-]+)", line) for number, line in enumerate(lines, 1)}
-    return {number: {mark[1]} for number, mark in marks.items() if mark}
+    marks = {number: re.search(rf"# .*{checker}: ([\w, -]+)", line) for number, line in enumerate(lines, 1)}
+    return {number: set(mark[1].split(", ")) for number, mark in marks.items() if mark}
 
 
 @pytest.mark.parametrize("check", [by_mypy, by_pyright])

@@ -6,6 +6,7 @@ import torch
 
 import varflow as vf
 
+y: int = vf.fit("digits", epochs="x", nosuch=3)  # mypy: assignment, call-arg, arg-type; pyright: reportCallIssue
 x: int = vf.fit("digits")  # mypy: assignment; pyright: reportAssignmentType
 vf.fit("digits", nosuch=3)  # mypy: call-arg; pyright: reportCallIssue
 vf.fit("digits", epochs="x")  # mypy: arg-type; pyright: reportArgumentType

@@ -80,14 +80,16 @@ def fit(
         data: not for a target; without it the spec's data set; else a name or a path, a tensor or array
             ``[N, *event]`` (see :func:`varflow.data.from_tensor`), or a data set.
         out: folder of the run; without it nothing is written.
-        parts: parts of your own (prior, likelihood, posterior) in place of the spec's.
+        parts: parts of your own (prior, likelihood, posterior) in place of the spec's (docs/own_parts.md). Two rows
+            go through them before the first update, and what does not fit is named with its shape.
         overwrite: replace the run that ``out`` holds.
         quiet: show no progress.
         recipe: name of the recipe that ``what`` came from, for the record.
         callbacks: look on, and may end the fit (:class:`varflow.training.Callback`).
         track: where curves, figures and settings go beside the folder: one or several of mlflow, wandb, trackio,
             tensorboard (:mod:`varflow.trackers`).
-        **settings: any setting of the spec by its name, e.g. ``flow="planar"``, ``epochs=20``.
+        **settings: any setting of the spec by its name, e.g. ``flow="planar"``, ``epochs=20``; none of a part that is
+            given as an object.
 
     Returns:
         The run, its model in evaluation mode with the weights it stands for.

@@ -1,7 +1,7 @@
 """The files of a run: written whole or not at all, read without executing anything.
 
     spec.json            the resolved settings
-    run.json             recipe, own parts, how the fit ended
+    run.json             recipe, import paths of own parts (read, never imported), how the fit ended
     data.json            data set, protocol, splits, checksums
     environment.json     versions, machine, seed, commit
     metrics.jsonl        one record a line: training terms and validations
