@@ -12,7 +12,6 @@ from varflow.core.errors import ShapeError, SpecError
 from varflow.data.protocols import Protocol
 from varflow.model import Model
 
-
 #: No batch of distributions, and no batch of samples.
 _ONE = Size()
 
