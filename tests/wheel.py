@@ -57,6 +57,7 @@ VERBS = [
     "compare vae other --out compare",
     "report vae",
     "show vae --toml",
+    "export vae --format torch --out exported",
     "data list",
 ]
 

@@ -221,8 +221,8 @@ class Uniform(Protocol):
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         assert drawn is not None
         x = values.to(dtype).mul_(GRID).add_(drawn).add_(0.5).div_(self.bins * GRID)
-        dimensions = x[0].numel() if len(x) else 0
-        return x, x.new_full((len(x),), -dimensions * math.log(self.bins))
+        dimensions = math.prod(x.shape[1:])
+        return x, x.new_full((x.shape[0],), -dimensions * math.log(self.bins))
 
     def invert(self, x: Tensor) -> Tensor:
         level = (x * self.bins).floor().clamp(0, self.bins - 1)
@@ -239,7 +239,7 @@ class Symmetric(Uniform):
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         x, ladj = super().encode(values, drawn, dtype)
-        dimensions = x[0].numel() if len(x) else 0
+        dimensions = math.prod(x.shape[1:])
         return x.mul_(2).sub_(1), ladj + dimensions * math.log(2)
 
     def invert(self, x: Tensor) -> Tensor:
@@ -263,7 +263,7 @@ class Logit(Uniform):
         x, ladj = super().encode(values, drawn, dtype)
         p = x.mul_(1 - ALPHA).add_(ALPHA / 2)
         log_p, log_q = p.log(), torch.log1p(-p)
-        dimensions = p[0].numel() if len(p) else 0
+        dimensions = math.prod(p.shape[1:])
         ladj = ladj + dimensions * math.log1p(-ALPHA) - (log_p + log_q).flatten(1).sum(1)
         return log_p.sub_(log_q), ladj
 
@@ -340,7 +340,7 @@ class Standardize(Protocol):
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         x = ((values.double() - self.loc) / self.scale).to(dtype)
-        return x, (-self.scale.log().sum()).to(dtype).repeat(len(values))
+        return x, (-self.scale.log().sum()).to(dtype).expand(values.shape[0])
 
     def invert(self, x: Tensor) -> Tensor:
         return x * self.scale.to(x.dtype) + self.loc.to(x.dtype)

@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from varflow.core.errors import ShapeError, SpecError, positive
 from varflow.core.settings import Settings, Size, settings
+from varflow.core.tracing import exporting
 
 Local = tuple[Tensor, ...]
 
@@ -229,7 +230,8 @@ def _check_dtype(argument: str, tensor: Tensor, needed: torch.dtype, name: str) 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Inside, arithmetic on the device of ``tensor`` keeps its dtype."""
     device = tensor.device.type
-    if not torch.amp.is_autocast_available(device):
+    # An exported program has no autocast to turn off.
+    if exporting() or not torch.amp.is_autocast_available(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import positive
+from varflow.core.tracing import exporting
 from varflow.flows.flow import Flow, Local, align
 from varflow.networks.linear import Linear
 
@@ -134,6 +135,11 @@ def reflect(z: Tensor, v: Tensor, gram: Tensor, transpose: bool = False) -> Tens
     diagonal, (I + 2 tril(v vᵀ, −1)) c = 2 v z. The transposed product solves the transposed
     system. A row v_k = 0 makes c_k = 0, the identity.
     """
+    if exporting():
+        # ONNX has no triangular solve. The rows are of unit length, so this is step_by_step for all sets at once.
+        for v_k in v.flip(-2).unbind(-2) if transpose else v.unbind(-2):
+            z = z - 2 * (z @ v_k.unsqueeze(-1)) * v_k.unsqueeze(-2)
+        return z
     if v.shape[-2] == 1:
         c = 2 * (v @ z.transpose(-1, -2))
     else:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from varflow.core.tracing import exporting
 from varflow.native import build
 from varflow.native.calls import Calls
 
@@ -72,7 +73,7 @@ def usable(*tensors: Tensor) -> bool:
         if not x.is_cpu or x.dtype is not dtype or not x.numel():
             return False
     if torch.compiler.is_compiling():
-        return _in_use_for_compiler()
+        return not exporting() and _in_use_for_compiler()
     return (
         all(type(x) in _PLAIN for x in tensors)
         and forward_ad._current_level < 0

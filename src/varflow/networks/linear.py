@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from varflow.core.errors import unknown
+from varflow.core.tracing import exporting
 
 Library = Literal["blas", "onednn"]
 
@@ -69,8 +70,10 @@ def rectified(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _goes_to_onednn(x: Tensor, weight: Tensor) -> bool:
+    # An exported program runs elsewhere, and its number of rows is not known.
     return not (
-        x.dtype is not torch.float32
+        exporting()
+        or x.dtype is not torch.float32
         or weight.dtype is not torch.float32
         or x.device.type != "cpu"
         or x.numel() * weight.shape[0] < _SMALL

@@ -19,7 +19,8 @@ def by_rows(score: Callable[[Tensor], Tensor], z: Tensor, components: int) -> Te
     """
     rows = max(_LARGEST // (components * z.shape[-1]), 1)
     lead = z.shape[:-1]
-    if torch.is_grad_enabled() or lead.numel() <= rows:
+    # A traced program is for any number of rows, and knows of none.
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or lead.numel() <= rows:
         return score(z)
     parts = [score(part) for part in z.reshape(-1, z.shape[-1]).split(rows)]
     return torch.cat(parts).reshape(lead)

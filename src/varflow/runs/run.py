@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import torch
 from numpy.typing import NDArray
@@ -227,6 +227,24 @@ class Run:
         from varflow.runs.distribution import distribution
 
         return distribution(self.model, self.preprocessing, self.form.event_shape)
+
+    def export(self, folder: str | Path, format: Literal["onnx", "torch"] = "onnx") -> list[Path]:
+        """Programs that run without varflow, of any number of rows, in the units of the data; the files written.
+
+        ``encoder`` (x → mean, scale and centre of q(z|x), codes, or the base point of a density by a flow),
+        ``decoder`` (z, codes or base point → mean of x) and, of a density, ``log_prob``; ``programs.json`` says what
+        each takes and gives. Nothing is random in them: where training draws noise, its mean is taken.
+
+        Args:
+            folder: where they go.
+            format: ``"onnx"`` (needs varflow[onnx]), or ``"torch"``: files of ``torch.export``.
+
+        Raises:
+            SpecError: a fit to a target, or what torch cannot export; the sentence says why.
+        """
+        from varflow.runs.export import export
+
+        return export(self, Path(folder), format)
 
     def sample(self, count: int, seed: int = 0, mean: bool = False) -> Tensor:
         """``count`` draws of p(x) in the units of the data: raw rows, or levels of pictures; ``[count, *event]``.
