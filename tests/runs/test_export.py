@@ -11,6 +11,7 @@ from varflow import cli
 from varflow.core.errors import SpecError
 from varflow.runs.export import programs
 
+FLOWS = ("planar", "radial", "iaf", "maf", "nice", "coupling", "householder", "sylvester")
 MEAN, SCALE = torch.tensor([1000.0, -3.0, 0.02]).double(), torch.tensor([50.0, 4.0, 0.001]).double()
 
 
@@ -69,10 +70,7 @@ def test_files_of_torch_give_the_same(kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind",
-    "dense table density codes planar radial iaf maf nice coupling householder sylvester".split(),
-)
+@pytest.mark.parametrize("kind", ["dense", "table", "density", "codes", *FLOWS])
 def test_onnx_gives_the_same(kind, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
