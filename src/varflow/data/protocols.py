@@ -83,6 +83,16 @@ class Protocol:
         """E[x | values] in float64."""
         return self.encode(values, None, torch.float64)[0]
 
+    def encode_point(self, values: Float[Tensor, "batch ..."], dtype: torch.dtype) -> Encoded:
+        """x and ladj of real numbers taken as they are, with no noise drawn: dequantized levels v + u in [0, L), rows
+        of a table. Differentiable; :meth:`decode_point` is its inverse.
+        """
+        return self.encode(values, None, dtype)
+
+    def decode_point(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """The inverse of :meth:`encode_point`: what x stands for, with nothing rounded."""
+        return self.invert(x)
+
     def to(self, device: torch.device) -> Protocol:
         return self
 
@@ -220,6 +230,13 @@ class Uniform(Protocol):
         dimensions = x[0].numel() if len(x) else 0
         return x, x.new_full((len(x),), -dimensions * math.log(self.bins))
 
+    def encode_point(self, values: Tensor, dtype: torch.dtype) -> Encoded:
+        # A copy, because encode works in place; noise of (−1/2 + 1/2)/GRID is none.
+        return self.encode(values.to(dtype, copy=True), values.new_full((), -0.5), dtype)
+
+    def decode_point(self, x: Tensor) -> Tensor:
+        return x * self.bins
+
     def invert(self, x: Tensor) -> Tensor:
         level = (x * self.bins).floor().clamp(0, self.bins - 1)
         return level / self.top
@@ -237,6 +254,9 @@ class Symmetric(Uniform):
         x, ladj = super().encode(values, drawn, dtype)
         dimensions = x[0].numel() if len(x) else 0
         return x.mul_(2).sub_(1), ladj + dimensions * math.log(2)
+
+    def decode_point(self, x: Tensor) -> Tensor:
+        return super().decode_point((x + 1) / 2)
 
     def invert(self, x: Tensor) -> Tensor:
         return super().invert((x + 1) / 2)
@@ -262,6 +282,9 @@ class Logit(Uniform):
         dimensions = p[0].numel() if len(p) else 0
         ladj = ladj + dimensions * math.log1p(-ALPHA) - (log_p + log_q).flatten(1).sum(1)
         return log_p.sub_(log_q), ladj
+
+    def decode_point(self, x: Tensor) -> Tensor:
+        return super().decode_point((torch.sigmoid(x) - ALPHA / 2) / (1 - ALPHA))
 
     def invert(self, x: Tensor) -> Tensor:
         return super().invert((torch.sigmoid(x) - ALPHA / 2) / (1 - ALPHA))

@@ -23,6 +23,7 @@ from varflow.settings.spec import RunSpec
 
 if TYPE_CHECKING:
     from varflow.evaluation import Evaluation
+    from varflow.runs.distribution import Density
     from varflow.runs.latent_space import Neighbours, Way, What
     from varflow.runs.rows import Progress
     from varflow.runs.scores import Scores
@@ -209,6 +210,21 @@ class Run:
         with random.stream(seed):
             x = self.model.sample(count, mean=mean)
         return self.preprocessing.stored_means(x) if mean else self.preprocessing.stored_values(x)
+
+    def distribution(self, validate_args: bool | None = None) -> Density:
+        """p(x) of a density as a :class:`torch.distributions.Distribution` of x in the units of the data, nats.
+
+        It draws no noise: ``log_prob`` takes x as it is. A rounded column is scored at the number itself, the middle
+        of its step, and levels are scored as dequantized ones v + u, an integer v at v + 1/2. Draws are of this very
+        density, with nothing rounded (:meth:`sample` rounds), and follow ``torch.manual_seed``.
+
+        Raises:
+            SpecError: a model with latents or of codes, whose p(x) is no density that can be evaluated; a fit to a
+                target; several fits trained together.
+        """
+        from varflow.runs.distribution import density
+
+        return density(self, validate_args)
 
     def embed(
         self,
