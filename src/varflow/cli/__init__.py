@@ -17,7 +17,8 @@ from varflow.core.errors import SpecError, VarflowError, suggestion
 #: The verbs in the order of ``varflow --help``. Each is a module here; its first line says what it does.
 VERBS = (
     "recipes", "fit", "evaluate", "anneal", "gaps", "curve", "compare", "score", "embed", "nearest", "sample",
-    "reconstruct", "interpolate", "report", "data", "demo",
+    "reconstruct", "interpolate", "report", "export", "data",
+    "demo",
 )  # fmt: skip
 
 _EXAMPLES = (

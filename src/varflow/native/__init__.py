@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from varflow.core.exporting import exporting
 from varflow.native import build
 from varflow.native.calls import Calls
 
@@ -65,6 +66,9 @@ def in_use() -> bool:
 
 def usable(*tensors: Tensor) -> bool:
     """Whether compiled code takes these: dense CPU tensors of one dtype, float32 or float64, none empty."""
+    # A graph that leaves torch knows none of our functions.
+    if torch.compiler.is_compiling() and exporting():
+        return False
     dtype = tensors[0].dtype
     if dtype is not torch.float32 and dtype is not torch.float64:
         return False

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from varflow.core.errors import unknown
+from varflow.core.exporting import exporting
 
 Library = Literal["blas", "onednn"]
 
@@ -69,6 +70,9 @@ def rectified(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _goes_to_onednn(x: Tensor, weight: Tensor) -> bool:
+    # A graph that leaves torch knows no operator of ours, and serves any number of rows: their count decides nothing.
+    if torch.compiler.is_compiling() and exporting():
+        return False
     return not (
         x.dtype is not torch.float32
         or weight.dtype is not torch.float32

@@ -98,7 +98,9 @@ class Density(Distribution):
 def density(run: Run, validate_args: bool | None = None) -> Density:
     """See :meth:`varflow.Run.distribution`."""
     if run.infers_target:
-        raise SpecError("distribution: this is a fit to a target, which has no x; use run.log_q(z) and run.sample(count)")
+        raise SpecError(
+            "distribution: this is a fit to a target, which has no x; use run.log_q(z) and run.sample(count)"
+        )
     if not isinstance(run.model, Model) or run.preprocessing is None:
         raise SpecError(
             "distribution: several fits were trained together here, and a distribution is of one; fit one seed"

@@ -307,6 +307,31 @@ class Run:
 
         return nearest(self, x, k, among, seed)
 
+    def export(self, folder: Path | str, format: str = "onnx") -> dict[str, Any]:
+        """Write the model as graphs that other programs run, and export.json, which says what goes in and out.
+
+        With latents: ``encoder`` (x → mean and scale of q(z|x); under a flow those of its base, and ``posterior``: x
+        and noise → z and log q) and ``decoder`` (z → mean of p(x|z)). A quantizer: x → codes, and codes → mean. A
+        density: ``log_prob`` (x → nats) and, where the flow permits, ``sampler`` (noise → x). A fit to a target:
+        ``sampler`` (noise → z and log q). x is as the data are stored, in their units: the preprocessing is inside.
+        Any number of rows goes through a graph. Nothing in it is random: where training draws noise the encoder reads
+        the expected x, and a density is that of :meth:`distribution`. Levels come out as real numbers, unrounded.
+
+        Args:
+            folder: where to write.
+            format: ``"onnx"``, or ``"torch"`` for files of ``torch.export``.
+
+        Returns:
+            What export.json holds; under ``left_out`` a sentence for each graph that cannot be.
+
+        Raises:
+            SpecError: another format, several fits trained together, no graph at all, or onnx is not installed.
+            RunError: the folder cannot be written.
+        """
+        from varflow.runs.export import export
+
+        return export(self, folder, format)
+
     def members(self) -> list[Model]:
         """The models, one for each fit that was trained here, in the order of their seeds."""
         return self.model.members()
