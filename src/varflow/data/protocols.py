@@ -135,6 +135,11 @@ class Protocol:
         return {name: value.tolist() for name, value in held if isinstance(value, Tensor)}
 
 
+def _dimensions(x: Tensor) -> int:
+    """Numbers of one example."""
+    return math.prod(x.shape[1:])
+
+
 def _no_ladj(x: Tensor) -> Tensor:
     return x.new_zeros(x.shape[0])
 
@@ -227,8 +232,7 @@ class Uniform(Protocol):
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         assert drawn is not None
         x = values.to(dtype).mul_(GRID).add_(drawn).add_(0.5).div_(self.bins * GRID)
-        dimensions = x[0].numel() if len(x) else 0
-        return x, x.new_full((len(x),), -dimensions * math.log(self.bins))
+        return x, x.new_full((x.shape[0],), -_dimensions(x) * math.log(self.bins))
 
     def encode_point(self, values: Tensor, dtype: torch.dtype) -> Encoded:
         # A copy, because encode works in place; noise of (−1/2 + 1/2)/GRID is none.
@@ -252,8 +256,7 @@ class Symmetric(Uniform):
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         x, ladj = super().encode(values, drawn, dtype)
-        dimensions = x[0].numel() if len(x) else 0
-        return x.mul_(2).sub_(1), ladj + dimensions * math.log(2)
+        return x.mul_(2).sub_(1), ladj + _dimensions(x) * math.log(2)
 
     def decode_point(self, x: Tensor) -> Tensor:
         return super().decode_point((x + 1) / 2)
@@ -279,8 +282,7 @@ class Logit(Uniform):
         x, ladj = super().encode(values, drawn, dtype)
         p = x.mul_(1 - ALPHA).add_(ALPHA / 2)
         log_p, log_q = p.log(), torch.log1p(-p)
-        dimensions = p[0].numel() if len(p) else 0
-        ladj = ladj + dimensions * math.log1p(-ALPHA) - (log_p + log_q).flatten(1).sum(1)
+        ladj = ladj + _dimensions(p) * math.log1p(-ALPHA) - (log_p + log_q).flatten(1).sum(1)
         return log_p.sub_(log_q), ladj
 
     def decode_point(self, x: Tensor) -> Tensor:
@@ -319,7 +321,7 @@ class Codes(Protocol):
     scored = "probability of the codes"
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
-        return values.long(), torch.zeros(len(values), dtype=dtype, device=values.device)
+        return values.long(), torch.zeros(values.shape[0], dtype=dtype, device=values.device)
 
     def invert(self, x: Tensor) -> Tensor:
         return x
@@ -359,7 +361,7 @@ class Standardize(Protocol):
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         x = ((values.double() - self.loc) / self.scale).to(dtype)
-        return x, (-self.scale.log().sum()).to(dtype).repeat(len(values))
+        return x, (-self.scale.log().sum()).to(dtype).repeat(x.shape[0])
 
     def invert(self, x: Tensor) -> Tensor:
         return x * self.scale.to(x.dtype) + self.loc.to(x.dtype)

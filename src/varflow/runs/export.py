@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -364,9 +366,7 @@ def _serialized(plan: Plan, format: str) -> bytes:
     graph = Graph(plan.function, *plan.parts).eval()
     examples = tuple(port.example(2) for port in plan.inputs)
     batch = torch.export.Dim("batch")
-    with warnings.catch_warnings():
-        # torch's own exporters warn of what they themselves call.
-        warnings.simplefilter("ignore")
+    with _quiet():
         # One entry for *inputs, which is a tuple of all of them.
         program = torch.export.export(graph, examples, dynamic_shapes=(tuple({0: batch} for _ in examples),))
         foreign = {str(node.target) for node in program.graph.nodes if "varflow" in str(node.target)}
@@ -385,6 +385,20 @@ def _serialized(plan: Plan, format: str) -> bytes:
         )
         assert made is not None
         return bytes(made.model_proto.SerializeToString())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's own exporters warn of what they themselves call, and of packages that nobody asked for."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _about(
