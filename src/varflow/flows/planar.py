@@ -188,8 +188,8 @@ def _arrange(
         size = length * features
         u, w, b = packed.split([size, size, length], -1)
         u, w = (x.unflatten(-1, (length, features)) for x in (u, w))
-        points = _share(z, len(u))
-        return z.reshape(points, len(u), features).transpose(0, 1), u, w, b.unsqueeze(1)
+        points = _share(z, u.shape[0])
+        return z.reshape(points, u.shape[0], features).transpose(0, 1), u, w, b.unsqueeze(1)
     u, w, b = parameters
     sets = math.prod(u.shape[:-2])
     u, w = (x.reshape(sets, length, features) for x in (u, w))
