@@ -116,7 +116,7 @@ def test_dense_pictures(tmp_path):
     assert about["left_out"] == {}
 
 
-@pytest.mark.parametrize("protocol", ["standardize", "table"])
+@pytest.mark.parametrize("protocol", [pytest.param("standardize", marks=pytest.mark.slow), "table"])
 def test_tables(protocol, tmp_path):
     x = special_rows() if protocol == "table" else rows()
     run = vf.fit("digits", x, likelihood="gaussian", latent=2, hidden=8, protocol=protocol, **SMALL)
@@ -128,7 +128,7 @@ def test_tables(protocol, tmp_path):
 
 FLOWS = [
     ("planar", True),
-    ("iaf", True),
+    pytest.param("iaf", True, marks=pytest.mark.slow),
     pytest.param("nice", False, marks=pytest.mark.slow),
     pytest.param("householder", True, marks=pytest.mark.slow),
     pytest.param("sylvester", True, marks=pytest.mark.slow),
@@ -159,7 +159,8 @@ def test_convolutions(tmp_path):
 @pytest.mark.slow
 def test_quantizer(tmp_path):
     x = pictures()
-    run = vf.fit("vq-vae", vf.data.from_tensor(x), codes=8, code_features=4, batch=16, **SMALL)
+    data = vf.data.from_tensor(x, protocol="uniform")
+    run = vf.fit("vq-vae", data, codes=8, code_features=4, batch=16, **SMALL)
     about = run.export(tmp_path)
     encode, decode = (onnx_graph(tmp_path, name) for name in ("encoder", "decoder"))
     for batch in BATCHES:
@@ -168,7 +169,9 @@ def test_quantizer(tmp_path):
         with torch.no_grad():
             assert torch.equal(codes, q_of(run, part).codes)
             words = run.model.posterior.decode_codes(codes)
-            close(decode(codes=codes)["x"], 255 * run.preprocessing.invert(run.model.likelihood.mean(words)))
+            found = decode(codes=codes)["x"]
+            expected = 255 * run.preprocessing.invert(run.model.likelihood.mean(words))
+            close(found, expected)
     assert "one after the other" in about["left_out"]["prior"]
 
 
@@ -182,6 +185,7 @@ def check_density(run, x, tmp_path):
     return about
 
 
+@pytest.mark.slow
 def test_density_with_a_sampler(tmp_path):
     x = special_rows()
     run = shaken(vf.fit("density", x, prior_length=2, prior_hidden=8, protocol="table", **SMALL))
