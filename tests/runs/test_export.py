@@ -88,7 +88,7 @@ def check_vae(run, x, tmp_path):
         close(found["base_scale" if flow else "scale"], q.log_scale.exp())
         z = normal(batch, features)
         mean = run.preprocessing.invert(run.model.likelihood.mean(z))
-        close(decode(z=z)["x"], mean * (run.preprocessing.source_levels is not None and 255 or 1))
+        close(decode(z=z)["x"], mean * run.preprocessing.top)
         if flow:
             close(found["centre"], q.centre)
             drawn = onnx_graph(tmp_path, "posterior")(x=part, noise=z)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import positive
+from varflow.core.exporting import exporting
 from varflow.flows.flow import Flow, Local, align
 from varflow.networks.linear import Linear
 
@@ -136,9 +137,23 @@ def reflect(z: Tensor, v: Tensor, gram: Tensor, transpose: bool = False) -> Tens
     """
     if v.shape[-2] == 1:
         c = 2 * (v @ z.transpose(-1, -2))
+    elif exporting():
+        c = _substitute(gram, 2 * (v @ z.transpose(-1, -2)), transpose)
     else:
         # unitriangular: neither the diagonal nor the other triangle of gram is read.
         c = torch.linalg.solve_triangular(
             gram, 2 * (v @ z.transpose(-1, -2)), upper=transpose, unitriangular=True
         )
     return torch.baddbmm(z, c.transpose(-1, -2), v, alpha=-1)
+
+
+def _substitute(gram: Tensor, right: Tensor, upper: bool) -> Tensor:
+    """The triangular system row by row: ONNX has no such solver."""
+    rows = gram.shape[-1]
+    solved: dict[int, Tensor] = {}
+    for k in reversed(range(rows)) if upper else range(rows):
+        row = right[..., k, :]
+        for j, known in solved.items():
+            row = row - gram[..., k, j].unsqueeze(-1) * known
+        solved[k] = row
+    return torch.stack([solved[k] for k in range(rows)], -2)

@@ -12,8 +12,9 @@ import copy
 import io
 import logging
 import math
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def export(run: Run, folder: Path | str, format: str = "onnx") -> dict[str, Any]
             try:
                 blobs[name] = _serialized(plan, format)
             except Exception as error:  # torch has no common class for what it cannot export
-                left_out[name] = f"{name}: torch cannot export it ({_first_line(error)}); give another format or part"
+                left_out[name] = f"{name}: cannot be exported: {_reason(error)}"
     if not blobs:
         raise SpecError("export: nothing of this run can be exported; " + "; ".join(left_out.values()))
     folder = Path(folder)
@@ -134,7 +135,9 @@ def _plans(run: Run, model: Model, preprocessing: Protocol | None) -> tuple[dict
     if preprocessing is None:
         return _of_target(model)
     if model.posterior.discrete and not model.posterior.codes:
-        raise SpecError("export: a prior over codes draws one code after the other, which is no graph; use run.sample")
+        raise SpecError(
+            "export: a prior over codes draws one code after the other, which is no graph; use run.sample"
+        )
     dtype, shape = next(model.parameters()).dtype, run.form.event_shape
     levels = preprocessing.source_levels
     if levels is None:
@@ -297,8 +300,8 @@ def _of_target(model: Model) -> tuple[dict[str, Plan], dict[str, str]]:
     posterior = model.posterior
     if not isinstance(posterior, Gaussian):
         raise SpecError(
-            f"export: q(z) of {type(posterior).__name__} is no Gaussian under a flow, which is what a graph of q(z) can "
-            "be; use run.sample"
+            f"export: q(z) of {type(posterior).__name__} is no Gaussian under a flow, which is what a graph of q(z) "
+            "can be; use run.sample"
         )
     size, dtype = (posterior.features,), next(model.parameters()).dtype
     plan = Plan(
@@ -442,6 +445,11 @@ def _require_onnx() -> None:
         ) from None
 
 
-def _first_line(error: Exception) -> str:
-    lines: Sequence[str] = str(error).strip().splitlines()
+def _reason(error: Exception) -> str:
+    """What torch says that is about the model: the operator that a format lacks, else its first line."""
+    said = str(error)
+    missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", said)
+    if missing:
+        return f"ONNX has no {missing[1]}; use format=torch"
+    lines = said.strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
