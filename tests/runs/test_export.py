@@ -127,7 +127,7 @@ def test_tables(protocol, tmp_path):
 
 
 FLOWS = [
-    ("planar", True),
+    pytest.param("planar", True, marks=pytest.mark.slow),
     pytest.param("iaf", True, marks=pytest.mark.slow),
     pytest.param("nice", False, marks=pytest.mark.slow),
     pytest.param("householder", True, marks=pytest.mark.slow),
