@@ -1,89 +1,145 @@
-"""A fitted density as a distribution of torch."""
+"""p(x) of a fitted density as a torch distribution, in the units of the data."""
 
 import math
 
 import pytest
 import torch
+from torch.distributions import Distribution, Independent
 
 import varflow as vf
-from varflow.core.errors import ShapeError, SpecError
+from varflow.core.errors import SpecError
+
+torch.set_num_threads(1)
+
+
+def correlated(rows: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(rows, 2, generator=generator, dtype=torch.float64)
+    return torch.tensor([50.0, -2.0]).double() + z @ torch.tensor([[8.0, 0.3], [0.0, 0.1]]).double()
 
 
 @pytest.fixture(scope="module")
 def run() -> vf.Run:
+    return vf.fit("density", correlated(400), steps=20, precision="float64", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def rounded() -> vf.Run:
+    x = correlated(400)
+    return vf.fit(
+        "density", torch.stack([x[:, 0].round(), x[:, 1]], 1), protocol="table", steps=20, precision="float64",
+        quiet=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def levels() -> vf.Run:
     generator = torch.Generator().manual_seed(0)
-    x = torch.tensor([1000.0, 0.02]).double() + torch.tensor([50.0, 0.001]).double() * torch.randn(
-        400, 2, generator=generator, dtype=torch.float64
-    )
-    return vf.fit("density", x, steps=30, precision="float64", quiet=True)
+    x = torch.randint(0, 4, (80, 1, 1, 2), generator=generator, dtype=torch.uint8)
+    data = vf.data.from_tensor(x, levels=4, protocol="logit")
+    return vf.fit("density", data, steps=5, precision="float64", quiet=True)
 
 
-def test_it_is_the_density_of_the_run(run):
-    p = run.distribution()
-    x = run.dataset.raw("test")
-    assert (p.event_shape, p.batch_shape) == ((2,), ())
+def test_log_prob_is_that_of_the_run(run):
+    p, x = run.distribution(), correlated(30)
+    assert isinstance(p, Distribution)
+    assert p.event_shape == (2,)
+    assert p.batch_shape == ()
     torch.testing.assert_close(p.log_prob(x), run.log_prob(x), rtol=1e-12, atol=1e-12)
-    assert p.log_prob(x.reshape(2, -1, 2)).shape == (2, len(x) // 2)
-    assert p.support.check(x).all()
+    assert p.log_prob(x.reshape(5, 6, 2)).shape == (5, 6)
+    assert p.log_prob(x[0]).shape == ()
 
 
-def test_samples_follow_it(run):
+@pytest.mark.parametrize("which", ["run", "rounded", "levels"])
+def test_it_integrates_to_one(which, request):
+    """By the trapezoid over a grid in the units of the data, which the ladj of the preprocessing must make right."""
+    p = request.getfixturevalue(which).distribution()
+    draws = p.sample((4000,)).reshape(-1, 2)
+    if which == "levels":
+        bound = p.support.base_constraint
+        low, high = torch.full((2,), bound.lower_bound), torch.full((2,), bound.upper_bound)
+    else:
+        middle, spread = draws.mean(0), draws.std(0)
+        low, high = middle - 7 * spread, middle + 7 * spread
+    size = 160
+    # Midpoints, so that the ends of a bounded support are no points of the grid.
+    places = (torch.arange(size).double() + 0.5) / size
+    axes = [a + (b - a) * places for a, b in zip(low.double(), high.double(), strict=True)]
+    grid = torch.cartesian_prod(*axes).reshape(-1, *p.event_shape)
+    with torch.no_grad():
+        total = p.log_prob(grid).exp().sum() * ((high - low) / size).prod()
+    assert abs(float(total) - 1) < 3e-3
+
+
+def test_draws_have_the_density(run):
+    """The mean of −log p over draws is the entropy, which a Gaussian of the same covariance bounds from above."""
     p = run.distribution()
     torch.manual_seed(0)
-    x = p.sample((4000,))
-    torch.manual_seed(0)
-    assert torch.equal(x, p.sample((4000,)))
-    train = run.dataset.raw("train")
-    assert ((x.mean(0) - train.mean(0)).abs() < 0.2 * train.std(0)).all()
-    assert p.sample().shape == (2,)
-    assert p.sample((2, 3)).shape == (2, 3, 2)
-    # E log p under p is −H; the same by the mean over samples of two seeds, within errors.
-    entropies = [-p.log_prob(p.sample((4000,))).detach() for _ in range(2)]
-    error = math.hypot(*(float(h.std()) / 4000**0.5 for h in entropies))
-    assert abs(float(entropies[0].mean() - entropies[1].mean())) < 5 * error
+    draws = p.sample((4000,))
+    assert draws.shape == (4000, 2)
+    again = (torch.manual_seed(0), p.sample((4000,)))[1]
+    assert torch.equal(draws, again)
+    surprise = -p.log_prob(draws).detach()
+    bound = math.log(2 * math.pi * math.e) + 0.5 * float(torch.logdet(draws.T.cov()))
+    assert float(surprise.mean()) < bound + 5 * float(surprise.std()) / math.sqrt(4000)
 
 
-def test_it_is_differentiable_in_x(run):
-    p = run.distribution()
-    x = run.dataset.raw("test")[:3].clone().requires_grad_()
-    (score,) = torch.autograd.grad(p.log_prob(x).sum(), x)
-    step = torch.tensor([1e-3, 1e-8]).double()
-    for column in range(2):
-        h = torch.zeros(2).double()
-        h[column] = step[column]
-        slope = (p.log_prob(x + h) - p.log_prob(x - h)) / (2 * step[column])
-        torch.testing.assert_close(score[:, column], slope.detach(), rtol=1e-4, atol=1e-6)
+def test_rounded_columns_are_scored_without_noise(rounded):
+    p = rounded.distribution()
+    x = torch.tensor([[50.0, -2.0], [51.0, -1.9]]).double()
+    assert torch.equal(p.log_prob(x), p.log_prob(x))
+    values, ladj = rounded.preprocessing.encode(x, None, torch.float64)
+    torch.testing.assert_close(p.log_prob(x), rounded.model.prior.log_prob(values) + ladj)
+    draws = p.sample((50,))
+    assert not torch.equal(draws[:, 0], draws[:, 0].round())
+    assert torch.equal(rounded.sample(50)[:, 0], rounded.sample(50)[:, 0].round())
 
 
-def test_copies_are_independent(run):
-    p = run.distribution().expand((5,))
-    assert p.batch_shape == (5,)
-    assert p.sample((7,)).shape == (7, 5, 2)
-    x = run.dataset.raw("test")[:1]
-    assert torch.equal(p.log_prob(x), run.distribution().log_prob(x).expand(5))
+def test_levels_are_dequantized_ones(levels):
+    p = levels.distribution()
+    k = torch.tensor([[[[0, 3]]], [[[1, 2]]]], dtype=torch.uint8)
+    before = k.double() + 0.5
+    given = before.clone()
+    assert torch.equal(p.log_prob(k), p.log_prob(given))
+    assert torch.equal(given, before)
+    assert p.support.base_constraint.upper_bound > 4
+    with pytest.raises(ValueError, match="within the support"):
+        p.log_prob(before + 10)
 
 
-def test_rounded_columns_have_the_density_of_their_noise():
-    """Steps of 1 in whole numbers: the density integrates to 1, and its samples are no whole numbers."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 20, (400, 1), generator=generator).double()
-    run = vf.fit("density", x, steps=20, precision="float64", quiet=True)
-    p = run.distribution()
-    grid = torch.linspace(-30, 50, 16_001, dtype=torch.float64)
-    assert torch.trapezoid(p.log_prob(grid[:, None]).exp(), grid).item() == pytest.approx(1, abs=1e-3)
-    drawn = p.sample((50,))
-    assert not torch.equal(drawn, drawn.round())
-    assert torch.equal(run.sample(50), run.sample(50).round())
+def test_points_go_there_and_back():
+    values = torch.rand(5, 3, dtype=torch.float64) * 7.9
+    for name in ("uniform", "symmetric", "logit"):
+        protocol = vf.data.protocols.LEVELS[name](name, 8)
+        y = values.clone().requires_grad_()
+        x, ladj = protocol.encode_point(y, torch.float64)
+        torch.testing.assert_close(protocol.decode_point(x), values)
+        (slope,) = torch.autograd.grad(x.sum(), y)
+        torch.testing.assert_close(slope.log().sum(1), ladj)
 
 
-def test_what_has_no_exact_density_is_refused(run):
-    with pytest.raises(ShapeError, match=r"value: shape \[4, 3\], should be \[..., 2\]"):
-        run.distribution().log_prob(torch.zeros(4, 3))
-    x = (torch.rand(40, 6) < 0.5).float()
-    with pytest.raises(SpecError, match="distribution: log p\\(x\\) of a model with latents is estimated"):
-        vf.fit("digits", x, latent=2, hidden=4, steps=1, quiet=True).distribution()
-    with pytest.raises(SpecError, match="distribution: this is a fit to a target"):
-        vf.fit("energy", length=1, steps=1, quiet=True).distribution()
-    levels = torch.randint(0, 256, (40, 6), dtype=torch.uint8)
-    with pytest.raises(SpecError, match="distribution: the data are levels"):
-        vf.fit("density", levels, steps=1, quiet=True).distribution()
+def test_expand_and_independent(run):
+    p, x = run.distribution().expand((3, 2)), correlated(2)
+    assert p.batch_shape == (3, 2)
+    assert p.sample((4,)).shape == (4, 3, 2, 2)
+    torch.testing.assert_close(p.log_prob(x), run.log_prob(x).expand(3, 2))
+    assert Independent(p, 1).log_prob(x).shape == (3,)
+
+
+def test_gradients_reach_x_and_the_parameters(run):
+    x = correlated(4).requires_grad_()
+    run.distribution().log_prob(x).sum().backward()
+    assert bool(x.grad.isfinite().all())
+    assert any(parameter.grad is not None for parameter in run.model.parameters())
+    run.model.zero_grad()
+
+
+def test_what_has_no_density_says_so(run):
+    vae = vf.fit("digits", correlated(60), likelihood="gaussian", latent=1, hidden=4, steps=1, quiet=True)
+    with pytest.raises(SpecError, match="integral over them"):
+        vae.distribution()
+    target = vf.fit("energy", target="u1", length=2, steps=1, quiet=True)
+    with pytest.raises(SpecError, match="fit to a target"):
+        target.distribution()
+    with pytest.raises(ValueError, match="event"):
+        run.distribution().log_prob(torch.zeros(3, 5))

@@ -1,4 +1,4 @@
-"""Programs that run without varflow give what the model gives, for any number of rows."""
+"""Exported graphs give what torch gives, for any number of rows, with the preprocessing inside."""
 
 import json
 
@@ -9,106 +9,260 @@ import torch
 import varflow as vf
 from varflow import cli
 from varflow.core.errors import SpecError
-from varflow.runs.export import programs
 
-FLOWS = ("planar", "radial", "iaf", "maf", "nice", "coupling", "householder", "sylvester")
-MEAN, SCALE = torch.tensor([1000.0, -3.0, 0.02]).double(), torch.tensor([50.0, 4.0, 0.001]).double()
+torch.set_num_threads(1)
+BATCHES = (1, 7, 64)
+SMALL = {"steps": 2, "quiet": True}
 
 
-def table(rows=120):
+def rows(count: int = 120) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return MEAN + SCALE * torch.randn(rows, 3, generator=generator, dtype=torch.float64)
+    x = torch.randn(count, 3, generator=generator)
+    return torch.tensor([10.0, -3.0, 40.0]) + torch.tensor([2.0, 0.4, 9.0]) * (x + 0.5 * x.roll(1, 1))
 
 
-def pictures(channels=1, size=8):
+def special_rows(count: int = 300) -> torch.Tensor:
+    """A rounded column, one with heavy tails and a plain one."""
+    x, generator = rows(count), torch.Generator().manual_seed(1)
+    heavy = torch.randn(count, generator=generator) / torch.rand(count, generator=generator).sqrt()
+    return torch.stack([x[:, 0].round(), heavy, x[:, 2]], 1)
+
+
+def pictures(count: int = 64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (40, channels, size, size), generator=generator, dtype=torch.uint8)
+    return torch.randint(0, 256, (count, 8, 8), generator=generator, dtype=torch.uint8)
 
 
-def of_table(**settings):
-    shared = {"likelihood": "gaussian", "protocol": "standardize", "latent": 2, "hidden": 8, "steps": 2}
-    return vf.fit("digits", table(), quiet=True, **shared | settings)
+def shaken(run: vf.Run) -> vf.Run:
+    """Parameters away from where they start, so that a flow is not the identity."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return run
 
 
-def made(kind):
-    if kind == "dense":
-        return vf.fit("digits", pictures(), latent=2, hidden=8, steps=2, quiet=True)
-    if kind == "table":
-        return of_table()
-    if kind == "density":
-        return vf.fit("density", table(), prior_length=1, steps=2, quiet=True)
-    if kind == "codes":
-        return vf.fit("vq-vae", pictures(3, 16), codes=5, steps=1, quiet=True)
-    return of_table(flow=kind, length=2, amortized=True)
+def onnx_graph(folder, name):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, ["CPUExecutionProvider"])
+
+    def call(**given):
+        names = [out.name for out in session.get_outputs()]
+        found = session.run(names, {key: np.asarray(value) for key, value in given.items()})
+        return dict(zip(names, map(torch.as_tensor, found), strict=True))
+
+    return call
 
 
-def rows_like(example, rows):
-    """Rows of the size of the data, and of the kind of the example."""
-    if example.dtype == torch.uint8:
-        return pictures(*example.shape[1:3])[torch.arange(rows) % 40]
-    if example.shape[1:] == (3,) and example.dtype == torch.float32:
-        return table()[torch.arange(rows) % 120].float()
-    return example[torch.arange(rows) % len(example)]
+def close(found, expected):
+    """To 1e-5 of the larger of 1 and the largest number: what float32 leaves of numbers in the units of the data."""
+    scale = max(1.0, float(expected.abs().max()))
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert float((found - expected).abs().max()) < 1e-5 * scale
 
 
-def outputs(found):
-    return list(found) if isinstance(found, tuple | list) else [found]
+def normal(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize("kind", ["dense", "table", "planar", "iaf"])
-def test_files_of_torch_give_the_same(kind, tmp_path):
-    run = made(kind)
-    run.export(tmp_path, "torch")
-    for name, program in programs(run).items():
-        loaded = torch.export.load(tmp_path / f"{name}.pt2").module()
-        for rows in (1, 7, 64):
-            x = rows_like(program.example, rows)
-            with torch.no_grad():
-                expected, found = outputs(program.module(x)), outputs(loaded(x))
-            for one, other in zip(expected, found, strict=True):
-                torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+def q_of(run, x):
+    """q(z|x) of the expected x."""
+    return run.model.posterior(run.preprocessing.expected(x).float())
+
+
+@torch.no_grad()
+def check_vae(run, x, tmp_path):
+    """Encoder and decoder in ONNX against torch."""
+    about = run.export(tmp_path)
+    encode, decode = (onnx_graph(tmp_path, name) for name in ("encoder", "decoder"))
+    features = run.model.prior.event_shape[0]
+    for batch in BATCHES:
+        part = x[:batch]
+        q, found = q_of(run, part), encode(x=part)
+        flow = q.flow is not None
+        close(found["base_mean" if flow else "mean"], q.mean)
+        close(found["base_scale" if flow else "scale"], q.log_scale.exp())
+        z = normal(batch, features)
+        mean = run.preprocessing.invert(run.model.likelihood.mean(z))
+        close(decode(z=z)["x"], mean * run.preprocessing.top)
+        if flow:
+            close(found["centre"], q.centre)
+            drawn = onnx_graph(tmp_path, "posterior")(x=part, noise=z)
+            moved, ladj = q.flow.push(q.mean + q.log_scale.exp() * z, q.flow_local)
+            close(drawn["z"], moved)
+            base = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1) - q.log_scale.sum(-1)
+            close(drawn["log_q"], base - ladj)
+    return about
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exporters():
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+
+
+def test_dense_pictures(tmp_path):
+    x = pictures()
+    run = vf.fit("digits", vf.data.from_tensor(x), latent=2, hidden=8, **SMALL)
+    about = check_vae(run, x.unsqueeze(1), tmp_path)
+    assert json.loads((tmp_path / "export.json").read_text()) == about
+    (given,) = about["graphs"]["encoder"]["inputs"]
+    assert given == {"name": "x", "dtype": "uint8", "shape": ["batch", 1, 8, 8], "unit": "levels 0 to 255"}
+    assert about["preprocessing"]["protocol"] == run.preprocessing.name
+    assert about["left_out"] == {}
+
+
+@pytest.mark.parametrize("protocol", [pytest.param("standardize", marks=pytest.mark.slow), "table"])
+def test_tables(protocol, tmp_path):
+    x = special_rows() if protocol == "table" else rows()
+    run = vf.fit("digits", x, likelihood="gaussian", latent=2, hidden=8, protocol=protocol, **SMALL)
+    about = check_vae(run, x, tmp_path)
+    assert about["preprocessing"]["scale"] == run.preprocessing.scale.tolist()
+    decoded = onnx_graph(tmp_path, "decoder")(z=normal(4, 2))["x"]
+    assert protocol == "standardize" or torch.equal(decoded[:, 0], decoded[:, 0].round())
+
+
+FLOWS = [
+    pytest.param("planar", True, marks=pytest.mark.slow),
+    pytest.param("iaf", True, marks=pytest.mark.slow),
+    pytest.param("nice", False, marks=pytest.mark.slow),
+    pytest.param("householder", True, marks=pytest.mark.slow),
+    pytest.param("sylvester", True, marks=pytest.mark.slow),
+    pytest.param("radial", True, marks=pytest.mark.slow),
+    pytest.param("planar", False, marks=pytest.mark.slow),
+    pytest.param("coupling", True, marks=pytest.mark.slow),
+    pytest.param("triangular", True, marks=pytest.mark.slow),
+    pytest.param("maf", False, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("flow", "amortized"), FLOWS)
+def test_flows(flow, amortized, tmp_path):
+    run = vf.fit(
+        "digits", rows(), likelihood="gaussian", latent=3, hidden=8, flow=flow, length=2, amortized=amortized,
+        protocol="standardize", **SMALL,
+    )  # fmt: skip
+    check_vae(shaken(run), rows(), tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dense", "table", "density", "codes", *FLOWS])
-def test_onnx_gives_the_same(kind, tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    run = made(kind)
+def test_convolutions(tmp_path):
+    x = pictures()
+    run = vf.fit("digits", vf.data.from_tensor(x), network="conv", latent=2, base=4, **SMALL)
+    check_vae(run, x.unsqueeze(1), tmp_path)
+
+
+@pytest.mark.slow
+def test_quantizer(tmp_path):
+    x = pictures()
+    data = vf.data.from_tensor(x, protocol="uniform")
+    run = vf.fit("vq-vae", data, codes=8, code_features=4, batch=16, **SMALL)
+    about = run.export(tmp_path)
+    encode, decode = (onnx_graph(tmp_path, name) for name in ("encoder", "decoder"))
+    for batch in BATCHES:
+        part = x[:batch].unsqueeze(1)
+        codes = encode(x=part)["codes"]
+        with torch.no_grad():
+            assert torch.equal(codes, q_of(run, part).codes)
+            words = run.model.posterior.decode_codes(codes)
+            found = decode(codes=codes)["x"]
+            expected = 255 * run.preprocessing.invert(run.model.likelihood.mean(words))
+            close(found, expected)
+    assert "one after the other" in about["left_out"]["prior"]
+
+
+def check_density(run, x, tmp_path):
+    about = run.export(tmp_path)
+    score = onnx_graph(tmp_path, "log_prob")
+    p = run.distribution()
+    with torch.no_grad():
+        for batch in BATCHES:
+            close(score(x=x[:batch])["log_prob"], p.log_prob(x[:batch]))
+    return about
+
+
+@pytest.mark.slow
+def test_density_with_a_sampler(tmp_path):
+    x = special_rows()
+    run = shaken(vf.fit("density", x, prior_length=2, prior_hidden=8, protocol="table", **SMALL))
+    about = check_density(run, x, tmp_path)
+    assert [port["name"] for port in about["graphs"]["sampler"]["inputs"]] == ["noise", "component", "defensive"]
+    draw, prior = onnx_graph(tmp_path, "sampler"), run.model.prior
+    for batch in BATCHES:
+        noise, uniform = normal(batch, 3), torch.linspace(0.001, 0.999, batch)
+        found = draw(noise=noise, component=uniform, defensive=torch.full((batch,), 0.9))["x"]
+        with torch.no_grad():
+            which = (uniform.unsqueeze(-1) >= prior.base.log_weights.exp().cumsum(0)[:-1]).sum(-1)
+            spread = torch.linalg.solve_triangular(prior.base.whitening[which], noise.unsqueeze(-1), upper=False)
+            e = prior.base.means[which] + spread.squeeze(-1)
+            close(found, run.preprocessing.invert(prior.decode(e)))
+            base = draw(noise=noise, component=uniform, defensive=torch.zeros(batch))["x"]
+            close(base, run.preprocessing.invert(e))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prior", ["iaf", "coupling", "planar", "spline"])
+def test_other_densities(prior, tmp_path):
+    run = shaken(vf.fit("density", rows(), prior=prior, prior_length=2, **SMALL))
+    check_density(run, rows(), tmp_path)
+
+
+@pytest.mark.slow
+def test_density_of_levels(tmp_path):
+    x = pictures()[:, :2, :2]
+    run = vf.fit("density", vf.data.from_tensor(x, protocol="logit"), prior_length=1, prior_hidden=8, **SMALL)
+    check_density(run, x.unsqueeze(1), tmp_path)
+
+
+def test_target(tmp_path):
+    run = vf.fit("energy", target="u1", length=4, **SMALL)
     run.export(tmp_path)
-    about = json.loads((tmp_path / "programs.json").read_text())
-    for name, program in programs(run).items():
-        session = runtime.InferenceSession(str(tmp_path / f"{name}.onnx"))
-        (taken,) = about["programs"][name]["takes"]
-        for rows in (1, 7, 64):
-            x = rows_like(program.example, rows)
-            with torch.no_grad():
-                expected = outputs(program.module(x))
-            found = session.run(list(about["programs"][name]["gives"]), {taken: x.numpy()})
-            for one, other in zip(expected, found, strict=True):
-                np.testing.assert_allclose(other, one.numpy(), rtol=1e-5, atol=1e-5)
+    found = onnx_graph(tmp_path, "sampler")(noise=normal(7, 2))
+    expected = run.model.posterior().log_prob(found["z"]).detach()
+    assert float((found["log_q"] - expected).abs().max()) < 1e-4
 
 
-def test_programs_are_in_the_units_of_the_data():
-    run = made("table")
-    made_of = programs(run)
-    x = table()[:9].float()
-    mean, scale, centre = made_of["encoder"].module(x)
-    torch.testing.assert_close(mean, run.embed(x))
-    torch.testing.assert_close(scale, run.embed(x, "scale"))
-    torch.testing.assert_close(centre, run.embed(x, "centre"))
-    decoded = run.preprocessing.invert(run.model.likelihood.mean(mean))
-    torch.testing.assert_close(made_of["decoder"].module(mean), decoded)
-    density = made("density")
-    found = programs(density)["log_prob"].module(x).double()
-    torch.testing.assert_close(found, density.log_prob(x), rtol=1e-5, atol=1e-4)
+def test_torch_graphs_take_any_number_of_rows(tmp_path):
+    run = vf.fit("digits", rows(), likelihood="gaussian", latent=2, hidden=8, protocol="standardize", **SMALL)
+    run.export(tmp_path, format="torch")
+    encode = torch.export.load(tmp_path / "encoder.pt2").module()
+    with torch.no_grad():
+        for batch in BATCHES:
+            mean, scale = encode(rows()[:batch])
+            q = q_of(run, rows()[:batch])
+            close(mean, q.mean)
+            close(scale, q.log_scale.exp())
 
 
-def test_the_verb_and_its_refusals(capsys, tmp_path):
-    vf.fit("energy", length=1, steps=1, quiet=True, out=tmp_path / "energy")
+def test_a_wide_network_holds_no_operator_of_ours():
+    """Its products are large enough for the other library in training."""
+    network = vf.networks.MLP(400, hidden=(400, 400)).eval()
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(network, (torch.zeros(64, 400),), dynamic_shapes=({0: batch},))
+    assert not [node for node in program.graph.nodes if "varflow" in str(node.target)]
+    for size in BATCHES:
+        x = normal(size, 400)
+        torch.testing.assert_close(program.module()(x), network(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_command_line(tmp_path, capsys):
+    vf.fit("digits", rows(), likelihood="gaussian", latent=2, hidden=8, out=tmp_path / "run", **SMALL)
     with pytest.raises(SystemExit) as ended:
-        cli.main(["export", str(tmp_path / "energy"), "--format", "torch", "--out", str(tmp_path / "e")])
-    assert ended.value.code == 2
-    assert "export: this is a fit to a target" in capsys.readouterr().err
-    with pytest.raises(SpecError, match="format: unknown value 'h5'"):
-        made("table").export(tmp_path, "h5")
+        cli.main(["export", str(tmp_path / "run"), "--format", "torch", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    assert ended.value.code == 0, said.err
+    assert "encoder.pt2: x -> mean, scale" in said.out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"encoder.pt2", "decoder.pt2", "export.json"}
+
+
+def test_what_cannot_be_exported_says_so(tmp_path):
+    run = vf.fit("digits", rows(), likelihood="gaussian", latent=2, hidden=8, **SMALL)
+    with pytest.raises(SpecError, match="choices: onnx, torch"):
+        run.export(tmp_path, format="tflite")
+    several = vf.fit("energy", target="u1", length=2, fits=2, **SMALL)
+    with pytest.raises(SpecError, match="several fits"):
+        several.export(tmp_path)

@@ -1,4 +1,4 @@
-"""Write a model as programs that run without varflow: ONNX, or files of torch.export."""
+"""Write a model as ONNX or torch.export graphs, for other programs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from varflow.settings.flags import parse
 
 @dataclass(frozen=True, kw_only=True)
 class Export(RunOptions):
-    """Encoder, decoder and, of a density, log p(x): raw x in, raw x out, for any number of rows.
-
-    programs.json says what each takes and gives.
-    """
+    """Encoder and decoder, or density and sampler, with the preprocessing inside, and export.json beside them."""
 
     format: Literal["onnx", "torch"] = "onnx"
-    """onnx, or torch: files of torch.export."""
-    out: str = "exported"
-    """Folder of the programs."""
+    """onnx, or torch for .pt2 files of torch.export."""
+    out: str | None = None
+    """Folder of the graphs; without it the folder "export" of the run."""
 
 
 def main(arguments: list[str]) -> int:
+    from pathlib import Path
+
     options = parse(Export, arguments, "run")
-    run = options.open()
-    for path in run.export(options.out, options.format):
-        options.say(path)
+    folder = Path(options.run) / "export" if options.out is None else Path(options.out)
+    about = options.open().export(folder, options.format)
+    for graph in about["graphs"].values():
+        given, found = (", ".join(port["name"] for port in graph[side]) for side in ("inputs", "outputs"))
+        options.say(f"{folder / graph['file']}: {given} -> {found}")
+    for sentence in about["left_out"].values():
+        options.say(f"left out: {sentence}")
     return 0

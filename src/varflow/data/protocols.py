@@ -79,13 +79,19 @@ class Protocol:
         """What x stands for: a picture in [0, 1], or stored real numbers."""
         return x.clamp(0, 1)
 
-    def unrounded(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-        """What x stands for among all real numbers: :meth:`invert` without a step that rounds."""
-        return self.invert(x)
-
     def expected(self, values: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """E[x | values] in float64."""
         return self.encode(values, None, torch.float64)[0]
+
+    def encode_point(self, values: Float[Tensor, "batch ..."], dtype: torch.dtype) -> Encoded:
+        """x and ladj of real numbers taken as they are, with no noise drawn: dequantized levels v + u in [0, L), rows
+        of a table. Differentiable; :meth:`decode_point` is its inverse.
+        """
+        return self.encode(values, None, dtype)
+
+    def decode_point(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """The inverse of :meth:`encode_point`: what x stands for, with nothing rounded."""
+        return self.invert(x)
 
     def to(self, device: torch.device) -> Protocol:
         return self
@@ -127,6 +133,11 @@ class Protocol:
         """What was learned from the training split, as plain numbers; nothing, for most protocols."""
         held = ((f.name, getattr(self, f.name)) for f in fields(self))
         return {name: value.tolist() for name, value in held if isinstance(value, Tensor)}
+
+
+def _dimensions(x: Tensor) -> int:
+    """Numbers of one example."""
+    return math.prod(x.shape[1:])
 
 
 def _no_ladj(x: Tensor) -> Tensor:
@@ -221,8 +232,14 @@ class Uniform(Protocol):
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         assert drawn is not None
         x = values.to(dtype).mul_(GRID).add_(drawn).add_(0.5).div_(self.bins * GRID)
-        dimensions = math.prod(x.shape[1:])
-        return x, x.new_full((x.shape[0],), -dimensions * math.log(self.bins))
+        return x, x.new_full((x.shape[0],), -_dimensions(x) * math.log(self.bins))
+
+    def encode_point(self, values: Tensor, dtype: torch.dtype) -> Encoded:
+        # A copy, because encode works in place; noise of (−1/2 + 1/2)/GRID is none.
+        return self.encode(values.to(dtype, copy=True), values.new_full((), -0.5), dtype)
+
+    def decode_point(self, x: Tensor) -> Tensor:
+        return x * self.bins
 
     def invert(self, x: Tensor) -> Tensor:
         level = (x * self.bins).floor().clamp(0, self.bins - 1)
@@ -239,8 +256,10 @@ class Symmetric(Uniform):
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         x, ladj = super().encode(values, drawn, dtype)
-        dimensions = math.prod(x.shape[1:])
-        return x.mul_(2).sub_(1), ladj + dimensions * math.log(2)
+        return x.mul_(2).sub_(1), ladj + _dimensions(x) * math.log(2)
+
+    def decode_point(self, x: Tensor) -> Tensor:
+        return super().decode_point((x + 1) / 2)
 
     def invert(self, x: Tensor) -> Tensor:
         return super().invert((x + 1) / 2)
@@ -263,9 +282,11 @@ class Logit(Uniform):
         x, ladj = super().encode(values, drawn, dtype)
         p = x.mul_(1 - ALPHA).add_(ALPHA / 2)
         log_p, log_q = p.log(), torch.log1p(-p)
-        dimensions = math.prod(p.shape[1:])
-        ladj = ladj + dimensions * math.log1p(-ALPHA) - (log_p + log_q).flatten(1).sum(1)
+        ladj = ladj + _dimensions(p) * math.log1p(-ALPHA) - (log_p + log_q).flatten(1).sum(1)
         return log_p.sub_(log_q), ladj
+
+    def decode_point(self, x: Tensor) -> Tensor:
+        return super().decode_point((torch.sigmoid(x) - ALPHA / 2) / (1 - ALPHA))
 
     def invert(self, x: Tensor) -> Tensor:
         return super().invert((torch.sigmoid(x) - ALPHA / 2) / (1 - ALPHA))
@@ -300,7 +321,7 @@ class Codes(Protocol):
     scored = "probability of the codes"
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
-        return values.long(), torch.zeros(len(values), dtype=dtype, device=values.device)
+        return values.long(), torch.zeros(values.shape[0], dtype=dtype, device=values.device)
 
     def invert(self, x: Tensor) -> Tensor:
         return x
@@ -340,7 +361,7 @@ class Standardize(Protocol):
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
         x = ((values.double() - self.loc) / self.scale).to(dtype)
-        return x, (-self.scale.log().sum()).to(dtype).expand(values.shape[0])
+        return x, (-self.scale.log().sum()).to(dtype).repeat(x.shape[0])
 
     def invert(self, x: Tensor) -> Tensor:
         return x * self.scale.to(x.dtype) + self.loc.to(x.dtype)

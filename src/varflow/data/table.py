@@ -108,16 +108,17 @@ class Table(Protocol):
         ladj = torch.where(heavy, bent, 0.0).sum(-1) - self.scale.log().sum()
         return x.to(dtype), ladj.to(dtype)
 
+    def decode_point(self, x: Tensor) -> Tensor:
+        return self._unbent(x).to(x.dtype)
+
     def invert(self, x: Tensor) -> Tensor:
-        v = self._continuous(x)
+        v = self._unbent(x)
         grid = torch.where(self.step > 0, self.step, 1.0)
         rounded = self.origin + ((v - self.origin) / grid).round() * grid
         return torch.where(self.step > 0, rounded, v).to(x.dtype)
 
-    def unrounded(self, x: Tensor) -> Tensor:
-        return self._continuous(x).to(x.dtype)
-
-    def _continuous(self, x: Tensor) -> Tensor:
+    def _unbent(self, x: Tensor) -> Tensor:
+        """The row of x, in float64, rounded columns between their steps."""
         nu = torch.where(self.tail > 0, self.tail, 1.0)
         y = x.double()
         t = y.sign() * (nu * torch.expm1(y.square() / (nu + 1))).sqrt()

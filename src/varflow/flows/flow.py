@@ -40,8 +40,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import ShapeError, SpecError, positive
+from varflow.core.exporting import exporting
 from varflow.core.settings import Settings, Size, settings
-from varflow.core.tracing import exporting
 
 Local = tuple[Tensor, ...]
 

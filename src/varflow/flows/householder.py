@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from varflow.core.errors import positive
-from varflow.core.tracing import exporting
+from varflow.core.exporting import exporting
 from varflow.flows.flow import Flow, Local, align
 from varflow.networks.linear import Linear
 
@@ -58,11 +58,11 @@ class Householder(Flow):
         positive(length=length)
         self.length = length
         if context_features:
-            self.head: Linear = Linear(context_features, features)
-            self.weight: nn.Parameter = nn.Parameter(torch.empty(length - 1, features, features))
-            self.bias: nn.Parameter = nn.Parameter(torch.empty(length - 1, features))
+            self.head = Linear(context_features, features)
+            self.weight = nn.Parameter(torch.empty(length - 1, features, features))
+            self.bias = nn.Parameter(torch.empty(length - 1, features))
         else:
-            self.v: nn.Parameter = nn.Parameter(torch.empty(length, features))
+            self.v = nn.Parameter(torch.empty(length, features))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -135,16 +135,25 @@ def reflect(z: Tensor, v: Tensor, gram: Tensor, transpose: bool = False) -> Tens
     diagonal, (I + 2 tril(v vᵀ, −1)) c = 2 v z. The transposed product solves the transposed
     system. A row v_k = 0 makes c_k = 0, the identity.
     """
-    if exporting():
-        # ONNX has no triangular solve. The rows are of unit length, so this is step_by_step for all sets at once.
-        for v_k in v.flip(-2).unbind(-2) if transpose else v.unbind(-2):
-            z = z - 2 * (z @ v_k.unsqueeze(-1)) * v_k.unsqueeze(-2)
-        return z
     if v.shape[-2] == 1:
         c = 2 * (v @ z.transpose(-1, -2))
+    elif exporting():
+        c = _substitute(gram, 2 * (v @ z.transpose(-1, -2)), transpose)
     else:
         # unitriangular: neither the diagonal nor the other triangle of gram is read.
         c = torch.linalg.solve_triangular(
             gram, 2 * (v @ z.transpose(-1, -2)), upper=transpose, unitriangular=True
         )
     return torch.baddbmm(z, c.transpose(-1, -2), v, alpha=-1)
+
+
+def _substitute(gram: Tensor, right: Tensor, upper: bool) -> Tensor:
+    """The triangular system row by row: ONNX has no such solver."""
+    rows = gram.shape[-1]
+    solved: dict[int, Tensor] = {}
+    for k in reversed(range(rows)) if upper else range(rows):
+        row = right[..., k, :]
+        for j, known in solved.items():
+            row = row - gram[..., k, j].unsqueeze(-1) * known
+        solved[k] = row
+    return torch.stack([solved[k] for k in range(rows)], -2)

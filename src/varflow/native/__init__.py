@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from varflow.core.tracing import exporting
+from varflow.core.exporting import exporting
 from varflow.native import build
 from varflow.native.calls import Calls
 
@@ -66,6 +66,9 @@ def in_use() -> bool:
 
 def usable(*tensors: Tensor) -> bool:
     """Whether compiled code takes these: dense CPU tensors of one dtype, float32 or float64, none empty."""
+    # A graph that leaves torch knows none of our functions.
+    if torch.compiler.is_compiling() and exporting():
+        return False
     dtype = tensors[0].dtype
     if dtype is not torch.float32 and dtype is not torch.float64:
         return False
@@ -73,7 +76,7 @@ def usable(*tensors: Tensor) -> bool:
         if not x.is_cpu or x.dtype is not dtype or not x.numel():
             return False
     if torch.compiler.is_compiling():
-        return not exporting() and _in_use_for_compiler()
+        return _in_use_for_compiler()
     return (
         all(type(x) in _PLAIN for x in tensors)
         and forward_ad._current_level < 0

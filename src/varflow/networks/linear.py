@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from varflow.core.errors import unknown
-from varflow.core.tracing import exporting
+from varflow.core.exporting import exporting
 
 Library = Literal["blas", "onednn"]
 
@@ -70,10 +70,11 @@ def rectified(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _goes_to_onednn(x: Tensor, weight: Tensor) -> bool:
-    # An exported program runs elsewhere, and its number of rows is not known.
+    # A graph that leaves torch knows no operator of ours, and serves any number of rows: their count decides nothing.
+    if torch.compiler.is_compiling() and exporting():
+        return False
     return not (
-        exporting()
-        or x.dtype is not torch.float32
+        x.dtype is not torch.float32
         or weight.dtype is not torch.float32
         or x.device.type != "cpu"
         or x.numel() * weight.shape[0] < _SMALL

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from varflow.core.exporting import exporting
+
 #: Numbers that one slice of rows × components × features may have where no gradient is kept.
 _LARGEST = 1 << 22
 
@@ -19,8 +21,7 @@ def by_rows(score: Callable[[Tensor], Tensor], z: Tensor, components: int) -> Te
     """
     rows = max(_LARGEST // (components * z.shape[-1]), 1)
     lead = z.shape[:-1]
-    # A traced program is for any number of rows, and knows of none.
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or lead.numel() <= rows:
+    if torch.is_grad_enabled() or exporting() or lead.numel() <= rows:
         return score(z)
     parts = [score(part) for part in z.reshape(-1, z.shape[-1]).split(rows)]
     return torch.cat(parts).reshape(lead)

@@ -1,88 +1,116 @@
-"""A fitted density as a distribution of torch."""
+"""The density of a run as torch has distributions: of x in the units of the data."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from varflow.core.errors import ShapeError, SpecError
+from varflow.core.errors import SpecError
 from varflow.data.protocols import Protocol
 from varflow.model import Model
 
-#: No batch of distributions, and no batch of samples.
-_ONE = Size()
+if TYPE_CHECKING:
+    from varflow.runs.run import Run
 
 
 class Density(Distribution):
-    """p(x) of a density that was fitted to real numbers, in the units of the data. Made by ``run.distribution()``.
+    """p(v) of stored values v ``[*event]``:   log p(v) = log p(x) + log|dx/dv|, x the preprocessed v; nats.
 
-    log p(x) is exact, in nats, and differentiable in x. Where columns are rounded it is the density of x with uniform
-    noise of one step, as in training, and samples have that noise too: round them to the steps for data as they were.
+    ``log_prob`` is exact and differentiable, in v and in the parameters of the model. Nothing is random in it: where
+    training adds noise, v is taken as it is. For a table with rounded columns v is any real number, and a number on
+    the grid is the middle of its step. For levels v is a dequantized level k + u in [0, L), in bins one wide; integer
+    tensors are levels k and scored at k + 1/2. Draws have the same density, so nothing is rounded in them.
 
     Args:
-        model: whose prior is over x itself.
-        preprocessing: what was learned in training.
-        event_shape: of one x.
-        batch_shape: independent copies.
+        model: a density of x, as :class:`varflow.posteriors.DataAsLatents` makes one.
+        preprocessing: from v to x.
+        event_shape: of one v.
+        batch_shape: of equal distributions, as ``expand`` makes them.
+        validate_args: check shape and support of what is scored; torch's default where None.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - torch's own attribute
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     has_rsample = False
 
     def __init__(
-        self, model: Model, preprocessing: Protocol, event_shape: Size, batch_shape: Size = _ONE
+        self,
+        model: Model,
+        preprocessing: Protocol,
+        event_shape: Sequence[int],
+        batch_shape: Sequence[int] = (),
+        validate_args: bool | None = None,
     ) -> None:
-        super().__init__(batch_shape, event_shape, validate_args=False)
         self.model, self.preprocessing = model, preprocessing
+        super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args)
 
     @property
-    def support(self) -> constraints.Constraint:
-        return constraints.independent(constraints.real, len(self.event_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x) of ``[..., *event]``, nats, in the dtype of the model.
-
-        Raises:
-            ShapeError: another shape of event.
-        """
-        last = len(self.event_shape)
-        if value.shape[-last:] != self.event_shape:
-            needed = ", ".join(map(str, self.event_shape))
-            raise ShapeError(f"value: shape {list(value.shape)}, should be [..., {needed}]")
-        home = next(self.model.parameters())
-        lead = torch.broadcast_shapes(value.shape[:-last], self.batch_shape)
-        rows = value.to(home.device).expand(*lead, *self.event_shape).reshape(-1, *self.event_shape)
-        x, ladj = self.preprocessing.encode(rows, None, home.dtype)
-        return (self.model.terms(x, 1).log_weight[0] + ladj).reshape(lead)
-
-    def sample(self, sample_shape: Any = _ONE) -> Tensor:
-        """Draws ``[*sample, *batch, *event]`` from torch's global generator."""
-        lead = Size(sample_shape) + self.batch_shape
-        with torch.no_grad():
-            x = self.model.sample(max(lead.numel(), 1))[: lead.numel()]
-            return self.preprocessing.unrounded(x).reshape(*lead, *self.event_shape)
+    def support(self) -> Any:
+        """All real numbers; for levels through the logit the interval that it comes back to, a little over [0, L]."""
+        each: Any = constraints.real
+        if self.preprocessing.source_levels is not None:
+            ends = torch.tensor([-math.inf, math.inf], dtype=torch.float64)
+            low, high = self.preprocessing.decode_point(ends).tolist()
+            each = constraints.interval(low, high) if math.isfinite(high) else constraints.real
+        return constraints.independent(each, len(self.event_shape))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Density:
-        """The same with so many independent copies."""
-        shape = torch.broadcast_shapes(Size(batch_shape), self.batch_shape)
-        return Density(self.model, self.preprocessing, self.event_shape, Size(shape))
+        shape = torch.broadcast_shapes(self.batch_shape, torch.Size(batch_shape))
+        return Density(
+            self.model, self.preprocessing, self.event_shape, shape, getattr(self, "_validate_args", None)
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(v) for v ``[..., *event]`` → ``[...]``, in the dtype of the model.
+
+        Raises:
+            ValueError: v of another event shape or outside the support, where arguments are validated.
+        """
+        home = next(self.model.parameters())
+        value = torch.as_tensor(value, device=home.device)
+        if not value.is_floating_point():
+            shift = 0.0 if self.preprocessing.source_levels is None else 0.5
+            value = value.to(home.dtype) + shift
+        if self._validate_args:
+            self._validate_sample(value)
+        batch = torch.broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)
+        rows = value.reshape(-1, *self.event_shape)
+        x, ladj = self.preprocessing.encode_point(rows, home.dtype)
+        found = self.model.prior.log_prob(x.flatten(1)) + ladj
+        return found.reshape(value.shape[: value.ndim - len(self.event_shape)]).expand(batch)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws ``[*sample_shape, *batch, *event]``, from torch's generator or the stream that is open."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        count = math.prod(shape[: len(shape) - len(self.event_shape)])
+        x = self.model.prior.sample((count,))
+        return self.preprocessing.decode_point(x.reshape(count, *self.event_shape)).reshape(shape)
+
+    def __repr__(self) -> str:
+        return f"Density(event_shape={tuple(self.event_shape)}, batch_shape={tuple(self.batch_shape)})"
 
 
-def distribution(model: Any, preprocessing: Protocol | None, event_shape: tuple[int, ...]) -> Density:
+def density(run: Run, validate_args: bool | None = None) -> Density:
     """See :meth:`varflow.Run.distribution`."""
-    if not isinstance(model, Model) or preprocessing is None:
-        raise SpecError("distribution: this is a fit to a target, which has no x; use run.sample and run.log_q")
-    if not model.posterior.observed:
+    if run.infers_target:
         raise SpecError(
-            "distribution: log p(x) of a model with latents is estimated and not exact; use run.scores(x), which has "
-            "its error"
+            "distribution: this is a fit to a target, which has no x; use run.log_q(z) and run.sample(count)"
         )
-    if preprocessing.source_levels is not None:
+    if not isinstance(run.model, Model) or run.preprocessing is None:
         raise SpecError(
-            f"distribution: the data are levels, and protocol '{preprocessing.name}' gives them noise; use "
-            "run.log_prob(x)"
+            "distribution: several fits were trained together here, and a distribution is of one; fit one seed"
         )
-    return Density(model, preprocessing, Size(event_shape))
+    posterior = run.model.posterior
+    if posterior.discrete:
+        raise SpecError("distribution: codes have a mass and no density; use run.log_prob(x) and run.sample(count)")
+    if not posterior.observed:
+        raise SpecError(
+            "distribution: p(x) of a model with latents is an integral over them, which has no exact log_prob; use "
+            "run.log_prob(x), an estimate, or fit a density, e.g. vf.fit('density', x)"
+        )
+    return Density(run.model, run.preprocessing, run.form.event_shape, (), validate_args)

@@ -1,22 +1,24 @@
-"""A fitted model as programs that run without varflow: torch.export files, or ONNX.
+"""A fitted model as graphs that other programs run: torch.export and ONNX.
 
-Each takes and gives the data as the user has them, the preprocessing being part of it, and any number of rows:
-
-    encoder    x → mean, scale and centre of q(z|x); codes of a quantizer; the base point of a density by a flow
-    decoder    z → the mean of p(x|z); x of codes; x of a base point
-    log_prob   x → log p(x) of a density, nats
-
-The decoder of an autoregressive density runs one feature after the other, and is left out above 8 features.
-Nothing is random in them. Where training draws noise (binarization, dequantization) the encoder is given the mean of
-what is drawn.
+Each graph holds the preprocessing too, so that what goes in and comes out are data as they are stored. Any number of
+rows goes through one; nothing in it is random: noise is an input. Where training draws noise (binarization,
+dequantization, rounded columns) the encoder reads the expected x, and a density is taken in the middle of the step or
+the bin, as :meth:`varflow.Run.distribution` takes it.
 """
 
 from __future__ import annotations
 
+import copy
+import io
+import logging
+import math
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,276 +26,430 @@ from torch import Tensor, nn
 from varflow.core.errors import SpecError, unknown
 from varflow.core.files import make_folder, write_atomically, write_json
 from varflow.data.protocols import Protocol
+from varflow.evaluation.points import evaluating
 from varflow.model import Model
+from varflow.posteriors.gaussian import Gaussian
 from varflow.priors.flow import Flow
-from varflow.runs.rows import one_model
+from varflow.priors.gaussians import Gaussians
 
 if TYPE_CHECKING:
     from varflow.runs.run import Run
 
-FORMATS = ("onnx", "torch")
-#: Rows of the example that a program is traced with; 1 would be taken for a constant.
-_ROWS = 3
-#: Features of an autoregressive density up to which its decoder is exported.
-_UNROLLED = 8
+Format = Literal["onnx", "torch"]
+
+#: format → what its files end in.
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
+#: What is in the folder.
+ABOUT = "export.json"
+
+_STANDARD_NORMAL = "independent standard normal numbers"
 
 
-class Program(NamedTuple):
-    """What is exported.
+@dataclass(frozen=True)
+class Port:
+    """A tensor that goes into a graph or comes out of it.
 
     Attributes:
-        module: the function.
-        example: one batch of what it takes.
-        takes, gives: names of its input and outputs.
+        name: of it in the graph.
+        shape: after the dimension of rows.
+        dtype: of its numbers.
+        unit: what they are, in words.
+        top: where it holds integers 0 … top; None for others.
     """
 
-    module: nn.Module
-    example: Tensor
-    takes: str
-    gives: tuple[str, ...]
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    unit: str
+    top: int | None = None
+
+    def example(self, rows: int) -> Tensor:
+        shape = (rows, *self.shape)
+        source = torch.Generator().manual_seed(0)
+        if self.top is not None:
+            return torch.randint(0, self.top + 1, shape, generator=source).to(self.dtype)
+        # Within (0, 1), where uniform numbers and any others may be.
+        return torch.rand(shape, generator=source, dtype=torch.float64).to(self.dtype)
+
+    def told(self) -> dict[str, Any]:
+        kind = str(self.dtype).removeprefix("torch.")
+        return {"name": self.name, "dtype": kind, "shape": ["batch", *self.shape], "unit": self.unit}
 
 
-class _Encoder(nn.Module):
-    """x → moments and centre of q(z|x)."""
+class Graph(nn.Module):
+    """A function of tensors with the modules that it uses, which is what torch exports."""
 
-    def __init__(self, model: Model, preprocessing: Protocol, dtype: torch.dtype) -> None:
+    def __init__(self, function: Callable[..., Any], *parts: Any) -> None:
         super().__init__()
-        self.posterior = model.posterior
-        self.seen = _Seen(preprocessing, dtype)
+        self.function = function
+        self.parts = nn.ModuleList(part for part in parts if isinstance(part, nn.Module))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        q = self.posterior(self.seen(x))
-        if q.codes is not None:
-            return (q.codes,)
-        if q.diagonal is None:
-            return (q.centre,)
-        mean, log_scale = q.diagonal
-        return mean, log_scale.exp(), q.centre
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs)
 
 
-class _Decoder(nn.Module):
-    """z, or codes, → the mean of p(x|z) as the data are stored, levels not rounded."""
+@dataclass(frozen=True)
+class Plan:
+    """A graph to be exported: what it computes, of what, and from which parts of the model."""
 
-    def __init__(self, model: Model, preprocessing: Protocol, event_shape: Sequence[int]) -> None:
-        super().__init__()
-        self.posterior = model.posterior if model.posterior.discrete else None
-        self.likelihood = model.likelihood
-        self.shown = _Shown(preprocessing, event_shape)
-
-    def forward(self, z: Tensor) -> Tensor:
-        if self.posterior is not None:
-            z = self.posterior.decode_codes(z)  # type: ignore[operator]
-        mean: Tensor = self.likelihood.mean(z)
-        return self.shown(mean)
+    does: str
+    function: Callable[..., Any]
+    parts: tuple[Any, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
 
 
-class _ToBase(nn.Module):
-    """x → the point of the flow's base."""
-
-    def __init__(self, prior: Flow, preprocessing: Protocol, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.prior, self.seen = prior, _Seen(preprocessing, dtype)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (self.prior.encode(self.seen(x).flatten(1)),)
-
-
-class _FromBase(nn.Module):
-    """A point of the flow's base → x."""
-
-    def __init__(self, prior: Flow, preprocessing: Protocol, event_shape: Sequence[int]) -> None:
-        super().__init__()
-        self.prior, self.shown = prior, _Shown(preprocessing, event_shape)
-
-    def forward(self, e: Tensor) -> Tensor:
-        return self.shown(self.prior.decode(e))
-
-
-class _LogProb(nn.Module):
-    """x → log p(x), in the units of the data."""
-
-    def __init__(self, prior: nn.Module, preprocessing: Protocol, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.prior, self.preprocessing, self.dtype = prior, preprocessing, dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        seen, ladj = self.preprocessing.encode(x, _middle(self.preprocessing, x), self.dtype)
-        log_prob: Tensor = self.prior.log_prob(seen.flatten(1))  # type: ignore[operator]
-        return log_prob + ladj
+def export(run: Run, folder: Path | str, format: str = "onnx") -> dict[str, Any]:
+    """See :meth:`varflow.Run.export`."""
+    if format not in SUFFIXES:
+        raise unknown("format", format, SUFFIXES)
+    if format == "onnx":
+        _require_onnx()
+    if not isinstance(run.model, Model):
+        raise SpecError("export: several fits were trained together here, and a graph is of one; fit one seed")
+    model, preprocessing = run.model, run.preprocessing
+    if next(model.parameters()).device.type != "cpu":
+        model = copy.deepcopy(model).cpu()
+        preprocessing = None if preprocessing is None else preprocessing.to(torch.device("cpu"))
+    plans, left_out = _plans(run, model, preprocessing)
+    blobs: dict[str, bytes] = {}
+    with evaluating(model), torch.no_grad():
+        for name, plan in plans.items():
+            try:
+                blobs[name] = _serialized(plan, format)
+            except Exception as error:  # torch has no common class for what it cannot export
+                left_out[name] = f"{name}: cannot be exported: {_reason(error)}"
+    if not blobs:
+        raise SpecError("export: nothing of this run can be exported; " + "; ".join(left_out.values()))
+    folder = Path(folder)
+    make_folder(folder)
+    for name, blob in blobs.items():
+        write_atomically(folder / (name + SUFFIXES[format]), lambda file, blob=blob: file.write(blob))  # type: ignore[misc]
+    about = _about(run, preprocessing, format, {name: plans[name] for name in blobs}, left_out)
+    write_json(folder / ABOUT, about)
+    return about
 
 
-class _Seen(nn.Module):
-    """x as the model sees it; the mean of what is drawn."""
+def _plans(run: Run, model: Model, preprocessing: Protocol | None) -> tuple[dict[str, Plan], dict[str, str]]:
+    """The graphs of a run by name; and for what is left out a sentence."""
+    if preprocessing is None:
+        return _of_target(model)
+    if model.posterior.discrete and not model.posterior.codes:
+        raise SpecError(
+            "export: a prior over codes draws one code after the other, which is no graph; use run.sample"
+        )
+    dtype, shape = next(model.parameters()).dtype, run.form.event_shape
+    levels = preprocessing.source_levels
+    if levels is None:
+        x = Port("x", shape, dtype, "x as the data are stored, in their units")
+    else:
+        x = Port("x", shape, torch.uint8, f"levels 0 to {levels - 1}", levels - 1)
+    seen = _Seen(preprocessing, dtype)
+    if model.posterior.observed:
+        return _of_density(model, seen, x, run.form.event_shape)
+    raw = Port("x", shape, dtype, x.unit + (", a mean between them" if levels else ""))
+    return (_of_codes if model.posterior.discrete else _of_latents)(model, seen, x, raw)
 
-    def __init__(self, preprocessing: Protocol, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.preprocessing, self.dtype = preprocessing, dtype
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.preprocessing.purpose == "binarize":
-            return self.preprocessing.expected(x).to(self.dtype)
-        return self.preprocessing.encode(x, _middle(self.preprocessing, x), self.dtype)[0]
+@dataclass(frozen=True)
+class _Seen:
+    """The preprocessing without noise, both ways."""
 
+    preprocessing: Protocol
+    dtype: torch.dtype
 
-class _Shown(nn.Module):
-    """What the model gives, as the data are stored: real numbers in their units, or levels that are not rounded."""
+    def expected(self, values: Tensor) -> Tensor:
+        """E[x | values]."""
+        return self.preprocessing.expected(values).to(self.dtype)
 
-    def __init__(self, preprocessing: Protocol, event_shape: Sequence[int]) -> None:
-        super().__init__()
-        self.preprocessing, self.event_shape = preprocessing, tuple(event_shape)
+    def point(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """x and ladj of values as they are; of levels in the middle of their bins."""
+        if self.preprocessing.source_levels is not None:
+            values = values.to(self.dtype) + 0.5
+        return self.preprocessing.encode_point(values, self.dtype)
 
-    def forward(self, mean: Tensor) -> Tensor:
-        found = self.preprocessing.invert(mean.reshape(-1, *self.event_shape))
+    def stored(self, x: Tensor) -> Tensor:
+        """What x stands for in the units of the data, levels as real numbers."""
+        found = self.preprocessing.invert(x)
         return found if self.preprocessing.source_levels is None else found * self.preprocessing.top
 
 
-def _middle(preprocessing: Protocol, x: Tensor) -> Tensor | None:
-    """The middle of dequantization noise, where a protocol of levels needs a draw."""
-    if preprocessing.purpose is None or preprocessing.source_levels is None:
-        return None
-    return preprocessing.draw(x, torch.full_like(x, 0.5, dtype=torch.float32))
+def _of_latents(model: Model, seen: _Seen, x: Port, raw: Port) -> tuple[dict[str, Plan], dict[str, str]]:
+    posterior, prior, likelihood = model.posterior, model.prior, model.likelihood
+    size, dtype = prior.event_shape, seen.dtype
+    z = Port("z", size, dtype, "latents")
+    noise = Port("noise", size, dtype, _STANDARD_NORMAL)
+    plans: dict[str, Plan] = {}
+    left_out: dict[str, str] = {}
+    if isinstance(posterior, Gaussian) and posterior.flow is not None:
+
+        def base(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            q = posterior.forward(seen.expected(values))
+            return q.mean, q.log_scale.exp(), q.centre
+
+        def draw(values: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+            return _push(posterior(seen.expected(values)), noise)
+
+        plans["encoder"] = Plan(
+            "mean and scale of the Gaussian of x before the flow, and the image of the mean under the flow",
+            base,
+            (posterior,),
+            (x,),
+            (
+                Port("base_mean", size, dtype, "latents before the flow"),
+                Port("base_scale", size, dtype, "standard deviations of latents before the flow"),
+                Port("centre", size, dtype, "latents"),
+            ),
+        )
+        plans["posterior"] = Plan(
+            "a draw z of q(z|x) from noise, and its log q(z|x)",
+            draw,
+            (posterior,),
+            (x, noise),
+            (z, Port("log_q", (), dtype, "nats")),
+        )
+    elif isinstance(posterior, Gaussian):
+
+        def moments(values: Tensor) -> tuple[Tensor, Tensor]:
+            q = posterior.forward(seen.expected(values))
+            return q.mean, q.log_scale.exp()
+
+        plans["encoder"] = Plan(
+            "mean and scale of the Gaussian q(z|x)",
+            moments,
+            (posterior,),
+            (x,),
+            (
+                Port("mean", size, dtype, "latents"),
+                Port("scale", size, dtype, "standard deviations of latents"),
+            ),
+        )
+    else:
+        name = type(posterior).__name__
+        left_out["encoder"] = (
+            f"encoder: q(z|x) of {name} is no Gaussian under a flow, so it has no mean and scale in one graph; use "
+            "run.embed(x)"
+        )
+
+    def decode(z: Tensor) -> Tensor:
+        return seen.stored(likelihood.mean(z))
+
+    plans["decoder"] = Plan("the mean of p(x|z)", decode, (likelihood,), (z,), (raw,))
+    if isinstance(prior, Flow):
+        _add_sampler(plans, left_out, "prior", "a draw z of p(z) from noise", prior, dtype, lambda e: e, z)
+    elif not prior.standard:
+        left_out["prior"] = (
+            f"prior: draws of {type(prior).__name__} are no map of noise; use run.sample, or z of run.embed"
+        )
+    return plans, left_out
 
 
-def programs(run: Run) -> dict[str, Program]:
-    """What of a run can be exported, by name.
+def _of_codes(model: Model, seen: _Seen, x: Port, raw: Port) -> tuple[dict[str, Plan], dict[str, str]]:
+    posterior: Any = model.posterior
+    likelihood = model.likelihood
+    codes = Port(
+        "codes", posterior.grid, torch.int64, f"numbers of codewords, 0 to {posterior.codes - 1}", posterior.codes - 1
+    )
 
-    Raises:
-        SpecError: a fit to a target, a prior over codes alone, or a density that is no flow.
-    """
-    model, kept = one_model(run, "export", "there is nothing to encode"), run.preprocessing
-    assert kept is not None
-    home = next(model.parameters())
-    shape = run.form.event_shape
-    rows = _ROWS if kept.source_levels is None else kept.source_levels
-    x = torch.zeros(_ROWS, *shape, dtype=home.dtype if kept.source_levels is None else torch.uint8)
-    x = x + (torch.arange(_ROWS) % rows).to(x.dtype).reshape(-1, *[1] * len(shape))
-    if model.posterior.observed:
-        if not isinstance(model.prior, Flow):
-            raise SpecError(f"export: a density by {type(model.prior).__name__} is no flow; use a flow prior")
-        encoder: nn.Module = _ToBase(model.prior, kept, home.dtype)
-        found = {
-            "encoder": Program(encoder, x, "x", ("base_point",)),
-            "log_prob": Program(_LogProb(model.prior, kept, home.dtype), x, "x", ("log_prob",)),
-        }
-        features = model.prior.event_shape[0]
-        if getattr(model.prior.flow, "fast_inverse", False) and not model.prior.inverted and features > _UNROLLED:
-            # One feature after the other: the program would hold the network so many times.
-            return found
-        base = torch.randn(_ROWS, features, dtype=home.dtype)
-        return {**found, "decoder": Program(_FromBase(model.prior, kept, shape), base, "base_point", ("x",))}
-    if model.posterior.discrete and not model.posterior.codes:
-        raise SpecError("export: this run is a prior over codes alone; export the quantizer's run")
-    encoder = _Encoder(model, kept, home.dtype)
-    with torch.no_grad():
-        out = encoder(x)
-    names = ("codes",) if model.posterior.discrete else ("mean", "scale", "centre") if len(out) == 3 else ("centre",)
-    latent = out[0] if model.posterior.discrete else out[-1]
-    decoder = _Decoder(model, kept, shape)
-    return {
-        "encoder": Program(encoder, x, "x", names),
-        "decoder": Program(decoder, latent.detach(), "codes" if model.posterior.discrete else "z", ("x",)),
+    def encode(values: Tensor) -> Tensor:
+        encoded = posterior.encoder(seen.expected(values))
+        vectors = encoded.movedim(1, -1)
+        found: Tensor = posterior.codebook.nearest(vectors.reshape(-1, vectors.shape[-1]))
+        return found.reshape(vectors.shape[:-1])
+
+    def decode(codes: Tensor) -> Tensor:
+        words = nn.functional.embedding(codes, posterior.codebook.weight).movedim(-1, 1)
+        return seen.stored(likelihood.mean(words))
+
+    plans = {
+        "encoder": Plan("the codes of x", encode, (posterior,), (x,), (codes,)),
+        "decoder": Plan("the mean of p(x|z) at the codewords", decode, (posterior, likelihood), (codes,), (raw,)),
     }
+    left = "prior: codes are drawn one after the other, which is no graph; use run.sample"
+    return plans, {"prior": left}
 
 
-def export(run: Run, folder: Path, format: Literal["onnx", "torch"] = "onnx") -> list[Path]:
-    """See :meth:`varflow.Run.export`."""
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
-    if format == "onnx":
-        _check_onnx()
-    made = programs(run)
-    make_folder(folder)
-    written, about = [], {}
-    for name, program in made.items():
-        path = folder / f"{name}.{'onnx' if format == 'onnx' else 'pt2'}"
-        _write(path, name, program, format)
-        about[name] = _about(path, program)
-        written.append(path)
-    assert run.preprocessing is not None
-    facts = {
-        "format": format,
-        "programs": about,
-        "preprocessing": run.preprocessing.name,
-        "levels": run.preprocessing.source_levels,
-        "columns": list(run.columns),
-        "unit": "x as the data are stored: real numbers in their units, or levels; log_prob in nats, of this x",
-        "noise": "none: where training draws noise, its mean",
+def _of_density(
+    model: Model, seen: _Seen, x: Port, shape: tuple[int, ...]
+) -> tuple[dict[str, Plan], dict[str, str]]:
+    prior, dtype = model.prior, seen.dtype
+
+    def log_prob(values: Tensor) -> Tensor:
+        point, ladj = seen.point(values)
+        return prior.log_prob(point.flatten(1)) + ladj
+
+    plans = {
+        "log_prob": Plan(
+            "log p(x)", log_prob, (prior,), (x,), (Port("log_prob", (), dtype, f"nats, {seen.preprocessing.scored}"),)
+        )
     }
-    write_json(folder / "programs.json", facts)
-    return [*written, folder / "programs.json"]
+    left_out: dict[str, str] = {}
+    drawn = Port("x", shape, dtype, x.unit)
+    if isinstance(prior, Flow):
+        convert = lambda e: seen.stored(e.unflatten(-1, shape))  # noqa: E731
+        _add_sampler(plans, left_out, "sampler", "a draw x of p(x) from noise", prior, dtype, convert, drawn)
+    else:
+        left_out["sampler"] = (
+            f"sampler: draws of {type(prior).__name__} are no map of noise; use run.sample, or a flow prior"
+        )
+    return plans, left_out
 
 
-def _about(path: Path, program: Program) -> dict[str, Any]:
-    with torch.no_grad():
-        out = program.module(program.example)
-    out = out if isinstance(out, tuple) else (out,)
+def _of_target(model: Model) -> tuple[dict[str, Plan], dict[str, str]]:
+    """q(z) of a fit to a target."""
+    posterior = model.posterior
+    if not isinstance(posterior, Gaussian):
+        raise SpecError(
+            f"export: q(z) of {type(posterior).__name__} is no Gaussian under a flow, which is what a graph of q(z) "
+            "can be; use run.sample"
+        )
+    size, dtype = (posterior.features,), next(model.parameters()).dtype
+    plan = Plan(
+        "a draw z of q(z) from noise, and its log q(z)",
+        lambda noise: _push(posterior(), noise),
+        (posterior,),
+        (Port("noise", size, dtype, _STANDARD_NORMAL),),
+        (Port("z", size, dtype, "latents"), Port("log_q", (), dtype, "nats")),
+    )
+    return {"sampler": plan}, {}
 
-    def form(tensor: Tensor) -> dict[str, Any]:
-        return {"shape": ["batch", *tensor.shape[1:]], "dtype": str(tensor.dtype).removeprefix("torch.")}
 
-    given = {name: form(tensor) for name, tensor in zip(program.gives, out, strict=True)}
-    return {"file": path.name, "takes": {program.takes: form(program.example)}, "gives": given}
+def _push(q: Any, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """z of a Gaussian under a flow from its noise, and log q(z)."""
+    z = q.mean + q.log_scale.exp() * noise
+    constant = 0.5 * noise.shape[-1] * math.log(2 * math.pi)
+    log_q = -0.5 * noise.square().sum(-1) - constant - q.log_scale.sum(-1)
+    if q.flow is None:
+        return z, log_q
+    z, ladj = q.flow.push(z, q.flow_local)
+    return z, log_q - ladj
 
 
-def _write(path: Path, name: str, program: Program, format: str) -> None:
-    """One program, whole or not at all.
+def _add_sampler(
+    plans: dict[str, Plan],
+    left_out: dict[str, str],
+    name: str,
+    does: str,
+    prior: Flow,
+    dtype: torch.dtype,
+    convert: Callable[[Tensor], Tensor],
+    out: Port,
+) -> None:
+    """A draw of a flow prior as a function of its noise, where its base is one too."""
+    base = prior.base
+    noise = Port("noise", prior.event_shape, dtype, _STANDARD_NORMAL)
+    uniform = "independent uniform numbers on [0, 1)"
+    inputs = [noise]
+    if isinstance(base, Gaussians):
+        inputs.append(Port("component", (), dtype, f"{uniform}, which choose a component of the base"))
+        upto = base.log_weights.exp().cumsum(0)[:-1]
+        identity = torch.eye(*prior.event_shape, dtype=torch.float64)
+        roots = torch.linalg.solve_triangular(base.whitening.double(), identity, upper=False).to(dtype)
+    elif not base.standard:
+        left_out[name] = f"{name}: draws of the base {type(base).__name__} are no map of noise; use run.sample"
+        return
+    if prior.defensive:
+        inputs.append(Port("defensive", (), dtype, f"{uniform}, which choose the base itself"))
 
-    Raises:
-        SpecError: torch cannot export it; the sentence says why.
-    """
-    module, batch = program.module.eval(), torch.export.Dim("batch", min=1)
+    def draw(noise: Tensor, *rest: Tensor) -> Tensor:
+        e = noise
+        if isinstance(base, Gaussians):
+            which = (rest[0].unsqueeze(-1) >= upto).sum(-1)
+            e = base.means[which] + (roots[which] @ noise.unsqueeze(-1)).squeeze(-1)
+        z = prior.decode(e)
+        if prior.defensive:
+            z = torch.where(rest[-1].unsqueeze(-1) < prior.defensive, e, z)
+        return convert(z)
+
+    plans[name] = Plan(does, draw, (prior,), tuple(inputs), (out,))
+
+
+def _serialized(plan: Plan, format: str) -> bytes:
+    """The graph of a plan in a file of a format."""
+    graph = Graph(plan.function, *plan.parts).eval()
+    examples = tuple(port.example(2) for port in plan.inputs)
+    batch = torch.export.Dim("batch")
+    with _quiet():
+        # One entry for *inputs, which is a tuple of all of them.
+        program = torch.export.export(graph, examples, dynamic_shapes=(tuple({0: batch} for _ in examples),))
+        foreign = {str(node.target) for node in program.graph.nodes if "varflow" in str(node.target)}
+        if foreign:
+            raise SpecError(f"it holds {', '.join(sorted(foreign))}, which only varflow has")
+        file = io.BytesIO()
+        if format == "torch":
+            torch.export.save(program, file)
+            return file.getvalue()
+        made = torch.onnx.export(
+            program,
+            input_names=[port.name for port in plan.inputs],
+            output_names=[port.name for port in plan.outputs],
+            dynamo=True,
+            verbose=False,
+        )
+        assert made is not None
+        return bytes(made.model_proto.SerializeToString())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's own exporters warn of what they themselves call, and of packages that nobody asked for."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(module, (program.example,), dynamic_shapes=({0: batch},))
-            if format == "torch":
-                write_atomically(path, lambda file: torch.export.save(exported, file))
-                return
-            converted = torch.onnx.export(
-                exported.run_decompositions(_stable()),
-                (),
-                dynamo=True,
-                input_names=[program.takes],
-                output_names=list(program.gives),
-                verbose=False,
-            )
-    except SpecError:
-        raise
-    except Exception as error:  # torch raises what a step of the trace leads it to
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SpecError(f"export: the {name} of this model cannot be exported as {format}: {why[:200]}") from error
-    assert converted is not None
-    blob = converted.model_proto.SerializeToString()
-    write_atomically(path, lambda file: file.write(blob))
+            yield
+    finally:
+        log.setLevel(level)
 
 
-def _stable() -> dict[Any, Any]:
-    """Sums of exponentials as ONNX runtimes do not compute them by themselves: without overflow and underflow."""
-    aten = torch.ops.aten
+def _about(
+    run: Run, preprocessing: Protocol | None, format: str, plans: dict[str, Plan], left_out: dict[str, str]
+) -> dict[str, Any]:
+    from varflow import __version__
 
-    def logsumexp(x: Tensor, dim: list[int], keepdim: bool = False) -> Tensor:
-        largest = x.amax(dim, keepdim=True)
-        largest = torch.where(largest.isinf(), 0.0, largest)
-        total = (x - largest).exp().sum(dim, keepdim=True).log() + largest
-        return total if keepdim else total.squeeze(dim)
+    kept = None
+    if preprocessing is not None:
+        kept = {
+            "protocol": preprocessing.name,
+            "levels": preprocessing.source_levels,
+            "noise": preprocessing.purpose,
+            **preprocessing.learned(),
+        }
+    return {
+        "format": format,
+        "varflow": __version__,
+        "columns": list(run.columns),
+        "preprocessing": kept,
+        "graphs": {
+            name: {
+                "file": name + SUFFIXES[format],
+                "does": plan.does,
+                "inputs": [port.told() for port in plan.inputs],
+                "outputs": [port.told() for port in plan.outputs],
+            }
+            for name, plan in plans.items()
+        },
+        "left_out": left_out,
+    }
 
-    def logaddexp(a: Tensor, b: Tensor) -> Tensor:
-        return torch.maximum(a, b) + torch.log1p((-(a - b).abs()).exp())
 
-    def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
-        scaled = beta * x
-        return (scaled.clamp_min(0.0) + torch.log1p((-scaled.abs()).exp())) / beta
-
-    table = {aten.logsumexp.default: logsumexp, aten.logaddexp.default: logaddexp, aten.softplus.default: softplus}
-    return {**torch.export.default_decompositions(), **table}
-
-
-def _check_onnx() -> None:
+def _require_onnx() -> None:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
+    except ImportError:
         raise SpecError(
-            "format: onnx needs onnx and onnxscript; install them with: pip install 'varflow[onnx]', or use "
-            "format=torch"
-        ) from error
+            "format: onnx needs onnx and onnxscript, which are not installed; run: pip install 'varflow[onnx]'"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What torch says that is about the model: the operator that a format lacks, else its first line."""
+    said = str(error)
+    missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", said)
+    if missing:
+        return f"ONNX has no {missing[1]}; use format=torch"
+    lines = said.strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from numpy.typing import NDArray
@@ -218,34 +218,6 @@ class Run:
         answer: Rows = like(z, found if len(found) > 1 else found[0])
         return answer
 
-    def distribution(self) -> Density:
-        """p(x) of a density as a :class:`torch.distributions.Distribution`, in the units of the data.
-
-        Raises:
-            SpecError: log p(x) is not exact, or the data are levels.
-        """
-        from varflow.runs.distribution import distribution
-
-        return distribution(self.model, self.preprocessing, self.form.event_shape)
-
-    def export(self, folder: str | Path, format: Literal["onnx", "torch"] = "onnx") -> list[Path]:
-        """Programs that run without varflow, of any number of rows, in the units of the data; the files written.
-
-        ``encoder`` (x → mean, scale and centre of q(z|x), codes, or the base point of a density by a flow),
-        ``decoder`` (z, codes or base point → mean of x) and, of a density, ``log_prob``; ``programs.json`` says what
-        each takes and gives. Nothing is random in them: where training draws noise, its mean is taken.
-
-        Args:
-            folder: where they go.
-            format: ``"onnx"`` (needs varflow[onnx]), or ``"torch"``: files of ``torch.export``.
-
-        Raises:
-            SpecError: a fit to a target, or what torch cannot export; the sentence says why.
-        """
-        from varflow.runs.export import export
-
-        return export(self, Path(folder), format)
-
     def sample(self, count: int, seed: int = 0, mean: bool = False) -> Tensor:
         """``count`` draws of p(x) in the units of the data: raw rows, or levels of pictures; ``[count, *event]``.
 
@@ -269,6 +241,21 @@ class Run:
         with random.stream(seed):
             x = self.model.sample(count, mean=mean)
         return self.preprocessing.stored_means(x) if mean else self.preprocessing.stored_values(x)
+
+    def distribution(self, validate_args: bool | None = None) -> Density:
+        """p(x) of a density as a :class:`torch.distributions.Distribution` of x in the units of the data, nats.
+
+        It draws no noise: ``log_prob`` takes x as it is. A rounded column is scored at the number itself, the middle
+        of its step, and levels are scored as dequantized ones v + u, an integer v at v + 1/2. Draws are of this very
+        density, with nothing rounded (:meth:`sample` rounds), and follow ``torch.manual_seed``.
+
+        Raises:
+            SpecError: a model with latents or of codes, whose p(x) is no density that can be evaluated; a fit to a
+                target; several fits trained together.
+        """
+        from varflow.runs.distribution import density
+
+        return density(self, validate_args)
 
     def embed(
         self,
@@ -353,6 +340,31 @@ class Run:
         from varflow.runs.latent_space import nearest
 
         return nearest(self, x, k, among, seed)
+
+    def export(self, folder: Path | str, format: str = "onnx") -> dict[str, Any]:
+        """Write the model as graphs that other programs run, and export.json, which says what goes in and out.
+
+        With latents: ``encoder`` (x → mean and scale of q(z|x); under a flow those of its base, and ``posterior``: x
+        and noise → z and log q) and ``decoder`` (z → mean of p(x|z)). A quantizer: x → codes, and codes → mean. A
+        density: ``log_prob`` (x → nats) and, where the flow permits, ``sampler`` (noise → x). A fit to a target:
+        ``sampler`` (noise → z and log q). x is as the data are stored, in their units: the preprocessing is inside.
+        Any number of rows goes through a graph. Nothing in it is random: where training draws noise the encoder reads
+        the expected x, and a density is that of :meth:`distribution`. Levels come out as real numbers, unrounded.
+
+        Args:
+            folder: where to write.
+            format: ``"onnx"``, or ``"torch"`` for files of ``torch.export``.
+
+        Returns:
+            What export.json holds; under ``left_out`` a sentence for each graph that cannot be.
+
+        Raises:
+            SpecError: another format, several fits trained together, no graph at all, or onnx is not installed.
+            RunError: the folder cannot be written.
+        """
+        from varflow.runs.export import export
+
+        return export(self, folder, format)
 
     def members(self) -> list[Model]:
         """The models, one for each fit that was trained here, in the order of their seeds."""
