@@ -160,5 +160,5 @@ def test_a_changed_preprocessing_is_refused(folder: Path, change: dict[str, obje
 
 
 def test_what_are_no_numbers_is_refused(folder: Path) -> None:
-    with pytest.raises(DataError, match="x: was str, should be a tensor or an array of numbers"):
+    with pytest.raises(DataError, match="x: was str; give a tensor or an array"):
         vf.load(folder).log_prob("rows.csv")
