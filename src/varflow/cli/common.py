@@ -323,9 +323,12 @@ def _named_columns(run: Any, x: Any) -> dict[str, Any]:
 def _sheet(path: Path, x: Any, originals: Any, columns: int | None, top: int) -> None:
     from varflow import figures
 
-    rows = None if columns is None else -(-len(x) // columns)
+    # A sheet as high as its rows need: without a number of columns it is square; reconstructions are five pairs wide.
+    wide = columns if originals is None else 5
+    high, each = x.shape[-2] / x.shape[-1], 1 if originals is None else 2
+    rows = None if wide is None else -(-len(x) // wide)
     with figures.style():
-        height = 8.0 if rows is None or columns is None else max(8.0 * rows / columns, 1.0)
+        height = 8.0 if rows is None or wide is None else max(8.0 * high * 1.15 * rows / (wide * each), 1.0)
         figure, axes = figures.canvas(width=8.0, height=height)
         if originals is None:
             figures.image_grid(x.float() / top, axes[0, 0], columns=columns)
