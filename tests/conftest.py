@@ -10,6 +10,9 @@ VARFLOW_TEST_SHAPES: 1 to check shapes at run time (tests/test_shapes.py).
 import os
 import random
 
+# Before torch starts its threads, and for every process that a test starts: threads that share a core wait.
+os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("VARFLOW_TEST_THREADS", "1"))
+
 # Shapes and types are checked wherever signatures state them. Not always: the checks come before varflow's
 # own, whose messages are tested too.
 if os.environ.get("VARFLOW_TEST_SHAPES") == "1":
@@ -50,3 +53,10 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def few_training_rows(monkeypatch):
+    """A fit scores and embeds training rows for a second; here one block of them is enough."""
+    for room in ("scores", "latent_space"):
+        monkeypatch.setattr(f"varflow.runs.{room}._SECONDS", 0.0)

@@ -107,7 +107,7 @@ def expected(checker: str) -> dict[int, set[str]]:
     return {number: set(mark[1].split(", ")) for number, mark in marks.items() if mark}
 
 
-@pytest.mark.parametrize("check", [by_mypy, by_pyright])
+@pytest.mark.parametrize("check", [by_mypy, pytest.param(by_pyright, marks=pytest.mark.slow)])
 def test_right_snippets_pass_and_wrong_ones_are_refused(check: object) -> None:
     assert callable(check)
     found = check()
