@@ -1,6 +1,7 @@
 """Exported graphs give what torch gives, for any number of rows, with the preprocessing inside."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -190,7 +191,8 @@ def test_pictures_under_each_protocol(protocol, tmp_path):
 
 def test_a_float64_model(tmp_path):
     run = vf.fit(
-        "digits", rows(), likelihood="gaussian", latent=2, hidden=8, precision="float64", protocol="standardize", **SMALL
+        "digits", rows(), likelihood="gaussian", latent=2, hidden=8, precision="float64", protocol="standardize",
+        **SMALL,
     )  # fmt: skip
     run.export(tmp_path, format="torch")
     with torch.no_grad():
@@ -308,7 +310,8 @@ def test_torch_graphs_take_any_number_of_rows(tmp_path):
 @pytest.mark.slow
 def test_a_file_of_torch_needs_torch_alone(tmp_path):
     run = vf.fit(
-        "digits", rows(), likelihood="gaussian", latent=2, hidden=8, flow="iaf", length=1, protocol="standardize", **SMALL
+        "digits", rows(), likelihood="gaussian", latent=2, hidden=8, flow="iaf", length=1, protocol="standardize",
+        **SMALL,
     )  # fmt: skip
     run.export(tmp_path, format="torch")
     program = (
@@ -358,19 +361,48 @@ def test_what_cannot_be_exported_says_so(tmp_path):
         several.export(tmp_path)
 
 
+class Branching(torch.nn.Module):
+    """An encoder that looks at its numbers."""
+
+    features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.layer(x if float(x.sum()) > 0 else -x)
+
+
+def test_a_network_that_branches_is_left_out(tmp_path, capfd):
+    likelihood = vf.likelihoods.Gaussian(vf.networks.MLP(2, 3, hidden=(4,)), 3)
+    model = vf.Model(vf.priors.StandardNormal(2), likelihood, vf.posteriors.Gaussian(2, Branching()))
+    run = vf.fit(model, rows().float(), **SMALL)
+    capfd.readouterr()
+    about = run.export(tmp_path, format="torch")
+    assert list(about["graphs"]) == ["decoder"]
+    assert about["left_out"]["encoder"] == (
+        "encoder: cannot be exported: its code takes one way or another by the numbers that go in, "
+        "which a graph cannot"
+    )
+    assert capfd.readouterr().err == ""
+
+
 def test_another_torch_says_so(tmp_path, monkeypatch):
     run = vf.fit("digits", rows(), likelihood="gaussian", latent=2, hidden=8, **SMALL)
     monkeypatch.delattr(torch.compiler, "is_exporting", raising=False)
-    with pytest.raises(SpecError, match="needs torch 2.7 or later"):
+    with pytest.raises(SpecError, match=r"needs torch 2\.7 or later"):
         run.export(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_exports_are_silent(tmp_path, capfd):
+def test_exports_are_silent(tmp_path, capfd, caplog):
     """A split whose halves are folded is what onnxscript's optimizer warns of."""
     run = vf.fit("density", rows(), prior_length=1, prior_hidden=4, **SMALL)
     capfd.readouterr()
+    caplog.clear()
     run.export(tmp_path)
     said = capfd.readouterr()
     assert said.out == said.err == ""
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -18,7 +18,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -108,7 +108,7 @@ def export(run: Run, folder: Path | str, format: str = "onnx") -> dict[str, Any]
         raise unknown("format", format, SUFFIXES)
     if not hasattr(torch.compiler, "is_exporting"):
         raise SpecError(
-            f"export: needs torch 2.7 or later, and this is torch {torch.__version__}; run: pip install --upgrade torch"
+            f"export: needs torch 2.7 or later, this is torch {torch.__version__}; run: pip install --upgrade torch"
         )
     if format == "onnx":
         _require_onnx()
@@ -421,7 +421,8 @@ def _quiet() -> Iterator[None]:
     for log in logs:
         log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # What it could not trace torch prints to stderr, whole, before it raises.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -476,5 +477,7 @@ def _reason(error: Exception) -> str:
     missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", said)
     if missing:
         return f"ONNX has no {missing[1]}; use format=torch"
+    if type(error).__name__ == "GuardOnDataDependentSymNode":
+        return "its code takes one way or another by the numbers that go in, which a graph cannot"
     lines = said.strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
