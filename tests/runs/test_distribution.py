@@ -134,6 +134,42 @@ def test_gradients_reach_x_and_the_parameters(run):
     run.model.zero_grad()
 
 
+@pytest.mark.parametrize("prior", ["maf", "iaf", "planar"])
+def test_reparametrized_draws(prior):
+    """Their derivative by a parameter is that of the same draws, by differences."""
+    fitted = vf.fit(
+        "density", correlated(200), prior=prior, prior_length=1, steps=5, precision="float64", quiet=True
+    )  # fmt: skip
+    p = fitted.distribution()
+    assert p.has_rsample
+
+    def mean_square(draw):
+        torch.manual_seed(3)
+        return draw((16,)).square().mean()
+
+    assert torch.equal(mean_square(p.sample), mean_square(p.rsample).detach())
+    parameters = list(p.model.prior.flow.parameters())
+    slopes = torch.autograd.grad(mean_square(p.rsample), parameters, allow_unused=True)
+    used = [(q, g) for q, g in zip(parameters, slopes, strict=True) if g is not None and g.abs().max() > 0]
+    parameter, slope = max(used, key=lambda pair: float(pair[1].abs().max()))
+    place = int(slope.abs().argmax())
+    ends = []
+    for step in (1e-5, -1e-5):
+        with torch.no_grad():
+            parameter.view(-1)[place] += step
+            ends.append(float(mean_square(p.sample)))
+            parameter.view(-1)[place] -= step
+    assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(float(slope.view(-1)[place]), rel=1e-5)
+
+
+def test_draws_of_a_mixture_are_not_reparametrized():
+    fitted = vf.fit("density", correlated(60), prior="mixture", steps=1, quiet=True)
+    p = fitted.distribution()
+    assert not p.has_rsample
+    with pytest.raises(NotImplementedError, match="draws of Mixture are no differentiable map"):
+        p.rsample((2,))
+
+
 def test_what_has_no_density_says_so(run):
     vae = vf.fit("digits", correlated(60), likelihood="gaussian", latent=1, hidden=4, steps=1, quiet=True)
     with pytest.raises(SpecError, match="integral over them"):

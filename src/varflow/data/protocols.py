@@ -117,6 +117,10 @@ class Protocol:
         scaled = found * self.top
         return scaled.round().to(torch.uint8) if self.source_levels == 256 else scaled
 
+    def mean_levels(self, x: Tensor) -> Tensor:
+        """What a mean of x stands for in levels, as real numbers in [0, L − 1]: rounded, it is a level."""
+        return self.invert(x) * self.top
+
     def flaw(self, event_shape: tuple[int, ...]) -> str | None:
         """What is wrong with what was learned, for events of a shape; None where it can be."""
         for field in fields(self):
@@ -244,6 +248,10 @@ class Uniform(Protocol):
     def invert(self, x: Tensor) -> Tensor:
         level = (x * self.bins).floor().clamp(0, self.bins - 1)
         return level / self.top
+
+    def mean_levels(self, x: Tensor) -> Tensor:
+        # v + u less the mean of u, so that rounding finds the bin that the floor of v + u is.
+        return (self.decode_point(x) - 0.5).clamp(0, self.bins - 1)
 
     def expected(self, values: Tensor) -> Tensor:
         return (values.double() + 0.5) / self.bins

@@ -13,6 +13,8 @@ from torch.distributions import Distribution, constraints
 from varflow.core.errors import SpecError
 from varflow.data.protocols import Protocol
 from varflow.model import Model
+from varflow.priors.flow import Flow
+from varflow.priors.gaussians import Gaussians
 
 if TYPE_CHECKING:
     from varflow.runs.run import Run
@@ -26,6 +28,9 @@ class Density(Distribution):
     the grid is the middle of its step. For levels v is a dequantized level k + u in [0, L), in bins one wide; integer
     tensors are levels k and scored at k + 1/2. Draws have the same density, so nothing is rounded in them.
 
+    ``rsample`` differentiates draws by the parameters of a flow whose base has none (N(0, I), or the mixture of
+    Gaussians that a density begins with); ``has_rsample`` says whether there is one.
+
     Args:
         model: a density of x, as :class:`varflow.posteriors.DataAsLatents` makes one.
         preprocessing: from v to x.
@@ -35,7 +40,6 @@ class Density(Distribution):
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
-    has_rsample = False
 
     def __init__(
         self,
@@ -47,6 +51,12 @@ class Density(Distribution):
     ) -> None:
         self.model, self.preprocessing = model, preprocessing
         super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether a draw is a differentiable map of noise that no parameter of the model has a part in."""
+        base = self.model.prior.base if isinstance(self.model.prior, Flow) else self.model.prior
+        return bool(base.standard) or isinstance(base, Gaussians)
 
     @property
     def support(self) -> Any:
@@ -86,6 +96,21 @@ class Density(Distribution):
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws ``[*sample_shape, *batch, *event]``, from torch's generator or the stream that is open."""
+        return self._drawn(sample_shape)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """The draws of :meth:`sample`, differentiable in the parameters of the model.
+
+        Raises:
+            NotImplementedError: where :attr:`has_rsample` is false.
+        """
+        if not self.has_rsample:
+            raise NotImplementedError(
+                f"rsample: draws of {type(self.model.prior).__name__} are no differentiable map of noise; use sample"
+            )
+        return self._drawn(sample_shape)
+
+    def _drawn(self, sample_shape: Any) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         count = math.prod(shape[: len(shape) - len(self.event_shape)])
         x = self.model.prior.sample((count,))

@@ -4,6 +4,9 @@ Each graph holds the preprocessing too, so that what goes in and comes out are d
 rows goes through one; nothing in it is random: noise is an input. Where training draws noise (binarization,
 dequantization, rounded columns) the encoder reads the expected x, and a density is taken in the middle of the step or
 the bin, as :meth:`varflow.Run.distribution` takes it.
+
+Rows that training standardized go in and come out in float64. A mean is taken off them before they are rounded to the
+dtype of the model: a column near 10⁹ with a spread of 1 has nothing left of it in float32.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,6 +106,10 @@ def export(run: Run, folder: Path | str, format: str = "onnx") -> dict[str, Any]
     """See :meth:`varflow.Run.export`."""
     if format not in SUFFIXES:
         raise unknown("format", format, SUFFIXES)
+    if not hasattr(torch.compiler, "is_exporting"):
+        raise SpecError(
+            f"export: needs torch 2.7 or later, this is torch {torch.__version__}; run: pip install --upgrade torch"
+        )
     if format == "onnx":
         _require_onnx()
     if not isinstance(run.model, Model):
@@ -141,13 +148,14 @@ def _plans(run: Run, model: Model, preprocessing: Protocol | None) -> tuple[dict
     dtype, shape = next(model.parameters()).dtype, run.form.event_shape
     levels = preprocessing.source_levels
     if levels is None:
-        x = Port("x", shape, dtype, "x as the data are stored, in their units")
+        stored = torch.float64 if preprocessing.learned() else dtype
+        x = Port("x", shape, stored, "x as the data are stored, in their units")
     else:
         x = Port("x", shape, torch.uint8, f"levels 0 to {levels - 1}", levels - 1)
     seen = _Seen(preprocessing, dtype)
     if model.posterior.observed:
         return _of_density(model, seen, x, run.form.event_shape)
-    raw = Port("x", shape, dtype, x.unit + (", a mean between them" if levels else ""))
+    raw = x if levels is None else Port("x", shape, dtype, x.unit + ", a mean between them")
     return (_of_codes if model.posterior.discrete else _of_latents)(model, seen, x, raw)
 
 
@@ -168,10 +176,20 @@ class _Seen:
             values = values.to(self.dtype) + 0.5
         return self.preprocessing.encode_point(values, self.dtype)
 
-    def stored(self, x: Tensor) -> Tensor:
-        """What x stands for in the units of the data, levels as real numbers."""
-        found = self.preprocessing.invert(x)
-        return found if self.preprocessing.source_levels is None else found * self.preprocessing.top
+    def draw(self, x: Tensor) -> Tensor:
+        """What a draw of x stands for in the units of the data; levels as whole numbers in the dtype of the model."""
+        if self.preprocessing.source_levels is not None:
+            return self.preprocessing.invert(x) * self.preprocessing.top
+        return self.preprocessing.invert(x.double() if self.preprocessing.learned() else x)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """What a mean of x stands for in the units of the data; levels unrounded."""
+        return self.draw(x) if self.preprocessing.source_levels is None else self.preprocessing.mean_levels(x)
+
+    def noted(self, does: str, instead: str) -> str:
+        """What a graph does, with what it takes where training draws noise."""
+        noise = {"binarize": "binarizes", "dequantize": "dequantizes"}.get(self.preprocessing.purpose or "")
+        return f"{does}; at {instead}, where training {noise} at random" if noise else does
 
 
 def _of_latents(model: Model, seen: _Seen, x: Port, raw: Port) -> tuple[dict[str, Plan], dict[str, str]]:
@@ -191,7 +209,10 @@ def _of_latents(model: Model, seen: _Seen, x: Port, raw: Port) -> tuple[dict[str
             return _push(posterior(seen.expected(values)), noise)
 
         plans["encoder"] = Plan(
-            "mean and scale of the Gaussian of x before the flow, and the image of the mean under the flow",
+            seen.noted(
+                "mean and scale of the Gaussian of x before the flow, and the image of the mean under the flow",
+                "the expected x",
+            ),
             base,
             (posterior,),
             (x,),
@@ -202,7 +223,7 @@ def _of_latents(model: Model, seen: _Seen, x: Port, raw: Port) -> tuple[dict[str
             ),
         )
         plans["posterior"] = Plan(
-            "a draw z of q(z|x) from noise, and its log q(z|x)",
+            seen.noted("a draw z of q(z|x) from noise, and its log q(z|x)", "the expected x"),
             draw,
             (posterior,),
             (x, noise),
@@ -215,7 +236,7 @@ def _of_latents(model: Model, seen: _Seen, x: Port, raw: Port) -> tuple[dict[str
             return q.mean, q.log_scale.exp()
 
         plans["encoder"] = Plan(
-            "mean and scale of the Gaussian q(z|x)",
+            seen.noted("mean and scale of the Gaussian q(z|x)", "the expected x"),
             moments,
             (posterior,),
             (x,),
@@ -232,7 +253,7 @@ def _of_latents(model: Model, seen: _Seen, x: Port, raw: Port) -> tuple[dict[str
         )
 
     def decode(z: Tensor) -> Tensor:
-        return seen.stored(likelihood.mean(z))
+        return seen.mean(likelihood.mean(z))
 
     plans["decoder"] = Plan("the mean of p(x|z)", decode, (likelihood,), (z,), (raw,))
     if isinstance(prior, Flow):
@@ -259,10 +280,10 @@ def _of_codes(model: Model, seen: _Seen, x: Port, raw: Port) -> tuple[dict[str, 
 
     def decode(codes: Tensor) -> Tensor:
         words = nn.functional.embedding(codes, posterior.codebook.weight).movedim(-1, 1)
-        return seen.stored(likelihood.mean(words))
+        return seen.mean(likelihood.mean(words))
 
     plans = {
-        "encoder": Plan("the codes of x", encode, (posterior,), (x,), (codes,)),
+        "encoder": Plan(seen.noted("the codes of x", "the expected x"), encode, (posterior,), (x,), (codes,)),
         "decoder": Plan("the mean of p(x|z) at the codewords", decode, (posterior, likelihood), (codes,), (raw,)),
     }
     left = "prior: codes are drawn one after the other, which is no graph; use run.sample"
@@ -278,15 +299,13 @@ def _of_density(
         point, ladj = seen.point(values)
         return prior.log_prob(point.flatten(1)) + ladj
 
-    plans = {
-        "log_prob": Plan(
-            "log p(x)", log_prob, (prior,), (x,), (Port("log_prob", (), dtype, f"nats, {seen.preprocessing.scored}"),)
-        )
-    }
+    middle = "the middle of a " + ("step" if x.top is None else "bin")
+    scored = Port("log_prob", (), dtype, f"nats, {seen.preprocessing.scored}")
+    plans = {"log_prob": Plan(seen.noted("log p(x)", middle), log_prob, (prior,), (x,), (scored,))}
     left_out: dict[str, str] = {}
-    drawn = Port("x", shape, dtype, x.unit)
+    drawn = x if x.top is None else Port("x", shape, dtype, x.unit)
     if isinstance(prior, Flow):
-        convert = lambda e: seen.stored(e.unflatten(-1, shape))  # noqa: E731
+        convert = lambda e: seen.draw(e.unflatten(-1, shape))  # noqa: E731
         _add_sampler(plans, left_out, "sampler", "a draw x of p(x) from noise", prior, dtype, convert, drawn)
     else:
         left_out["sampler"] = (
@@ -390,18 +409,25 @@ def _serialized(plan: Plan, format: str) -> bytes:
         return bytes(made.model_proto.SerializeToString())
 
 
+#: Loggers of torch's exporters, and of the optimizer of graphs behind them.
+_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript")
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """torch's own exporters warn of what they themselves call, and of packages that nobody asked for."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # What it could not trace torch prints to stderr, whole, before it raises.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _about(
@@ -451,5 +477,7 @@ def _reason(error: Exception) -> str:
     missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", said)
     if missing:
         return f"ONNX has no {missing[1]}; use format=torch"
+    if type(error).__name__ == "GuardOnDataDependentSymNode":
+        return "its code takes one way or another by the numbers that go in, which a graph cannot"
     lines = said.strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

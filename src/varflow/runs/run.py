@@ -349,7 +349,9 @@ class Run:
         density: ``log_prob`` (x → nats) and, where the flow permits, ``sampler`` (noise → x). A fit to a target:
         ``sampler`` (noise → z and log q). x is as the data are stored, in their units: the preprocessing is inside.
         Any number of rows goes through a graph. Nothing in it is random: where training draws noise the encoder reads
-        the expected x, and a density is that of :meth:`distribution`. Levels come out as real numbers, unrounded.
+        the expected x, and a density is that of :meth:`distribution`. Levels go in as uint8; a mean of them comes out
+        as real numbers, unrounded. Rows that training standardized go in and come out in float64, rounded columns on
+        their grid.
 
         Args:
             folder: where to write.
@@ -359,7 +361,8 @@ class Run:
             What export.json holds; under ``left_out`` a sentence for each graph that cannot be.
 
         Raises:
-            SpecError: another format, several fits trained together, no graph at all, or onnx is not installed.
+            SpecError: another format, several fits trained together, no graph at all, onnx is not installed, or a
+                torch before 2.7.
             RunError: the folder cannot be written.
         """
         from varflow.runs.export import export
