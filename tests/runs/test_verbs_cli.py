@@ -119,6 +119,20 @@ def test_a_way_between_two_files_or_two_rows(capsys, place, tmp_path):
     assert float(found[-1]["weight"]) == pytest.approx(rows[4, 0], rel=1e-5)
 
 
+def test_columns_in_another_order_are_the_same_rows(capsys, place, tmp_path):
+    rows = np.loadtxt(place / "new.csv", delimiter=",", skiprows=1)
+    turned = tmp_path / "turned.csv"
+    np.savetxt(turned, rows[:, [2, 0, 1]], delimiter=",", header="age,weight,charge", comments="")
+    for words in (["score"], ["embed"], ["nearest"], ["interpolate", "0", "3", "--data"]):
+        verb, *rest = words
+        found = []
+        for number, data in enumerate((place / "new.csv", turned)):
+            out = tmp_path / f"{verb}-{number}.csv"
+            assert call(capsys, verb, place / "table", *rest, data, "--out", out)[0] == 0
+            found.append(out.read_text())
+        assert found[0] == found[1]
+
+
 def test_neighbours_are_named_by_file_and_class(capsys, place):
     code, out, err = call(capsys, "nearest", place / "vae", place / "pictures", "--k", "2")
     assert code == 0, err

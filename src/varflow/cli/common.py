@@ -99,15 +99,6 @@ class KeptOptions(RunOptions):
         return run if self.out is None else run.copy(self.out)
 
 
-@dataclass(frozen=True)
-class NamedRows:
-    """Rows that a verb was given, each with its name."""
-
-    values: Any
-    names: Any
-    what: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class GivenOptions(RunOptions):
     """Options of every verb that takes rows or pictures of the user's."""
@@ -119,21 +110,9 @@ class GivenOptions(RunOptions):
     resize: int | None = None
     """Height and width for pictures of several sizes."""
 
-    def read(self, run: Any) -> NamedRows:
-        """What was given."""
-        if self.data is None:
-            import torch
-
-            dataset = run.dataset
-            names = dataset.origins(self.split, torch.arange(dataset.sizes[self.split]))
-            what = "file" if names and isinstance(names[0], str) else "row"
-            return NamedRows(dataset.raw(self.split), names, what)
-        from varflow.data.given import Given, in_order
-        from varflow.data.loading import rows_of
-
-        given = rows_of(self.data, self.split, self.data_dir, self.resize)
-        values = in_order(Given(given.values, columns=given.columns), run.columns)
-        return NamedRows(values, given.names, "file" if given.files else "row")
+    def read(self, run: Any) -> Any:
+        """What was given, as :class:`varflow.data.loading.NamedRows`."""
+        return rows_for(run, self.data, self.split, self.data_dir, self.resize)
 
     def table_path(self, out: str | None) -> Path | None:
         """Where a table goes, once its suffix is known to be one that can be written."""
@@ -220,6 +199,23 @@ class AnnealingOptions(EstimateOptions):
         from varflow.evaluation import Annealing
 
         return Annealing(self.chains, self.temperatures, self.leapfrog, start=self.start, **more)
+
+
+def rows_for(run: Any, data: str | None, split: str, data_dir: str | None = None, resize: int | None = None) -> Any:
+    """Rows for a run's model, their columns in the order of training: those of a file, a folder or a named data set;
+    without one those of the run's own data.
+    """
+    import torch
+
+    from varflow.data.given import Given, in_order
+    from varflow.data.loading import NamedRows, rows_of
+
+    if data is None:
+        dataset = run.dataset
+        names = dataset.origins(split, torch.arange(dataset.sizes[split]))
+        return NamedRows(dataset.raw(split), names, bool(names) and isinstance(names[0], str))
+    found = rows_of(data, split, data_dir, resize)
+    return found._replace(values=in_order(Given(found.values, columns=found.columns), run.columns))
 
 
 def printer(quiet: bool) -> Callable[[object], None]:
@@ -309,10 +305,7 @@ def write_pictures(folder: Path, x: Any, top: int) -> list[Path]:
 
 def _named_columns(run: Any, x: Any) -> dict[str, Any]:
     """The columns of rows by their heads; whole numbers as such where the column holds whole numbers alone."""
-    from varflow.runs.run import Run
-
-    heads = run.columns if isinstance(run, Run) else ()
-    names = heads if len(heads) == x.shape[1] else [f"x{i}" for i in range(x.shape[1])]
+    names = run.columns if len(run.columns) == x.shape[1] else [f"x{i}" for i in range(x.shape[1])]
     found = {}
     for name, column in zip(names, x.cpu().T, strict=True):
         whole = bool((column == column.round()).all()) and float(column.abs().max()) < 2**53

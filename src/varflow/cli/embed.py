@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     with options.progress("rows") as progress:
         z = np.asarray(run.embed(given.values, what, options.samples, options.seed, progress))
     flat = z.reshape(len(z), -1)
-    options.write(out, {given.what: given.names, **{f"z{i}": flat[:, i] for i in range(flat.shape[1])}}, z)
+    options.write(out, {given.heading: given.names, **{f"z{i}": flat[:, i] for i in range(flat.shape[1])}}, z)
     if out:
         options.say(f"{out}: {len(z)} rows of {' x '.join(map(str, z.shape[1:]))} numbers")
     return 0

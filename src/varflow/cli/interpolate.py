@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from varflow.cli.common import RunOptions, at_least_one, write_examples
+from varflow.cli.common import RunOptions, at_least_one, rows_for, write_examples
 from varflow.core.errors import SpecError
 from varflow.settings.flags import parse
 
@@ -44,15 +44,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _end(options: Any, run: Any, name: str) -> Any:
-    from varflow.data.loading import rows_of
-
     text = getattr(options, name)
     if not text.isdigit():
-        return rows_of(text).values[0]
-    if options.data is not None:
-        values = rows_of(options.data, data_dir=options.data_dir).values
-    else:
-        values = run.dataset.raw("test")
+        return rows_for(run, text, "test").values[0]
+    values = rows_for(run, options.data, "test", options.data_dir).values
     if int(text) >= len(values):
         raise SpecError(f"{name}: was {text}; there are {len(values)} rows, use 0 to {len(values) - 1}")
     return values[int(text)]

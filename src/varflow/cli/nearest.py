@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     found = run.nearest(given.values, options.k, seed=options.seed)
     rows = len(found.rows)
     columns: dict[str, Any] = {
-        given.what: [name for name in given.names for _ in range(options.k)],
+        given.heading: [name for name in given.names for _ in range(options.k)],
         "rank": [place for _ in range(rows) for place in range(1, options.k + 1)],
         "neighbour": [neighbour for row in found.rows for neighbour in row],
         "distance": found.distance.flatten(),

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
             options.training_rows,
             progress,
         )
-    columns: dict[str, Any] = {given.what: given.names, **found.columns()}
+    columns: dict[str, Any] = {given.heading: given.names, **found.columns()}
     options.write(out, columns)
     mean = float(found.log_prob.mean())
     message = f"{len(found.log_prob)} rows, mean log p(x) {mean:.4g} nats ({found.scored})"

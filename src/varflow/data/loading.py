@@ -208,6 +208,11 @@ class NamedRows(NamedTuple):
     files: bool
     columns: tuple[str, ...] = ()
 
+    @property
+    def heading(self) -> str:
+        """What the names are."""
+        return "file" if self.files else "row"
+
 
 def rows_of(
     name_or_path: str,

@@ -267,8 +267,3 @@ def _check_reached(space: Space, base: RunSpec) -> None:
 
 def _ends(axis: Choices | Range) -> tuple[Any, ...]:
     return axis.values if isinstance(axis, Choices) else (axis.low, axis.high)
-
-
-def varies(axis: Choices | Range) -> bool:
-    """Whether there is more than one value."""
-    return isinstance(axis, Range) or len(axis.values) > 1
