@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from varflow.cli.common import beside, config_file
 from varflow.core.errors import SpecError, suggestion
-from varflow.settings.flags import check_flags, spec_flags, spec_types, spelled_out, with_choices
+from varflow.settings.flags import parse_with_settings, with_choices
 from varflow.settings.roles import parts_with
 from varflow.settings.spec import RunSpec
 
@@ -56,24 +55,8 @@ def main(arguments: list[str]) -> int:
         spec, name = toml.read(config, name)
     # Whether a run that goes on has a code prior is not known yet.
     base = _BUDGETS if resumes and name is None else with_choices(spec, arguments)
-    types = {**spec_types(base), **get_type_hints(Fit)}
-    arguments = spelled_out(arguments, types)
-    given = check_flags(arguments, types, base)
-
-    import tyro
-
-    fields: list[Any] = [("run", Fit, dataclasses.field(default_factory=Fit)), *spec_flags(base)]
-    kind: Any = dataclasses.make_dataclass("FitCommand", fields, frozen=True)
-    kind.__doc__ = "Train a recipe; every setting has the recipe's value unless given."
-    flat: Any = tyro.conf.OmitArgPrefixes
-    parsed = tyro.cli(
-        flat[kind],
-        prog=f"varflow fit {name or 'RECIPE'}",
-        description=None if name else "Recipes: " + ", ".join(recipes.TABLE),
-        args=arguments,
-    )
-    command: Fit = parsed.run
-    typed = {n: v for role in base.parts for n, v in vars(getattr(parsed, role)).items() if n in given}
+    summary = "Train a recipe; every setting has the recipe's value unless given."
+    command, typed = parse_with_settings(Fit, "fit", summary, base, name, arguments)
     if not asks_help and name is None and command.resume is None and config is None:
         raise SpecError(f"recipe: missing; {suggestion('', recipes.TABLE)}, or --config FILE, or --resume RUN")
     from varflow.runs import fitting

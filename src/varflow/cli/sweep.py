@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 from varflow.cli.common import config_file
 from varflow.core.errors import SpecError, suggestion
 from varflow.settings import recipes, toml
-from varflow.settings.flags import check_flags, spec_flags, spec_types, spelled_out, with_choices
+from varflow.settings.flags import parse_with_settings, with_choices
 from varflow.settings.roles import parts_with
 from varflow.settings.spec import RunSpec
 
@@ -68,24 +68,8 @@ def main(arguments: list[str]) -> int:
     if config is not None:
         spec, name = toml.read(config, name)
     base = with_choices(spec, arguments)
-    types = {**spec_types(base), **get_type_hints(Sweep)}
-    arguments = spelled_out(arguments, types)
-    given = check_flags(arguments, types, base)
-
-    import tyro
-
-    fields: list[Any] = [("sweep", Sweep, dataclasses.field(default_factory=Sweep)), *spec_flags(base)]
-    kind: Any = dataclasses.make_dataclass("SweepCommand", fields, frozen=True)
-    kind.__doc__ = "Fit over a space of settings; what the space leaves open all trials share."
-    flat: Any = tyro.conf.OmitArgPrefixes
-    parsed = tyro.cli(
-        flat[kind],
-        prog=f"varflow sweep {name or 'RECIPE'}",
-        description=None if name else "Recipes: " + ", ".join(recipes.TABLE),
-        args=arguments,
-    )
-    command: Sweep = parsed.sweep
-    typed = {n: v for role in base.parts for n, v in vars(getattr(parsed, role)).items() if n in given}
+    summary = "Fit over a space of settings; what the space leaves open all trials share."
+    command, typed = parse_with_settings(Sweep, "sweep", summary, base, name, arguments)
     if command.resume is None:
         if name is None and config is None:
             raise SpecError(f"recipe: missing; {suggestion('', recipes.TABLE)}, or --config FILE, or --resume SWEEP")

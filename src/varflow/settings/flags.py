@@ -51,6 +51,31 @@ def parse(kind: type, arguments: list[str], *positional: str) -> Any:
     return tyro.cli(kind, prog=f"varflow {kind.__name__.lower()}{words_of}", args=flags)
 
 
+def parse_with_settings(
+    kind: type, verb: str, summary: str, base: RunSpec, recipe: str | None, arguments: list[str]
+) -> tuple[Any, dict[str, Any]]:
+    """The options of a verb, an instance of ``kind``, and the settings of the parts of ``base`` typed beside them."""
+    types = {**spec_types(base), **get_type_hints(kind)}
+    arguments = spelled_out(arguments, types)
+    given = check_flags(arguments, types, base)
+    import tyro
+
+    from varflow.settings import recipes
+
+    own: list[Any] = [("options", kind, dataclasses.field(default_factory=kind)), *spec_flags(base)]
+    whole: Any = dataclasses.make_dataclass(f"{verb.title()}Command", own, frozen=True)
+    whole.__doc__ = summary
+    flat: Any = tyro.conf.OmitArgPrefixes
+    parsed = tyro.cli(
+        flat[whole],
+        prog=f"varflow {verb} {recipe or 'RECIPE'}",
+        description=None if recipe else "Recipes: " + ", ".join(recipes.TABLE),
+        args=arguments,
+    )
+    typed = {n: v for role in base.parts for n, v in vars(getattr(parsed, role)).items() if n in given}
+    return parsed.options, typed
+
+
 def spelled_out(arguments: list[str], types: dict[str, Any]) -> list[str]:
     """``--flip`` and ``--no-flip`` as ``--flip True`` and ``--flip False``, where a setting may also be left open."""
     out = []
