@@ -137,7 +137,7 @@ def fetch(place: Address) -> tuple[Path, str]:
     told = read_json(folder / "run.json")
     second = isinstance(told, dict) and (told.get("outcome") or {}).get("code_prior")
     if second and not (folder / "prior" / "model.safetensors").exists():
-        # Without it the run would be opened as one whose second stage has not begun.
+        # Without it the run would be opened as one whose code prior has not begun.
         raise RunError(
             f"run: {place} lacks prior/model.safetensors; push the run again, or delete {root} to fetch it anew"
         )

@@ -44,7 +44,7 @@ class WandB(Tracker):
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off"),
         )
-        # Steps of a resumed run, and of its second stage, may come twice; W&B's own counter only grows.
+        # Steps of a resumed run, and of its code prior, may come twice; W&B's own counter only grows.
         self._run.define_metric("*", step_metric="step")
         return {"project": project, "run": self._run.id}
 
