@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ import torch
 import varflow as vf
 
 PAGE = Path(__file__).parents[2] / "docs" / "own_loop.md"
+
+
+@pytest.fixture
+def empty_store() -> Iterator[None]:
+    """Pyro keeps parameters by name in one store for all: a test that names its flow as another does has its own."""
+    pyro = pytest.importorskip("pyro")
+    with pyro.get_param_store().scope():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +67,7 @@ def test_all_parameters_are_in_the_store(guided):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("rows", [None, 16])
-def test_a_plate_of_rows(guided, rows):
+def test_a_plate_of_rows(guided, empty_store, rows):
     """One θ for each of 40 rows, the flow amortized over y; all rows at once, or a few at a step.
 
     Of θ ~ N(0, I) and y ~ N(A θ, 0.5² I) the posterior mean is linear in y, which one affine map of a context can be;
@@ -69,7 +78,6 @@ def test_a_plate_of_rows(guided, rows):
     import pyro.distributions as dist
 
     pyro.set_rng_seed(1)
-    pyro.clear_param_store()
     a, count = guided["a"], 40
     y = dist.MultivariateNormal(torch.zeros(3), a @ a.T + 0.25 * torch.eye(3)).sample((count,))
     flow = vf.flows.Affine(2, context_features=3)
