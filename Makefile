@@ -10,7 +10,7 @@ demo: $(DONE)
 
 # One process a core: each test keeps to one thread.
 test: $(DONE)
-	$(RUN) -m pytest -n auto
+	$(RUN) -m pytest -n auto --dist loadgroup
 
 # As other machines would run it: CONFIGS="aten-default seed" picks, ARGS="tests/flows -k inverse" goes to pytest.
 test-portable: $(DONE)

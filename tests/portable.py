@@ -102,7 +102,7 @@ def choose(wanted: list[str]) -> list[Configuration]:
 
 def run(one: Configuration, arguments: list[str]) -> tuple[bool, str, list[str]]:
     """Whether all passed, pytest's closing line, and the lines that name what failed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--dist", "loadgroup", "-p", "no:cacheprovider"]
     process = subprocess.Popen(
         [*command, *(arguments or one.arguments)],
         cwd=ROOT,

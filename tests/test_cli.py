@@ -234,6 +234,7 @@ def test_the_whole_way_of_a_run(capsys, tmp_path, monkeypatch):
     assert "already holds a run" in err
 
 
+@pytest.mark.slow
 def test_estimates_of_weights_that_a_run_no_longer_has_are_told(capsys, tmp_path):
     run, other, words = (
         str(tmp_path / "run"),
@@ -325,6 +326,7 @@ def test_a_switch_that_may_be_left_open_has_both_forms(monkeypatch, capsys, word
     assert [spec.posterior.latent for spec in seen][1] == 3
 
 
+@pytest.mark.slow
 def test_what_reads_a_run_takes_device_and_data_folder(capsys, tmp_path):
     run, words = str(tmp_path / "run"), ["--steps", "2", "--no-report"]
     assert call(capsys, "fit", "digits", *TINY, *words, "--out", run)[0] == 0
@@ -364,6 +366,7 @@ def test_imports_are_light(module):
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_the_convolutional_recipe_fits_svhn_files(capsys, tmp_path):
     numpy = pytest.importorskip("numpy")
     scipy_io = pytest.importorskip("scipy.io")

@@ -269,6 +269,7 @@ def test_a_library_with_wrong_sums(monkeypatch: pytest.MonkeyPatch) -> None:
         native.Calls(build.load())
 
 
+@pytest.mark.slow
 def test_processes_that_race_for_the_cache(tmp_path: Path) -> None:
     """All of them get a whole library, and one file stays."""
     program = "from varflow import native; assert native.available(), native.reason()"

@@ -132,6 +132,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         vf.fit("digits", steps=2, out=tmp_path / "file", **SETTINGS)
 
 
+@pytest.mark.slow
 def test_a_size_limit_hit_while_saving_loses_nothing(folder):
     """What `ulimit -f` does: the state no longer fits, the one that was there stays."""
     before, step = (folder / STATE).read_bytes(), read_state(folder)["step"]
@@ -161,7 +162,7 @@ def test_a_size_limit_hit_while_saving_loses_nothing(folder):
     assert vf.resume(folder, steps=60, quiet=True).outcome["step"] == 60
 
 
-@pytest.mark.parametrize("size", [40_000, 4_000])
+@pytest.mark.parametrize("size", [pytest.param(40_000, marks=pytest.mark.slow), 4_000])
 def test_a_size_limit_hit_while_recording_ends_the_fit_with_a_message(tmp_path, size):
     """Curves and metrics grow; the fit must stop with a sentence, not wait for a writer that died."""
 

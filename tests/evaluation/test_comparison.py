@@ -131,6 +131,7 @@ def test_runs_of_one_name_are_told_apart(runs, tmp_path):
     assert found.names == [f"{runs.name}/plain", f"{tmp_path.name}/plain"]
 
 
+@pytest.mark.slow
 def test_the_way_from_runs_to_gaps_side_by_side(runs, tmp_path, capsys):
     for name in ("plain", "planar"):
         shutil.copytree(runs / name, tmp_path / name)

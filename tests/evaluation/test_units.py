@@ -72,6 +72,7 @@ def test_a_change_of_units_moves_log_p_by_its_log_determinant(folder: Path, leng
     torch.testing.assert_close(here, there - 2 * math.log(100), atol=2e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_another_process_without_the_data_gives_the_same_numbers(folder: Path) -> None:
     script = (
         "import sys, torch, varflow as vf\ntorch.set_num_threads(1)\n"

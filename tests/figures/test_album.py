@@ -132,6 +132,7 @@ def test_colour_pictures_under_a_gaussian(tmp_path) -> None:
     assert "Gaussian likelihood" in entries[0].caption
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_files_and_the_model_is_left_as_it_was(tmp_path) -> None:
     dataset = pictures()
     model = model_of(dataset, latent=2, flow="planar").train()

@@ -361,6 +361,7 @@ torch.save([book.weight, book.counts, book.sums, counts], f"{out}/{world}-{rank}
 """
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one_that_sees_the_global_batch(tmp_path):
     def start(rank, world):
         command = [sys.executable, "-c", SCRIPT, str(rank), str(world), str(tmp_path)]

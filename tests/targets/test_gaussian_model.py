@@ -408,6 +408,7 @@ def test_the_advice_for_rows_that_are_not_kept_is_followed() -> None:
 # Training.
 
 
+@pytest.mark.slow
 def test_vb_reaches_the_evidence_and_the_floor_of_the_error() -> None:
     """Its family holds the exact posterior, so nothing but the optimizer can keep it from log p(D)."""
     run = vf.fit(

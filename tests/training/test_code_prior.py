@@ -119,6 +119,7 @@ def test_cut_off_anywhere_and_resumed_is_bit_for_bit_the_same(
         assert torch.equal(tensor, run.model.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_signals_in_the_code_prior_leave_a_run_that_goes_on(tmp_path):
     folder = tmp_path / "run"
     flags = ["digits", "--codes", "8", "--code-features", "8", "--prior-channels", "8"]

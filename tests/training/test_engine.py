@@ -25,6 +25,7 @@ print(before, sorted(5 * faults(1) for _ in range(9))[4])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tells glibc")
 def test_large_tensors_reuse_memory():
     done = subprocess.run(

@@ -22,6 +22,9 @@ from varflow.runs.folder import METRICS, read_state
 sys.path.insert(0, str(Path(__file__).parent))
 from two_ranks import CASES, ERRORS, SMALL, TAKEN
 
+# One worker starts the two processes, and for all of these tests.
+pytestmark = pytest.mark.xdist_group("ranks")
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
 
 
@@ -144,6 +147,7 @@ def read(folder: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in r.items() if "second" not in k} for r in read_metrics(folder)]
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_a_run_that_one_process_takes_to_the_same_end(tmp_path: Path) -> None:
     """And whatever comes from two processes comes once."""
     folder = tmp_path / "run"
@@ -172,6 +176,7 @@ def test_sigterm_leaves_a_run_that_one_process_takes_to_the_same_end(tmp_path: P
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_whole_command_ends_well_and_reports_once(tmp_path: Path) -> None:
     flags = [flag for flag in FLAGS if flag != "--no-report"]
     process = fit("digits", *flags, "--epochs", 1, "--out", tmp_path / "run")

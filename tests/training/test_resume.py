@@ -80,7 +80,11 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("number", "delay"), [(signal.SIGKILL, 0.27), (signal.SIGTERM, 0.1), (signal.SIGINT, 0.4)]
+    ("number", "delay"), [
+        (signal.SIGKILL, 0.27),
+        pytest.param(signal.SIGTERM, 0.1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 0.4, marks=pytest.mark.slow),
+    ]
 )
 def test_killed_at_some_step_and_resumed_is_bit_for_bit_the_same(whole, tmp_path, number, delay):
     folder = tmp_path / "run"
@@ -108,6 +112,7 @@ def test_killed_at_some_step_and_resumed_is_bit_for_bit_the_same(whole, tmp_path
     assert records(folder) == records(whole)
 
 
+@pytest.mark.slow
 def test_a_fit_killed_before_its_first_checkpoint_goes_on(whole, tmp_path):
     folder = tmp_path / "run"
     process = command("digits", *FLAGS, "--out", str(folder))

@@ -58,6 +58,7 @@ def mypy(*files: Path) -> str:
     return said.stdout
 
 
+@pytest.mark.slow
 def test_every_public_name_has_a_type(tmp_path: Path) -> None:
     modules = [room.parent.relative_to(generate.SOURCE).parts for room in generate.rooms()]
     names = [(".".join(parts), name) for parts in modules for name in exports(".".join(parts))]
