@@ -21,7 +21,7 @@ test-wheel: $(DONE)
 	$(RUN) tests/wheel.py $(PYTHONS)
 
 slow: $(DONE)
-	$(RUN) -m pytest -m slow --timeout 1800
+	$(RUN) -m pytest -m slow --timeout 1800 $(ARGS)
 
 lint: $(DONE)
 	$(VENV)/bin/ruff check src tests benchmarks experiments

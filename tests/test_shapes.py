@@ -59,11 +59,13 @@ def checked() -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", BATTERY)
 def test_signatures_hold_while_the_battery_runs(file: str, checked: dict) -> None:
     assert [name for name in checked["failed"] if file in name] == []
     assert any(file in name for name in checked["passed"])
 
 
+@pytest.mark.slow
 def test_a_wrong_shape_is_caught_by_the_checks(checked: dict) -> None:
     assert "TypeCheckError" in checked["wrong shape"]

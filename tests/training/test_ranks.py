@@ -54,6 +54,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_to_the_result_of_one(case: str, two: Path) -> None:
     run = CASES[case]()
@@ -71,6 +72,7 @@ def test_two_processes_train_to_the_result_of_one(case: str, two: Path) -> None:
             assert got["elbo"] == pytest.approx(one["elbo"], rel=rtol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_processes_hold_the_same_bits(case: str, two: Path) -> None:
     first, second = (torch.load(two / f"{case}-{rank}.pt", weights_only=True)[0] for rank in (0, 1))
@@ -78,12 +80,14 @@ def test_processes_hold_the_same_bits(case: str, two: Path) -> None:
         assert torch.equal(second[name], value), name
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_starts_with_the_weights_of_the_first_process(two: Path) -> None:
     first, second = (torch.load(two / f"own-{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, value in first.items():
         assert torch.equal(second[name], value), name
 
 
+@pytest.mark.slow
 def test_one_process_writes_and_evaluates(two: Path) -> None:
     records = [json.loads(line) for line in (two / "run" / METRICS).read_text().splitlines()]
     assert [(r["split"], r["step"]) for r in records] == [
@@ -113,6 +117,7 @@ SAID = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ERRORS)
 def test_an_error_ends_all_processes_and_one_of_them_says_why(case: str, two: Path) -> None:
     found = [json.loads((two / f"errors-{rank}.json").read_text())[case] for rank in (0, 1)]

@@ -108,7 +108,8 @@ def expected(checker: str) -> dict[int, set[str]]:
     return {number: set(mark[1].split(", ")) for number, mark in marks.items() if mark}
 
 
-@pytest.mark.parametrize("check", [by_mypy, pytest.param(by_pyright, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("check", [by_mypy, by_pyright])
 def test_right_snippets_pass_and_wrong_ones_are_refused(check: object) -> None:
     assert callable(check)
     found = check()
