@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from varflow.core import random
 from varflow.core.errors import SpecError
+from varflow.core.observed import Examples
 from varflow.model import Model, Terms
 from varflow.posteriors.posterior import Draw, Posterior
 
@@ -190,7 +191,7 @@ class Ensemble(nn.Module):
         """All of them, in the order they were given."""
         return [self.member(index) for index in range(self.fits)]
 
-    def terms(self, x: Tensor | None = None, samples: int = 1, **options: bool) -> Terms:
+    def terms(self, x: Examples | None = None, samples: int = 1, **options: bool) -> Terms:
         """The terms of every fit: z ``[S, fits, D]`` and ``[S, fits]`` for the others."""
         parts = [(stack.fits, stack((samples, options))) for stack in self.draws]
         drawn = _in_order(parts) if parts else []
@@ -215,10 +216,10 @@ class Ensemble(nn.Module):
         assert log_prior is not None
         return Terms(z, log_likelihood, log_prior, log_q, Draw(z, log_q, z0, ladj, control))
 
-    def forward(self, x: Tensor | None = None, samples: int = 1) -> Terms:
+    def forward(self, x: Examples | None = None, samples: int = 1) -> Terms:
         return self.terms(x, samples)
 
-    def start(self, draw: Callable[[str], Tensor]) -> None:
+    def start(self, draw: Callable[[str], Examples]) -> None:
         """Fits to targets have no data to begin at."""
 
     #: Stacked latents are no codes.
@@ -234,7 +235,7 @@ class Ensemble(nn.Module):
                 found.setdefault(name, []).append(value)
         return found
 
-    def in_order(self, x: Tensor | None, samples: int) -> Iterator[tuple[str, Tensor]]:
+    def in_order(self, x: Examples | None, samples: int) -> Iterator[tuple[str, Tensor]]:
         """What a step computes, each with its name and fit, in the order of computation."""
         terms = self.terms(x, samples)
         found = {

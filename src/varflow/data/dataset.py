@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from varflow.core import errors, random
 from varflow.core.errors import ShapeError, SpecError
+from varflow.core.observed import Examples, observed
 from varflow.data.protocols import Protocol, Support
 
 SPLITS = ("train", "validation", "test")
@@ -25,11 +26,19 @@ class Batch(NamedTuple):
     """What a model sees of ``index``.
 
     ``x``: [B, *event]. ``ladj``: [B] nats; log p(x) + ladj is of the stored values, in the units of the data
-    (:mod:`varflow.data.protocols`); zeros where the protocol has no transform.
+    (:mod:`varflow.data.protocols`); zeros where the protocol has no transform. ``mask``: which cells of x are there;
+    None where all are. ``context``: c ``[B, C]``; None where nothing is conditioned on.
     """
 
     x: Float[Tensor, "batch ..."]
     ladj: Float[Tensor, " batch"]
+    mask: Bool[Tensor, "batch ..."] | None = None
+    context: Float[Tensor, "batch context"] | None = None
+
+    @property
+    def seen(self) -> Examples:
+        """What a model takes: x, with its context and its mask where there are such."""
+        return observed(self.x, self.context, self.mask)
 
 
 class Dataset:

@@ -16,6 +16,11 @@ class Rows(NamedTuple):
     x: Tensor | None
     ladj: None = None
 
+    @property
+    def seen(self) -> Tensor | None:
+        """What the model takes: x."""
+        return self.x
+
 
 class TargetBatches:
     """The batches of a model that has no data, or holds them.

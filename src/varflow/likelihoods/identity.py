@@ -38,8 +38,7 @@ class Identity(nn.Module):
         codes: whether x and z are integers of that shape instead of vectors of real numbers.
     """
 
-    #: x is z whatever the context is.
-    reads: tuple[str, ...] = ("context",)
+    reads: tuple[str, ...] = ()
 
     def __init__(self, event_shape: int | Sequence[int], codes: bool = False) -> None:
         super().__init__()

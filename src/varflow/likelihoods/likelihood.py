@@ -59,7 +59,8 @@ class Likelihood(nn.Module, ABC):
 
     Args:
         decoder: a network ``[*lead, D] -> [*lead, *out_shape]``; its attribute ``out_shape``, where
-            it has one, must be :meth:`decoder_shape`.
+            it has one, must be :meth:`decoder_shape`. With an attribute ``context_features`` of C it reads z and a
+            context c side by side, ``[*lead, D + C]``, and this is p(x|z, c).
         event_shape: shape of one x.
         outputs: decoder outputs for each event element.
 
@@ -94,6 +95,8 @@ class Likelihood(nn.Module, ABC):
                 f"shape {self.event_shape} needs {needed}: build it with out_shape={needed}"
             )
         self.decoder = decoder
+        if getattr(decoder, "context_features", 0):
+            self.reads = (*self.reads, "context")
         self._event_dims = tuple(range(-len(self.event_shape), 0))
 
     @classmethod

@@ -10,6 +10,7 @@ _EXPORTS = {
     "ConvDecoder": "varflow.networks.conv:ConvDecoder",
     "StridedEncoder": "varflow.networks.strided:StridedEncoder",
     "StridedDecoder": "varflow.networks.strided:StridedDecoder",
+    "ContextEncoder": "varflow.networks.context:ContextEncoder",
     "MADE": "varflow.networks.made:MADE",
     "Linear": "varflow.networks.linear:Linear",
     "output_features": "varflow.networks.sizes:output_features",
@@ -28,6 +29,7 @@ TABLE = {
 
 if TYPE_CHECKING:
     # Written by tests/typing/generate.py from _EXPORTS.
+    from varflow.networks.context import ContextEncoder as ContextEncoder
     from varflow.networks.conv import ConvDecoder as ConvDecoder
     from varflow.networks.conv import ConvEncoder as ConvEncoder
     from varflow.networks.linear import Linear as Linear

@@ -21,6 +21,7 @@ from torch import Tensor
 from varflow.core import random
 from varflow.core.errors import RunError, ShapeError, SpecError, positive, unknown
 from varflow.core.files import write_atomically
+from varflow.core.observed import Examples, parts_of
 from varflow.data.dataset import Dataset
 from varflow.data.given import like
 from varflow.evaluation.health import latents
@@ -68,7 +69,7 @@ def embed(
         for start, piece in pieces(run, x, seed, equal_noise=True):
             for first in range(0, piece.sizes["test"], _BLOCK):
                 rows = torch.arange(first, min(first + _BLOCK, piece.sizes["test"]))
-                found.append(_embedded(model, piece.batch("test", rows).x, what, samples, seed, start + first))
+                found.append(_embedded(model, piece.batch("test", rows).seen, what, samples, seed, start + first))
                 if progress is not None:
                     progress(start + first + len(rows), total)
     z = torch.cat(found)
@@ -88,7 +89,7 @@ def _choices(model: Model) -> tuple[What, ...]:
     return ("mean", "scale", "sample", "centre")
 
 
-def _embedded(model: Model, x: Tensor, what: What, samples: int, seed: int, first: int) -> Tensor:
+def _embedded(model: Model, x: Examples, what: What, samples: int, seed: int, first: int) -> Tensor:
     if what == "centre":
         return _centre(model, x)
     if what == "codes":
@@ -104,11 +105,12 @@ def _row_seed(seed: int, first: int) -> int:
     return random.derive(seed, "rows", first)
 
 
-def _centre(model: Model, x: Tensor) -> Tensor:
+def _centre(model: Model, x: Examples) -> Tensor:
     """Where x lies in latent space, nothing random in it: ``[B, D]``."""
     if model.posterior.observed:
         assert isinstance(model.prior, Flow)
-        return model.prior.encode(x.flatten(1))
+        values, context, _ = parts_of(x)
+        return model.prior.encode(values.flatten(1), context)
     return model.posterior(x).centre
 
 
@@ -136,7 +138,7 @@ def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0) -> Any:
             for first in range(0, piece.sizes["test"], _BLOCK):
                 rows = torch.arange(first, min(first + _BLOCK, piece.sizes["test"]))
                 with random.stream(_row_seed(seed, start + first)):
-                    seen = piece.batch("test", rows).x
+                    seen = piece.batch("test", rows).seen
                     if model.posterior.observed:
                         z = _centre(model, seen)
                     else:
@@ -164,7 +166,7 @@ def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = Non
             (_, piece), *more = pieces(run, _as_rows(name, end, run), seed, equal_noise=True)
             if more or piece.sizes["test"] != 1:
                 raise ShapeError(f"{name}: holds several rows; give one row or picture")
-            ends.append(_centre(model, piece.batch("test", torch.zeros(1, dtype=torch.int64)).x)[0])
+            ends.append(_centre(model, piece.batch("test", torch.zeros(1, dtype=torch.int64)).seen)[0])
         first, last = ends
         shape = first.shape
         if way == "base" and not model.posterior.observed:

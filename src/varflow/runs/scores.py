@@ -110,8 +110,8 @@ def _blocks(rows: int, size: int) -> Iterator[tuple[int, Tensor]]:
 
 def _block(run: Run, seen: Any, samples: int, memory: int, seed: int, first: int) -> Tensor:
     """log p(x), its error and k̂ of a block of rows ``[3, N]``."""
-    model, (x, ladj) = run.members()[0], seen
-    ladj = ladj.double().cpu()
+    model, x = run.members()[0], seen.seen
+    ladj = seen.ladj.double().cpu()
     if model.posterior.observed or model.posterior.discrete:
         with torch.no_grad():
             log_px = model.terms(x, 1).log_weight[0].double().cpu()

@@ -21,6 +21,7 @@ from varflow import refusals
 from varflow.core import random, ranks
 from varflow.core.durations import PATIENCE, VALIDATION
 from varflow.core.errors import RankError, RunError, SpecError
+from varflow.core.observed import Examples
 from varflow.data.dataset import Dataset
 from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
@@ -258,11 +259,11 @@ class Loop:
             self._clock = time.perf_counter()
         return "the budget is used"
 
-    def _start_rows(self, split: str) -> Tensor:
+    def _start_rows(self, split: str) -> Examples:
         """Rows that a part may begin at: the first of a split, as the model sees them, under noise of their own."""
         rows = torch.arange(min(self.dataset.sizes[split], _START_ROWS), device=self.engine.device)
         with random.stream(random.derive(self.spec.training.seed, "start", 0)):
-            x = self.dataset.batch(split, rows).x
+            x = self.dataset.batch(split, rows).seen
         assert x is not None
         return x
 
