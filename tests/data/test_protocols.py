@@ -173,7 +173,7 @@ def test_training_noise_has_sixteen_bits_of_a_purpose_and_is_shared_by_ranks() -
 
 def test_threshold_is_above_one_half() -> None:
     for levels, last_zero in ((256, 127), (17, 8), (2, 0)):
-        x, _ = dataset("threshold", levels).batch("test", torch.arange(1))
+        x, *_ = dataset("threshold", levels).batch("test", torch.arange(1))
         assert torch.equal(x[0, 0, 0], (torch.arange(levels) > last_zero).float())
 
 
