@@ -46,6 +46,16 @@ class DataSettings(Settings):
     validation_limit: Annotated[
         int | None, "The first examples of the validation split alone.", AtLeast(1)
     ] = None
+    decimal: Annotated[
+        str,
+        "Tables: what stands before decimals, where the file does not tell: auto, . or ,",
+        OneOf(("auto", ".", ",")),
+    ] = "auto"
+    column: Annotated[
+        tuple[str, ...],
+        "Tables under likelihood=columns: the kind of a column, name:kind, where it is not to be found: real, positive, "
+        "count, ordinal (size:ordinal=small|large), category, binary, date, or drop. Once for each column.",
+    ] = ()
     data_seed: Annotated[
         int, "Seed of the simulated data: gaussian-1, gaussian-2, three-clusters.", AtLeast(0)
     ] = 0

@@ -54,7 +54,7 @@ def points_of(
     """
     check_points(dataset, model, split, points, "points")
     with random.stream(seed):
-        x, ladj = dataset.batch(split, torch.arange(points))
+        x, ladj, *_ = dataset.batch(split, torch.arange(points))
     about = {**identity(x), "data_ladj": ladj.double().cpu().numpy()}
     return x, about, {**dataset.describe(), "split": split}
 

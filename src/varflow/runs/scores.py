@@ -110,7 +110,7 @@ def _blocks(rows: int, size: int) -> Iterator[tuple[int, Tensor]]:
 
 def _block(run: Run, seen: Any, samples: int, memory: int, seed: int, first: int) -> Tensor:
     """log p(x), its error and k̂ of a block of rows ``[3, N]``."""
-    model, (x, ladj) = run.members()[0], seen
+    model, (x, ladj, *_) = run.members()[0], seen
     ladj = ladj.double().cpu()
     if model.posterior.observed or model.posterior.discrete:
         with torch.no_grad():
