@@ -10,6 +10,7 @@ from typing import Any
 
 from varflow.core.errors import DataError, RunError
 from varflow.core.files import read_json, read_metrics, write_text
+from varflow.core.settings import SEVERAL
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import outdated
 from varflow.report.names import HEADLINES, KINDS, NAMES
@@ -99,6 +100,8 @@ def command(spec: Mapping[str, Any], recipe: str | None = None) -> str:
         flag = setting.replace("_", "-")
         if types[setting] is bool:
             words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif types[setting] == SEVERAL:
+            words += [word for one in value for word in (f"--{flag}", str(one))]
         else:
             words += [f"--{flag}", str(value)]
     return shlex.join(words)
