@@ -25,7 +25,7 @@ MISSING = frozenset(
     {"", "na", "n/a", "n.a.", "#n/a", "nan", "null", "none", "?", "-", "<na>", "nat"}
 )
 #: What errors say of the number of a row.
-COUNTED = "rows are counted from 1 after the head"
+COUNTED = "rows are counted from 1, without the head"
 
 _MISSING = r"(?i)^(|na|n/a|n\.a\.|#n/a|nan|null|none|\?|-|<na>|nat)$"
 #: What can stand between groups of three digits beside a comma or a point.

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from varflow.core.columns import NAMED, Column
 from varflow.core.errors import DataError
-from varflow.data.kinds import FORMS, ROWS
+from varflow.data.kinds import FORMS, ROWS, overview
 from varflow.data.protocols import Encoded, Protocol, Support, column_name
 from varflow.data.table import step_of, tail_of
+from varflow.data.writing import table_of
 
 #: Steps of dates: a day, an hour, a minute, a second.
 _CLOCK = (1.0, 1 / 24, 1 / 1440, 1 / 86400)
@@ -132,7 +133,8 @@ class Columns(Protocol):
         low = torch.where(held["positive"], torch.where(held["step"] > 0, self._lowest(), 0.0), -torch.inf)
         rounded = torch.maximum(rounded, low)
         v = torch.where(held["step"] > 0, rounded, v)
-        whole = v.round().clamp(min=0).minimum(held["largest"])
+        # A sum with 0 makes 0 of −0.
+        whole = (v.round().clamp(min=0) + 0.0).minimum(held["largest"])
         v = torch.where(held["continuous"], v, whole)
         return v if mask is None else torch.where(mask, v, torch.nan)
 
@@ -148,6 +150,14 @@ class Columns(Protocol):
 
     def stored_means(self, x: Tensor) -> Tensor:
         return self.invert(x)
+
+    def overview(self) -> list[tuple[str, str, str, str]]:
+        """A row for each column, those that were left out among them (:func:`varflow.data.kinds.overview`)."""
+        return overview(self.columns, self.dropped)
+
+    def table(self, values: Tensor) -> dict[str, Any]:
+        """Stored values ``[N, D]`` as the columns of the table: :func:`varflow.data.writing.table_of`."""
+        return table_of(values.detach().cpu().numpy(), self.columns, self.forms)
 
     def expected(self, values: Tensor) -> Tensor:
         return self.encode(values, None, torch.float64)[0]

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from varflow.core.columns import KINDS, NAMED, Column
 from varflow.core.errors import DataError, SpecError, suggestion, unknown
-from varflow.data.cells import COUNTED, Cells, Listed, Numbers, as_days, as_numbers, date_format, is_number, number_text
+from varflow.data.cells import COUNTED, Cells, Listed, Numbers, as_days, as_numbers, date_format, is_number, iso, number_text
 from varflow.data.named import LABEL_HEADS
 from varflow.data.reading import Raw
 
@@ -328,8 +328,8 @@ def _codes(named: Cells, column: Column, where: str) -> Numbers:
     return values
 
 
-def _no_number(cells: Cells, where: str) -> DataError:
-    """What to say of a cell that is no number in a column of numbers."""
+def _no_number(cells: Cells, where: str, kind: str = "") -> DataError:
+    """What to say of a cell that is no number in a column of numbers, or in one of a kind that is known."""
     assert cells.codes is not None
     words = _words(cells)
     good = is_number(words, ".")
@@ -338,9 +338,11 @@ def _no_number(cells: Cells, where: str) -> DataError:
     hit = np.append(~good, False)[cells.codes]
     row = int(np.flatnonzero(hit)[0])
     rest = int((cells.codes >= 0).sum() - hit.sum())
+    begin = f"{where}: column '{cells.name}' has '{cells.shown(row)}' in row {row + 1} ({COUNTED}), which is no number"
+    if kind:
+        return DataError(f"{begin}, and is of kind {kind}; correct or empty that cell")
     return DataError(
-        f"{where}: column '{cells.name}' has '{cells.shown(row)}' in row {row + 1} ({COUNTED}), which is no number as the "
-        f"{rest} other cells are; correct or empty that cell, or set the kind: {cells.name}:category"
+        f"{begin} as the {rest} other cells are; correct or empty that cell, or set the kind: {cells.name}:category"
     )
 
 
@@ -357,7 +359,7 @@ def _values(cells: Cells, column: Column, where: str, order: str = "") -> Number
         if len(words):
             good = is_number(words, ".")
             if not good.all():
-                raise _no_number(cells, where)
+                raise _no_number(cells, where, column.kind)
         cells = as_numbers(cells, ".", where)
     wanted = "day" if column.kind == "date" else "number"
     if cells.sort != wanted and (~cells.missing).any():
@@ -503,3 +505,45 @@ def numbers_alone(raw: Raw) -> tuple[Numbers, Any, tuple[str, ...]]:
 
 #: What reads what a table of numbers must not have.
 ADVICE = "likelihood=columns (recipe table) reads it"
+
+
+# -- what was found, for people -----------------------------------------------------------------------
+
+#: The heads of :func:`overview`.
+HEADS = ("column", "kind", "what it holds", "missing")
+#: Values of a column that are named; the rest are counted.
+_NAMED = 6
+
+
+def overview(columns: Sequence[Column], dropped: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
+    """A row for each column, under :data:`HEADS`: those that are modelled, then those that are left out."""
+    found = [(c.name, c.kind, _holds(c), f"{c.missing:.1%}" if c.missing else "") for c in columns]
+    return [*found, *((name, "left out", reason, "") for name, reason in dropped.items())]
+
+
+def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows under :data:`HEADS` as lines of text, their cells below each other."""
+    whole = [HEADS, *rows]
+    widths = [max(len(row[place]) for row in whole) for place in range(len(HEADS))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in whole]
+
+
+def _holds(column: Column) -> str:
+    """What the training cells of a column are like, in a few words."""
+    if column.kind in NAMED:
+        some = column.categories[:_NAMED]
+        between = " < " if column.kind == "ordinal" else ", "
+        rest = len(column.categories) - len(some)
+        return between.join(some) + (f" and {rest} more" if rest else "")
+    if column.kind == "count":
+        return f"about {math.expm1(column.loc):.3g}"
+    if column.kind == "positive":
+        said = f"{math.exp(column.loc):.4g}, times or over {math.exp(column.scale):.3g}"
+    elif column.kind == "date":
+        (day,) = iso(np.round(np.array([column.loc])))
+        said = f"{day} ± {column.scale:.4g} days"
+    else:
+        said = f"{column.loc:.4g} ± {column.scale:.4g}"
+    if column.step and column.kind != "date":
+        said += f", in steps of {column.step:g}"
+    return said + (f", heavy tails (ν = {column.tail:g})" if column.tail else "")

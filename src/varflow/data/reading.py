@@ -290,9 +290,8 @@ def _by_lines(path: Path, text: str, dialect: Dialect) -> Raw:
     size = len(names)
     for number, row in enumerate(body):
         if len(row) != size:
-            counted = COUNTED if headed else "rows are counted from 1"
             cells = "1 cell" if len(row) == 1 else f"{len(row)} cells"
-            raise DataError(f"{path}: row {number + 1} has {cells}, should have {size} ({counted})")
+            raise DataError(f"{path}: row {number + 1} has {cells}, should have {size} ({COUNTED})")
     columns = [text_cells(name, column) for name, column in zip(names, zip(*body, strict=True), strict=True)]
     return Raw(tuple(columns), str(path), headed, dialect.delimiter or " ")
 

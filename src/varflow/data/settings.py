@@ -48,7 +48,7 @@ class DataSettings(Settings):
     ] = None
     decimal: Annotated[
         str,
-        "Tables: what stands before decimals, where the file does not tell: auto, . or ,",
+        "Tables: what stands before decimals, a point or a comma; auto: what the file says.",
         OneOf(("auto", ".", ",")),
     ] = "auto"
     column: Annotated[

@@ -81,7 +81,7 @@ def evaluate(
     def block(x: Tensor, first: int) -> dict[str, Tensor]:
         return vars(importance_sample(model, x, samples, memory, seed, first))
 
-    for first, (x, ladj) in zip(range(0, points, POINTS), batches(), strict=True):
+    for first, (x, ladj, *_) in zip(range(0, points, POINTS), batches(), strict=True):
         asked = {"samples": samples, "seed": seed, "first": first}
         kept = chunks.get(model, {"x": x}, names, partial(block, x, first), **asked)
         parts.append(Importance(**kept))

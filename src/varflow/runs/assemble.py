@@ -45,7 +45,7 @@ def build(
     spec.validate()
     own = dict(parts or {})
     check_kinds(own)
-    form = Form(tuple(data.event_shape), data.support, getattr(data, "levels", None))
+    form = form_of(data)
     with torch.random.fork_rng(devices=[]), _fitting_into_memory(spec):
         torch.manual_seed(spec.training.seed if seed is None else seed)
         if form.support == "none":
@@ -57,6 +57,14 @@ def build(
     model = Model(*made)
     refusals.check(model, form.support, levels=form.levels)
     return model
+
+
+def form_of(data: Any) -> Form:
+    """What a model has to know of ``data``: a data set, or anything else with ``event_shape`` and ``support``."""
+    if isinstance(data, Form):
+        return data
+    columns = data.column_kinds if isinstance(data, Dataset) else ()
+    return Form(tuple(data.event_shape), data.support, getattr(data, "levels", None), columns)
 
 
 @contextmanager

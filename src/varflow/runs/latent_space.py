@@ -29,7 +29,7 @@ from varflow.model import Model
 from varflow.priors import interpolation
 from varflow.priors.flow import Flow
 from varflow.runs.folder import EMBEDDINGS, read_weights
-from varflow.runs.rows import Progress, count, one_model, pieces
+from varflow.runs.rows import Progress, answered, count, one_model, pieces
 from varflow.runs.scores import training_order
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0) -> Any:
                     else:
                         z = model.encode(seen).z[0]
                     found.append(_decoded(run, model, z, mean))
-    return like(x, torch.cat(found), run.columns)
+    return answered(run, x, torch.cat(found))
 
 
 def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = None, seed: int = 0) -> Any:
@@ -174,7 +174,7 @@ def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = Non
             bent = way == "sphere" or (way == "base" and model.posterior.observed)
             move = interpolation.spherical if bent else interpolation.linear
             path = move(first.flatten(), last.flatten(), steps).reshape(steps, *shape)
-        return like(a, _decoded(run, model, path))
+        return answered(run, a, _decoded(run, model, path))
 
 
 def _as_rows(name: str, end: Any, run: Run) -> Any:
