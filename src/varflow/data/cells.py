@@ -250,13 +250,37 @@ def arrow_cells(name: str, column: Any) -> Cells:
         if isinstance(encoded, pyarrow.ChunkedArray):
             encoded = encoded.chunk(0)
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    # \s of a regular expression here and strip() there: the latter knows more blanks, as utf8_trim_whitespace does.
-    trimmed = pc.utf8_trim_whitespace(encoded.dictionary)
-    again = trimmed.dictionary_encode()
-    if len(again.dictionary) < len(trimmed):
+    words = encoded.dictionary
+    trimmed = pc.utf8_trim_whitespace(words)
+    if not pc.all(pc.equal(trimmed, words)).as_py():
+        again = trimmed.dictionary_encode()
         moved = again.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        codes = np.where(codes < 0, -1, moved[codes])
-    return _without_missing(name, codes, InArrow(again.dictionary))
+        codes, words = np.where(codes < 0, -1, moved[codes]), again.dictionary
+    return _without_missing(name, codes, InArrow(words))
+
+
+def plain_numbers(name: str, column: Any) -> Cells | None:
+    """An Arrow array of strings as numbers, in one go; None where that says something else than the rules for text, or
+    where they have to be asked.
+    """
+    import pyarrow
+    import pyarrow.compute as pc
+
+    try:
+        values = pc.cast(column, pyarrow.float64()).to_numpy()
+    except pyarrow.ArrowInvalid:
+        return None
+    there = values[~np.isnan(values)]
+    if not there.size or np.isinf(there).any():
+        return None
+    if pc.any(pc.match_substring(column, ".")).as_py():
+        # With more than three decimals somewhere no point groups thousands; 1.234 alone has to be looked at.
+        scaled = there * 1000
+        if not (np.abs(scaled - np.round(scaled)) > 1e-6 * np.maximum(1, np.abs(scaled))).any():
+            return None
+    if pc.any(pc.starts_with(column, "0")).as_py() and pc.any(pc.match_substring_regex(column, _CODE)).as_py():
+        return None
+    return Cells(name, "number", np.array(values), whole=not (there % 1).any())
 
 
 def _without_missing(name: str, codes: Codes, words: Words) -> Cells:

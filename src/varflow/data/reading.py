@@ -46,6 +46,7 @@ from varflow.data.cells import (
     decimal_marks,
     grouping,
     is_number,
+    plain_numbers,
     text_cells,
     undecided,
 )
@@ -323,14 +324,20 @@ def _by_arrow(path: Path, text: str, sample: str, dialect: Dialect) -> Raw | Non
                 delimiter=dialect.delimiter, quote_char=dialect.quote if quoted else False,
                 double_quote=dialect.escape is None, escape_char=dialect.escape or False, newlines_in_values=quoted,
             ),
-            arrow_csv.ConvertOptions(column_types=dict.fromkeys(keys, pyarrow.string()), strings_can_be_null=False),
+            arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(keys, pyarrow.string()), strings_can_be_null=True,
+                null_values=sorted({form(word) for word in MISSING for form in (str, str.upper, str.title)} | {"NaN"}),
+            ),
         )  # fmt: skip
     except pyarrow.ArrowException:
         # The reader of lines finds the row that is wrong, and says so.
         return None
     if not table.num_rows:
         return None
-    columns = [arrow_cells(name, table.column(key)) for name, key in zip(names, keys, strict=True)]
+    columns = [
+        plain_numbers(name, table.column(key)) or arrow_cells(name, table.column(key))
+        for name, key in zip(names, keys, strict=True)
+    ]
     return Raw(tuple(columns), str(path), headed, dialect.delimiter)
 
 
