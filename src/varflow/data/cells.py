@@ -252,7 +252,7 @@ def arrow_cells(name: str, column: Any) -> Cells:
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     words = encoded.dictionary
     trimmed = pc.utf8_trim_whitespace(words)
-    if not pc.all(pc.equal(trimmed, words)).as_py():
+    if pc.all(pc.equal(trimmed, words)).as_py() is False:
         again = trimmed.dictionary_encode()
         moved = again.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         codes, words = np.where(codes < 0, -1, moved[codes]), again.dictionary

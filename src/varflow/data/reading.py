@@ -9,7 +9,7 @@ How a file of text is read, which decision depends on what:
   A first line ``sep=;`` says it.
 * **Quotes**: ``"`` around cells with delimiters or line breaks in them, a doubled one (or ``\\"``) for itself; ``'`` where the
   file has no ``"``.
-* **Head**: the first row, where none of its cells is a number, a date or missing; the first cell alone may be empty.
+* **Head**: the first row, where none of its cells is a number, a date or missing; the cells at its ends may be empty.
 * **Missing**: an empty cell, NA, N/A, NaN, null, None, ``?``, ``-``, in small letters or large. Blanks around a cell do not
   count.
 * **Decimals**: a point or a comma, whichever makes numbers of all cells of a column. ``1,234`` alone can be both; then the
@@ -59,6 +59,8 @@ ARROWS = (".parquet", ".feather", ".arrow")
 _LARGE = 2**20
 _SAMPLE_BYTES, _SAMPLE_ROWS = 2**18, 200
 _DELIMITERS = ("\t", ";", "|", ",")
+#: Cuts nothing: the separator of units of ASCII.
+_NOWHERE = "\x1f"
 #: Whole numbers beyond this are not all numbers of float64.
 _EXACT = 2**53
 
@@ -129,12 +131,14 @@ class Dialect(NamedTuple):
         quote: around cells.
         escape: before a quote inside of quotes; None where it is doubled.
         blanks: whether a quote can come after a blank.
+        strict: whether a quote that is not closed, or closed within a cell, is refused.
     """
 
     delimiter: str
     quote: str = '"'
     escape: str | None = None
     blanks: bool = False
+    strict: bool = False
 
     def rows(self, lines: Iterator[str]) -> Iterator[list[str]]:
         """The rows of a text that hold anything."""
@@ -143,7 +147,7 @@ class Dialect(NamedTuple):
             return
         found = csv.reader(
             lines, delimiter=self.delimiter, quotechar=self.quote, escapechar=self.escape,
-            doublequote=self.escape is None, skipinitialspace=self.blanks,
+            doublequote=self.escape is None, skipinitialspace=self.blanks, strict=self.strict,
         )  # fmt: skip
         yield from (cells for cells in found if len(cells) > 1 or (cells and cells[0].strip()))
 
@@ -198,6 +202,11 @@ def sniffed(sample: str, suffix: str = ".csv") -> Dialect:
         score = (agree / len(rows) > 0.999, agree / len(rows) > 0.5, round(numbers, 3), size)
         if score > best:
             best, chosen = score, dialect
+    # A column by itself, with commas before its decimals.
+    lines = [line.strip() for line in sample.splitlines()[:_SAMPLE_ROWS] if line.strip()]
+    alone = best and not best[0] and not any(mark in lines[0] for mark in _DELIMITERS)
+    if alone and all(_is_plain(line) for line in lines[1:]):
+        return Dialect(_NOWHERE, quote, escape)
     if not best and suffix != ".tsv":
         rows = _some(line.split() for line in sample.splitlines() if line.strip())
         sizes = {len(row) for row in rows[1:]}
@@ -225,10 +234,10 @@ def _is_plain(cell: str) -> bool:
 
 
 def _is_head(row: Sequence[str]) -> bool:
-    """Whether a first row is the head: nothing in it is a number, a date or missing, but for the first cell."""
+    """Whether a first row is the head: nothing in it is a number, a date or missing; the cells at its ends may be empty."""
     cells = [cell.strip() for cell in row]
     words = Listed([cell for cell in cells if cell])
-    if not cells or not len(words) or any(cell.lower() in MISSING for cell in cells[1:]):
+    if not len(words) or any(cell.lower() in MISSING for cell in (*words.plain(), *cells[1:-1])):
         return False
     held = is_number(words, ".") | is_number(words, ",")
     return not held.any() and not any(date_format(Listed([cell])) for cell in words.plain())
@@ -270,9 +279,14 @@ def _by_lines(path: Path, text: str, dialect: Dialect) -> Raw:
     """Cells by Python's own reader."""
     csv.field_size_limit(2**31 - 1)
     try:
-        rows = list(dialect.rows(io.StringIO(text, newline="")))
+        rows = list(dialect._replace(strict=True).rows(io.StringIO(text, newline="")))
     except csv.Error as error:
-        raise DataError(f"{path}: cannot be cut into cells ({error})") from error
+        if "unexpected end" in str(error):
+            raise DataError(f"{path}: a {dialect.quote} is opened and not closed before the file ends; close it") from error
+        try:
+            rows = list(dialect.rows(io.StringIO(text, newline="")))
+        except csv.Error as failed:
+            raise DataError(f"{path}: cannot be cut into cells ({failed})") from failed
     if not rows:
         raise DataError(f"{path}: is empty; should hold a row of numbers or words an example")
     names, headed = _heads(rows[0], len(rows[0]))
@@ -316,6 +330,9 @@ def _by_arrow(path: Path, text: str, sample: str, dialect: Dialect) -> Raw | Non
     names, headed = _heads(first, len(first))
     keys = [str(number) for number in range(len(names))]
     quoted = dialect.quote in text
+    if quoted and dialect.escape is None and text.count(dialect.quote) % 2:
+        # A quote that is not closed, which Arrow takes as it is.
+        return None
     try:
         table = arrow_csv.read_csv(
             pyarrow.py_buffer(text.encode()),
@@ -461,7 +478,9 @@ def _of_pandas(x: Any, where: str) -> Iterator[Cells]:
     for place, label in enumerate(x.columns):
         name, column = str(label), x.iloc[:, place]
         kind = column.dtype
-        if isinstance(kind, pandas.CategoricalDtype):
+        if str(kind).endswith("[pyarrow]"):
+            yield from _of_arrow_column(name, column, where)
+        elif isinstance(kind, pandas.CategoricalDtype):
             words = [str(word).strip() for word in column.cat.categories]
             yield _coded(name, column.cat.codes.to_numpy(np.int64), words, bool(column.cat.ordered))
         elif types.is_bool_dtype(kind):
@@ -477,13 +496,11 @@ def _of_pandas(x: Any, where: str) -> Iterator[Cells]:
         elif str(kind) in ("object", "str", "string") or isinstance(kind, pandas.StringDtype):
             yield _objects(name, column, where, lambda held: held.isna().to_numpy())
         else:
-            yield from _of_arrow_column(name, column, where)
+            raise _strange(name, kind, where)
 
 
 def _of_arrow_column(name: str, column: Any, where: str) -> Iterator[Cells]:
-    """A column of pandas that Arrow knows better."""
-    if not str(column.dtype).endswith("[pyarrow]"):
-        raise _strange(name, column.dtype, where)
+    """A column of pandas that is one of Arrow inside."""
     import pyarrow
 
     yield from _of_arrow(pyarrow.table({name: pyarrow.array(column)}), where)
