@@ -179,9 +179,9 @@ def _polars(column: np.ma.MaskedArray[Any, Any]) -> Any:
     import polars
 
     data, gone = column.data, np.ma.getmaskarray(column)
-    held = polars.Series(data.tolist() if data.dtype.kind == "O" else data)
     if data.dtype == np.dtype("datetime64[s]"):
-        held = polars.Series(data.astype("datetime64[us]"))
+        data = data.astype("datetime64[us]")
+    held = polars.Series(data.tolist() if data.dtype.kind == "O" else data)
     if not gone.any():
         return held
     return polars.select(polars.when(polars.Series(~gone)).then(held)).to_series()
