@@ -21,8 +21,10 @@ from torch import Tensor
 from varflow.core import random
 from varflow.core.errors import RunError, ShapeError, SpecError, positive, unknown
 from varflow.core.files import write_atomically
+from varflow.data.columns import Columns
 from varflow.data.dataset import Dataset
 from varflow.data.given import like
+from varflow.data.reading import is_frame
 from varflow.evaluation.health import latents
 from varflow.evaluation.points import evaluating
 from varflow.model import Model
@@ -179,6 +181,9 @@ def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = Non
 
 def _as_rows(name: str, end: Any, run: Run) -> Any:
     """One example as a batch of one."""
+    if isinstance(run.preprocessing, Columns) and is_frame(end):
+        # One row of a frame of pandas is a series.
+        return end if hasattr(end, "columns") or not hasattr(end, "to_frame") else end.to_frame().T
     if not isinstance(end, torch.Tensor | np.ndarray):
         # One row of a frame, or a list of numbers.
         end = np.asarray(end)
@@ -222,8 +227,10 @@ def nearest(run: Run, x: Any, k: int = 5, among: Any = None, seed: int = 0) -> N
 
 def _points(run: Run, model: Model, x: Any, seed: int) -> Tensor:
     """The centre of each row as a vector, in float64 on the CPU."""
-    found = torch.as_tensor(embed(run, x, "centre", seed=seed))
-    return found.flatten(1).double()
+    found = embed(run, x, "centre", seed=seed)
+    # A copy of what a frame gives, which may not be written to.
+    points = found if isinstance(found, Tensor) else torch.as_tensor(np.array(found))
+    return points.flatten(1).double()
 
 
 @dataclass(frozen=True)

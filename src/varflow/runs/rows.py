@@ -10,7 +10,7 @@ from torch import Tensor
 from varflow.core.errors import SpecError
 from varflow.data.dataset import SPLITS, Dataset
 from varflow.data.columns import Columns
-from varflow.data.given import given, in_order
+from varflow.data.given import given, in_order, like
 from varflow.data.loading import stored_rows, table_rows
 from varflow.data.reading import is_frame, library
 from varflow.data.writing import frame_of
@@ -53,7 +53,8 @@ def answered(run: Run, x: Any, found: Tensor) -> Any:
     kept = run.preprocessing
     if not isinstance(kept, Columns) or not is_frame(x):
         return like(x, found, run.columns)
-    return frame_of(library(x), kept.table(found), getattr(x, "index", None) if library(x) == "pandas" else None)
+    index = x.index if library(x) == "pandas" and hasattr(x, "columns") and len(x) == len(found) else None
+    return frame_of(library(x), kept.table(found), index)
 
 
 def count(x: Any) -> int:
