@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import varflow.data as vd
-from varflow.core.columns import Column
 from varflow.core.errors import DataError, SpecError
 from varflow.data.columns import Columns
 from varflow.data.protocols import restored
@@ -120,7 +119,9 @@ def test_the_inverse_gives_back_the_stored_values(data: vd.Dataset, dtype: torch
     assert bool(x.isfinite().all())
     back = protocol.invert(x, protocol.observed(v))
     assert torch.equal(back.isnan(), v.isnan())
-    exact = {"tenths", "cents", "count", "flag", "size", "city", "day"} | ({"stamp"} if dtype == torch.float64 else set())
+    exact = {"tenths", "cents", "count", "flag", "size", "city", "day"} | (
+        {"stamp"} if dtype == torch.float64 else set()
+    )
     for place, column in enumerate(data.column_kinds):
         there = ~v[:, place].isnan()
         found, expected = back[there, place], v[there, place]
@@ -203,12 +204,23 @@ def test_what_was_learned_is_restored(data: vd.Dataset) -> None:
     assert (again.columns, again.forms, again.dropped) == (kept(data).columns, kept(data).forms, kept(data).dropped)
     assert again.flaw((11,)) is None
     v = data.raw("test")
-    for one, other in zip(again.encode(v, None, torch.float64), kept(data).encode(v, None, torch.float64), strict=True):
+    for one, other in zip(
+        again.encode(v, None, torch.float64), kept(data).encode(v, None, torch.float64), strict=True
+    ):
         assert torch.equal(one, other)
-    for damage in ({}, {"columns": []}, {"columns": [{"name": "a"}], "forms": [], "dropped": {}}, {**held, "forms": [1]}):
+    for damage in (
+        {},
+        {"columns": []},
+        {"columns": [{"name": "a"}], "forms": [], "dropped": {}},
+        {**held, "forms": [1]},
+    ):
         with pytest.raises(DataError, match=r"preprocessing: 'columns' cannot be read|columns: cannot be read"):
             restored("columns", None, damage)
-    for change, flaw in [({"scale": 0.0}, "scale 0"), ({"loc": math.inf}, "an infinity"), ({"missing": 2.0}, "has scale")]:
+    for change, flaw in [
+        ({"scale": 0.0}, "scale 0"),
+        ({"loc": math.inf}, "an infinity"),
+        ({"missing": 2.0}, "has scale"),
+    ]:
         wrong = {**held, "columns": [{**held["columns"][0], **change}, *held["columns"][1:]]}
         assert flaw in str(restored("columns", None, wrong).flaw((11,)))
     assert "the data have [3]" in str(again.flaw((3,)))
@@ -241,7 +253,9 @@ def test_arrays_with_missing_cells_are_tables() -> None:
     data = vd.from_tensor(x, None, "columns", columns=("a", "b", "c"), column=("a:real",))
     assert [c.name for c in data.column_kinds] == ["a", "b", "c"]
     assert [c.name for c in vd.from_tensor(x.numpy(), None, "columns").column_kinds] == ["x0", "x1", "x2"]
-    with pytest.raises(DataError, match=r"nan in row 3, .*impute such rows, or use likelihood=columns \(recipe table\)"):
+    with pytest.raises(
+        DataError, match=r"nan in row 3, .*impute such rows, or use likelihood=columns \(recipe table\)"
+    ):
         vd.from_tensor(x)
     with pytest.raises(SpecError, match=r"column: was a:real; kinds of columns are for likelihood=columns"):
         vd.from_tensor(torch.randn(9, 3), None, "none", column=("a:real",))
@@ -252,7 +266,9 @@ def test_splits_share_the_kinds_of_the_training_rows() -> None:
     g = np.random.default_rng(0)
 
     def rows(count: int, cities: list[str]) -> object:
-        return pandas.DataFrame({"x": g.standard_normal(count), "city": [cities[i % len(cities)] for i in range(count)]})
+        return pandas.DataFrame(
+            {"x": g.standard_normal(count), "city": [cities[i % len(cities)] for i in range(count)]}
+        )
 
     data = vd.from_tensor({"train": rows(30, ["a", "b", "c"]), "test": rows(9, ["c"])}, None, "columns")
     assert data.sizes == {"train": 27, "validation": 3, "test": 9}
@@ -260,7 +276,10 @@ def test_splits_share_the_kinds_of_the_training_rows() -> None:
     with pytest.raises(DataError, match=r"column 'city' has 'z' in row 1 .*none of its values: a, b, c"):
         vd.from_tensor({"train": rows(30, ["a", "b", "c"]), "test": rows(9, ["z"])}, None, "columns")
     given = vd.from_tensor(
-        {"train": rows(30, ["a", "b", "c"]), "test": rows(9, ["z"])}, None, "columns", column=("city:category=a|b|c|z",)
+        {"train": rows(30, ["a", "b", "c"]), "test": rows(9, ["z"])},
+        None,
+        "columns",
+        column=("city:category=a|b|c|z",),
     )
     assert given.raw("test")[:, 1].tolist() == [3] * 9
 
@@ -280,7 +299,9 @@ def test_what_the_training_rows_do_not_tell_is_refused() -> None:
     with pytest.raises(DataError, match=r"'x0' has the value 0 in .* % of the training rows and is on no grid"):
         vd.from_tensor(np.stack([many, np.arange(100) % 7], 1), None, "columns")
     low = np.random.default_rng(0).integers(1, 40, 200) - 0.75
-    with pytest.raises(DataError, match=r"'x0' is set to positive, and its smallest value 0.25 is within half a step"):
+    with pytest.raises(
+        DataError, match=r"'x0' is set to positive, and its smallest value 0.25 is within half a step"
+    ):
         vd.from_tensor(np.stack([low, np.arange(200) % 7], 1), None, "columns", column=("x0:positive",))
 
 
@@ -312,11 +333,15 @@ def test_frames_have_the_types_of_the_table(data: vd.Dataset) -> None:
     pandas, polars, pyarrow = (pytest.importorskip(name) for name in ("pandas", "polars", "pyarrow"))
     raw = data.raw("train")
     full = raw[~raw.isnan().any(1)]
-    wanted = dict.fromkeys(("real", "tenths", "heavy", "skewed", "cents"), "f") | dict.fromkeys(("count", "flag"), "i")
+    wanted = dict.fromkeys(("real", "tenths", "heavy", "skewed", "cents"), "f") | dict.fromkeys(
+        ("count", "flag"), "i"
+    )
     for library in ("pandas", "polars", "pyarrow"):
         for values in (full, raw):
             frame = frame_of(library, kept(data).table(values))
-            assert list(getattr(frame, "columns", None) if library != "pyarrow" else frame.column_names) == list(KINDS)
+            assert list(getattr(frame, "columns", None) if library != "pyarrow" else frame.column_names) == list(
+                KINDS
+            )
             again = vd.loading.table_rows(frame, kept(data))
             np.testing.assert_array_equal(again, values.numpy())
     frame = frame_of("pandas", kept(data).table(full))
@@ -325,7 +350,11 @@ def test_frames_have_the_types_of_the_table(data: vd.Dataset) -> None:
     assert set(frame["city"]) == {"Bonn", "Oslo", "Rome"}
     assert frame_of("pandas", kept(data).table(raw))["count"].dtype == "Int64"
     found = frame_of("polars", kept(data).table(raw))
-    assert (found["day"].dtype, found["count"].dtype, found["city"].dtype) == (polars.Date, polars.Int64, polars.String)
+    assert (found["day"].dtype, found["count"].dtype, found["city"].dtype) == (
+        polars.Date,
+        polars.Int64,
+        polars.String,
+    )
     table = frame_of("pyarrow", kept(data).table(raw))
     assert table.schema.field("day").type == pyarrow.date32()
     assert table["city"].null_count == int(raw[:, list(KINDS).index("city")].isnan().sum())

@@ -11,7 +11,15 @@ import pytest
 from varflow.core.columns import Column
 from varflow.core.errors import DataError, SpecError
 from varflow.data.cells import iso
-from varflow.data.kinds import FORMS, find_kinds, numbers_alone, overview, stored, table_lines, wishes
+from varflow.data.kinds import (
+    FORMS,
+    find_kinds,
+    numbers_alone,
+    overview,
+    stored,
+    table_lines,
+    wishes,
+)
 from varflow.data.reading import Raw, read_frame, read_table
 from varflow.data.reading import of_numbers as table
 
@@ -86,7 +94,9 @@ def test_a_log_normal_is_told_from_a_gaussian_and_from_heavy_tails(seed: int) ->
 
 def test_a_count_has_an_end() -> None:
     g = numbers()
-    found = kinds(table({"few": g.poisson(5, ROWS) * 1.0, "many": np.round(1e6 + 1e5 * g.standard_normal(ROWS))}, True))
+    found = kinds(
+        table({"few": g.poisson(5, ROWS) * 1.0, "many": np.round(1e6 + 1e5 * g.standard_normal(ROWS))}, True)
+    )
     assert found == {"few": "count", "many": "real"}
 
 
@@ -166,8 +176,14 @@ def test_what_a_column_cannot_be_is_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     for setting, sentence in [
         ("age:count", "has no column 'age'; did you mean"),
-        ("word:count", "column 'word' has 'u' in row 1 (rows are counted from 1, without the head), which is no number, and is"),
-        ("real:count", "column 'real' has 1.5 in row 1 (rows are counted from 1, without the head), which is no count"),
+        (
+            "word:count",
+            "column 'word' has 'u' in row 1 (rows are counted from 1, without the head), which is no number, and is",
+        ),
+        (
+            "real:count",
+            "column 'real' has 1.5 in row 1 (rows are counted from 1, without the head), which is no count",
+        ),
         ("real:positive", "column 'real' has -2.5 in row 2"),
         ("word:ordinal", "give it, word:ordinal=u|v|w"),
         ("word:ordinal=u|v", "column 'word' has 'w' in row 3"),
@@ -216,8 +232,10 @@ def test_a_few_words_among_numbers_are_refused(tmp_path: Path) -> None:
     raw = text(tmp_path, {"age": [1, 2, "abc", 4], "b": [1.5, 2.5, 3.5, 5.5]})
     with pytest.raises(DataError) as caught:
         find_kinds(raw)
-    assert "column 'age' has 'abc' in row 3 (rows are counted from 1, without the head), which is no number as the 3 other" in str(
-        caught.value
+    assert (
+        "column 'age' has 'abc' in row 3 (rows are counted from 1, without the head), which is no number as the 3 "
+        "other"
+        in str(caught.value)
     )
     assert kinds(raw, "age:category")["age"] == "category"
 
@@ -318,7 +336,13 @@ def training(tmp_path: Path) -> tuple[tuple[Column, ...], tuple[str, ...], dict[
 def test_new_rows_are_read_by_the_names_of_their_columns(tmp_path: Path, training: tuple) -> None:
     columns, forms, dropped = training
     expected = [[25, 0.5, 1, 1, 18262], [21, np.nan, 0, np.nan, 18263]]
-    same = {"when": ["2020-01-01", "2020-01-02"], "ward": ["2", ""], "sex": ["m", "f"], "dose": [0.5, "NA"], "age": [25, 21]}
+    same = {
+        "when": ["2020-01-01", "2020-01-02"],
+        "ward": ["2", ""],
+        "sex": ["m", "f"],
+        "dose": [0.5, "NA"],
+        "age": [25, 21],
+    }
     for extra in ({}, {"id": ["a", "b"]}, {"label": [0, 1]}):
         np.testing.assert_array_equal(stored(text(tmp_path, same | extra), columns, forms, dropped), expected)
     pandas = pytest.importorskip("pandas")
@@ -336,13 +360,28 @@ def test_new_rows_are_read_by_the_names_of_their_columns(tmp_path: Path, trainin
 
 def test_new_rows_that_do_not_fit_are_refused_by_name(tmp_path: Path, training: tuple) -> None:
     columns, forms, dropped = training
-    good = {"age": [25, 21], "dose": [0.5, 1.5], "sex": ["m", "f"], "ward": [1, 2], "when": ["2020-01-01", "2020-01-02"]}
+    good = {
+        "age": [25, 21],
+        "dose": [0.5, 1.5],
+        "sex": ["m", "f"],
+        "ward": [1, 2],
+        "when": ["2020-01-01", "2020-01-02"],
+    }
     for change, sentence in [
-        ({"age": None}, "column 'age' is missing; the model was fitted to age, dose, sex, ward, when. Add it, with empty"),
+        (
+            {"age": None},
+            "column 'age' is missing; the model was fitted to age, dose, sex, ward, when. Add it, with empty",
+        ),
         ({"new": [1, 2]}, "column 'new' was not there in training"),
-        ({"sex": ["m", "x"]}, "column 'sex' has 'x' in row 2 (rows are counted from 1, without the head), which is none of its"),
+        (
+            {"sex": ["m", "x"]},
+            "column 'sex' has 'x' in row 2 (rows are counted from 1, without the head), which is none of its",
+        ),
         ({"ward": [1, 9]}, "column 'ward' has '9' in row 2"),
-        ({"age": [1, "old"]}, "column 'age' has 'old' in row 2 (rows are counted from 1, without the head), which is no number"),
+        (
+            {"age": [1, "old"]},
+            "column 'age' has 'old' in row 2 (rows are counted from 1, without the head), which is no number",
+        ),
         ({"age": [1, -2]}, "column 'age' has -2 in row 2"),
         ({"age": [1, 2.5]}, "column 'age' has 2.5 in row 2"),
         ({"when": ["2020-01-01", "soon"]}, "column 'when' holds no dates ('soon' in row 2"),
@@ -358,8 +397,14 @@ def test_new_rows_that_do_not_fit_are_refused_by_name(tmp_path: Path, training: 
 
 def test_a_table_of_numbers_names_the_column_that_is_none(tmp_path: Path) -> None:
     for cells, sentence in [
-        ({"a": [1, ""], "b": [1, 2]}, "column 'a' has missing cells (row 2; rows are counted from 1, without the head); likelihood=columns"),
-        ({"a": [1, 2], "b": ["u", "v"]}, "column 'b' holds text ('u' in row 1; rows are counted from 1, without the head)"),
+        (
+            {"a": [1, ""], "b": [1, 2]},
+            "column 'a' has missing cells (row 2; rows are counted from 1, without the head); likelihood=columns",
+        ),
+        (
+            {"a": [1, 2], "b": ["u", "v"]},
+            "column 'b' holds text ('u' in row 1; rows are counted from 1, without the head)",
+        ),
         ({"a": [1, 2], "b": ["2020-01-01", "2020-01-02"]}, "column 'b' holds text ('2020-01-01' in row 1"),
         ({"a": [1, 2, "x"], "b": [1, 2, 3]}, "column 'a' has 'x' in row 3"),
     ]:

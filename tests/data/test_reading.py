@@ -62,7 +62,10 @@ def written(folder: Path, text: str, name: str = "t.csv", encoding: str = "utf-8
 )
 def test_one_table_in_many_dialects(tmp_path: Path, engine: str, name: str, text: str, encoding: str) -> None:
     found = read(written(tmp_path, text, name, encoding), engine)
-    assert {head: found[head] for head in ("age", "city")} == {"age": [1.5, None, 3.0], "city": ["Bonn", "Köln", None]}
+    assert {head: found[head] for head in ("age", "city")} == {
+        "age": [1.5, None, 3.0],
+        "city": ["Bonn", "Köln", None],
+    }
     assert set(found) - {"age", "city"} <= {"column 3"}
 
 
@@ -123,7 +126,9 @@ def test_what_nothing_decides_is_refused(
     tmp_path: Path, engine: str, text: str, mark: str, both: dict[str, list[float]]
 ) -> None:
     path = written(tmp_path, text)
-    with pytest.raises(DataError, match=rf"t\.csv: column 'a' has 1.234 in row 1 .*the {mark} can stand before decimals or"):
+    with pytest.raises(
+        DataError, match=rf"t\.csv: column 'a' has 1.234 in row 1 .*the {mark} can stand before decimals or"
+    ):
         read(path, engine)
     for decimal, values in both.items():
         assert read(path, engine, decimal)["a"] == values
@@ -166,7 +171,7 @@ def test_heads(tmp_path: Path, text: str, names: list[str]) -> None:
         (b"a,b\n1,inf\n", r"column 'b' has inf in row 1"),
         (b"\xff\xfe\x80", "not a text file"),
         (b"a\0\0\0b\0c\1\2\3", "not a text file"),
-        (b'a,b\n1,"2\n3,4\n', "a \" is opened and not closed"),
+        (b'a,b\n1,"2\n3,4\n', 'a " is opened and not closed'),
     ],
 )
 def test_damaged_files(tmp_path: Path, engine: str, raw: bytes, sentence: str) -> None:
@@ -227,7 +232,9 @@ def test_random_tables_in_random_dialects_by_csv(tmp_path: Path, engine: str, se
     quoting = csv.QUOTE_ALL if rng.random() < 0.3 else csv.QUOTE_MINIMAL
     missing = rng.choice(["", "NA", "NaN", "null", "?", "N/A"])
     text = io.StringIO()
-    writer = csv.writer(text, delimiter=str(delimiter), quoting=quoting, lineterminator=str(rng.choice(["\n", "\r\n"])))
+    writer = csv.writer(
+        text, delimiter=str(delimiter), quoting=quoting, lineterminator=str(rng.choice(["\n", "\r\n"]))
+    )
     writer.writerow(columns)
     for row in zip(*columns.values(), strict=True):
         cells = [missing if c is None else repr(c).replace(".", decimal) if isinstance(c, float) else c for c in row]
@@ -309,7 +316,12 @@ def test_frames_of_every_library_hold_the_same(tmp_path: Path) -> None:
         "stamp": [epoch + 0.25, epoch + 0.25, None],
     }
     table = pyarrow.table(columns)
-    frames = [table, polars.DataFrame(columns), pandas.DataFrame(columns), table.to_pandas(types_mapper=pandas.ArrowDtype)]
+    frames = [
+        table,
+        polars.DataFrame(columns),
+        pandas.DataFrame(columns),
+        table.to_pandas(types_mapper=pandas.ArrowDtype),
+    ]
     frames.append(polars.DataFrame(columns).with_columns(polars.col("word").cast(polars.Categorical)))
     frames.append(pandas.DataFrame(columns).convert_dtypes())
     for frame in frames:

@@ -220,7 +220,12 @@ def test_a_damaged_folder_is_one_sentence(run: vf.Run, tmp_path: Path) -> None:
     copied = run.copy(tmp_path / "copy").folder if not run.spec.get("never") else run.folder
     path = Path(copied) / "preprocessing.json"
     facts = json.loads(path.read_text())
-    for change in ({"columns": 3}, {"columns": [{"name": "a"}]}, {"forms": ["odd"] * 6}, {"columns": facts["learned"]["columns"][:3]}):
+    for change in (
+        {"columns": 3},
+        {"columns": [{"name": "a"}]},
+        {"forms": ["odd"] * 6},
+        {"columns": facts["learned"]["columns"][:3]},
+    ):
         path.write_text(json.dumps({**facts, "learned": {**facts["learned"], **change}}))
         with pytest.raises(RunError, match=r"preprocessing\.json"):
             vf.load(copied, parts={"likelihood": Gaussian()})

@@ -104,7 +104,8 @@ class GivenOptions(RunOptions):
     """Options of every verb that takes rows or pictures of the user's."""
 
     data: str | None = None
-    """A .csv, .tsv, .txt, .parquet, .feather, .arrow or .npy file, a picture, a folder of pictures, a named data set; else the run's own."""
+    """A .csv, .tsv, .txt, .parquet, .feather, .arrow or .npy file, a picture, a folder of pictures, a named data
+    set; else the run's own."""
     split: Literal["test", "validation", "train"] = "test"
     """The split, of a named data set or of the run's own data."""
     resize: int | None = None

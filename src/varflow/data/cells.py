@@ -21,9 +21,7 @@ Codes = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 #: Text that stands for a missing cell, in small letters.
-MISSING = frozenset(
-    {"", "na", "n/a", "n.a.", "#n/a", "nan", "null", "none", "?", "-", "<na>", "nat"}
-)
+MISSING = frozenset({"", "na", "n/a", "n.a.", "#n/a", "nan", "null", "none", "?", "-", "<na>", "nat"})
 #: What errors say of the number of a row.
 COUNTED = "rows are counted from 1, without the head"
 
@@ -164,7 +162,8 @@ class Cells:
 
     Attributes:
         name: its head.
-        sort: what its cells are: "number", "day" (days since 1970-01-01), "word", or "text", which has still to be read.
+        sort: what its cells are: "number", "day" (days since 1970-01-01), "word", or "text", which has still to be
+            read.
         values: numbers or days ``[N]``, NaN where missing; None of words.
         codes: of words and text, the number of each cell's value ``[N]``; −1 where missing.
         words: the distinct values, of words and text; of numbers that were read from text the text too.
@@ -260,8 +259,8 @@ def arrow_cells(name: str, column: Any) -> Cells:
 
 
 def plain_numbers(name: str, column: Any) -> Cells | None:
-    """An Arrow array of strings as numbers, in one go; None where that says something else than the rules for text, or
-    where they have to be asked.
+    """An Arrow array of strings as numbers, in one go; None where that says something else than the rules for text,
+    or where they have to be asked.
     """
     import pyarrow
     import pyarrow.compute as pc
@@ -327,7 +326,8 @@ def undecided(cells: Cells) -> tuple[str, int] | None:
     """The mark that can be one of decimals or one of thousands in a column that both readings fit, and the first cell
     with it; None where there is none.
     """
-    assert cells.words is not None and cells.codes is not None
+    assert cells.words is not None
+    assert cells.codes is not None
     for mark in ",.":
         has = cells.words.matches(rf"^[+-]?[1-9]\d{{0,2}}{re.escape(mark)}\d{{3}}$")
         if has.any():
@@ -353,7 +353,8 @@ def as_numbers(cells: Cells, mark: str, where: str) -> Cells:
     Raises:
         DataError: an infinite number.
     """
-    assert cells.words is not None and cells.codes is not None
+    assert cells.words is not None
+    assert cells.codes is not None
     distinct = cells.words.numbers(mark)
     values = np.append(distinct, np.nan)[cells.codes]
     infinite = np.isinf(values)
@@ -396,7 +397,8 @@ def as_days(cells: Cells, where: str, order: str = "") -> Cells:
     Raises:
         DataError: several formats, an order of day and month that cannot be told, or a day that there is not.
     """
-    assert cells.words is not None and cells.codes is not None
+    assert cells.words is not None
+    assert cells.codes is not None
     found = date_format(cells.words)
     named = f"{where}: column '{cells.name}'"
     if not found:
@@ -429,7 +431,9 @@ def as_days(cells: Cells, where: str, order: str = "") -> Cells:
                 )
     hour, minute, second_, fraction, zone = times
     h, m, s = (_whole(part, empty=True) for part in (hour, minute, second_))
-    wrong = (month < 1) | (month > 12) | (day < 1) | (day > _month_length(year, month)) | (h > 23) | (m > 59) | (s > 60)
+    wrong = (
+        (month < 1) | (month > 12) | (day < 1) | (day > _month_length(year, month)) | (h > 23) | (m > 59) | (s > 60)
+    )
     if wrong.any():
         raise DataError(f"{named} has a date that there is not{_first(cells, wrong)}; correct or empty that cell")
     days, seconds = _days(year, month, day), (h * 60 + m) * 60 + s - _offset(zone)
@@ -508,8 +512,7 @@ def _month_length(year: Codes, month: Codes) -> Codes:
 def iso(days: Numbers) -> list[str]:
     """Days since 1970-01-01 as 2024-03-01, with a time where one of them is no midnight; "" where missing."""
     stamps = as_datetime(days)
-    unit = np.datetime_data(stamps.dtype)[0]
-    texts = np.datetime_as_string(stamps, unit=unit)
+    texts = np.datetime_as_string(stamps)
     return ["" if text == "NaT" else text for text in texts.tolist()]
 
 

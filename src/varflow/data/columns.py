@@ -33,8 +33,8 @@ class Columns(Protocol):
     - missing: x = 0.
 
     u ~ U(0, 1) is the noise of a column that lies on a grid (step > 0), as in :class:`varflow.data.table.Table`.
-    ladj = Σ log|dx/dv| over the observed cells of real, date and positive columns: −log scale, and −log scale − log v of
-    positive ones. So log p(x) + ladj is of the table in its own units: a density in the continuous columns, a
+    ladj = Σ log|dx/dv| over the observed cells of real, date and positive columns: −log scale, and −log scale − log
+    v of positive ones. So log p(x) + ladj is of the table in its own units: a density in the continuous columns, a
     probability in the others.
 
     Stored values are float64 ``[N, D]``: numbers, codes, days since 1970-01-01; NaN where missing.
@@ -50,7 +50,8 @@ class Columns(Protocol):
     purpose: ClassVar[str | None] = "dequantize"
     stored: ClassVar[torch.dtype] = torch.float32
     scored: ClassVar[str] = (
-        "density of the continuous columns, where rounded ones have uniform noise of one step, times the probability of "
+        "density of the continuous columns, where rounded ones have uniform noise of one step, times the "
+        "probability of "
         "the others, of the observed cells in the units of the table"
     )
     columns: tuple[Column, ...] = ()
@@ -61,7 +62,7 @@ class Columns(Protocol):
     def __post_init__(self) -> None:
         if self._held:
             return
-        told = {
+        told: dict[str, list[Any]] = {
             "loc": [c.loc if c.continuous else 0.0 for c in self.columns],
             "scale": [c.scale if c.continuous else 1.0 for c in self.columns],
             "step": [c.step for c in self.columns],
@@ -87,7 +88,8 @@ class Columns(Protocol):
         """What the training split says of each column: location and scale, grid, tail, share of missing cells.
 
         Raises:
-            DataError: a column that has one value in the training rows, or one that many rows share and is on no grid.
+            DataError: a column that has one value in the training rows, or one that many rows share and is on no
+                grid.
         """
         learned = [_learned(column, cells) for column, cells in zip(columns, train.double().cpu().T, strict=True)]
         return cls("columns", None, tuple(learned), tuple(forms), dict(dropped or {})).to(train.device)
@@ -181,11 +183,15 @@ class Columns(Protocol):
         if event_shape != (len(self.columns),):
             return f"there are {len(self.columns)} columns, the data have {list(event_shape)}"
         for column in self.columns:
-            numbers = torch.tensor([column.loc, column.scale, column.step, column.origin, column.tail, column.missing])
+            numbers = torch.tensor(
+                [column.loc, column.scale, column.step, column.origin, column.tail, column.missing]
+            )
             if not bool(numbers.isfinite().all()):
                 return f"column '{column.name}' holds a NaN or an infinity"
             if column.scale <= 0 or column.step < 0 or column.tail < 0 or not 0 <= column.missing <= 1:
-                return f"column '{column.name}' has scale {column.scale:g}, step {column.step:g}, tail {column.tail:g}"
+                return (
+                    f"column '{column.name}' has scale {column.scale:g}, step {column.step:g}, tail {column.tail:g}"
+                )
         return None
 
     def learned(self) -> dict[str, Any]:
@@ -218,7 +224,8 @@ def _learned(column: Column, cells: Tensor) -> Column:
         return replace(column, missing=missing)
     if bool((v == v[0]).all()):
         raise DataError(
-            f"x: column {name} has one value in the training rows ({float(v[0]):g}), so its scale would be 0; drop it "
+            f"x: column {name} has one value in the training rows ({float(v[0]):g}), so its scale would be 0; drop "
+            "it "
             f"({column.name}:drop), or give more rows"
         )
     if column.kind == "count":
@@ -227,7 +234,8 @@ def _learned(column: Column, cells: Tensor) -> Column:
     step, origin = (_clock(v), 0.0) if column.kind == "date" else _grid(v, name)
     if column.kind == "positive" and float(v.min()) <= step / 2:
         raise DataError(
-            f"x: column {name} is set to positive, and its smallest value {float(v.min()):g} is within half a step of 0 on "
+            f"x: column {name} is set to positive, and its smallest value {float(v.min()):g} is within half a step "
+            "of 0 on "
             f"its grid of {step:g}; say {column.name}:real"
         )
     tail = 0.0
@@ -236,8 +244,8 @@ def _learned(column: Column, cells: Tensor) -> Column:
         few = v if len(v) <= ROWS else v[torch.randperm(len(v), generator=torch.Generator().manual_seed(0))[:ROWS]]
         found = tail_of(few)
         if found is not None:
-            loc, scale, tail = found
-            return replace(column, loc=loc, scale=scale, tail=tail, missing=missing)
+            location, width, tail = found
+            return replace(column, loc=location, scale=width, tail=tail, missing=missing)
     spread, centre = torch.std_mean(v.log() if column.kind == "positive" else v, correction=0)
     return replace(
         column, loc=float(centre), scale=float(spread), step=step, origin=origin, tail=tail, missing=missing
@@ -273,7 +281,8 @@ def _decimals(step: float, origin: float) -> int:
     """Decimals of the numbers on a grid; −400, whose power of ten is 0, where they have no few."""
     for places in range(_DECIMALS + 1):
         tens = 10.0**places
-        if all(abs(value * tens - round(value * tens)) < 1e-9 * max(1.0, abs(value * tens)) for value in (step, origin)):
+        if all(
+            abs(value * tens - round(value * tens)) < 1e-9 * max(1.0, abs(value * tens)) for value in (step, origin)
+        ):
             return places
     return -400
-

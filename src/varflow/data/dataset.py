@@ -28,8 +28,8 @@ class Batch(NamedTuple):
 
     ``x``: [B, *event]. ``ladj``: [B] nats; log p(x) + ladj is of the stored values, in the units of the data
     (:mod:`varflow.data.protocols`); zeros where the protocol has no transform. ``mask``: [B, D], True where a cell is
-    there; None where no cell of the data is missing. ``context``: [B, C], what the model is conditioned on; None where
-    it is not.
+    there; None where no cell of the data is missing. ``context``: [B, C], what the model is conditioned on; None
+    where it is not.
     """
 
     x: Float[Tensor, "batch ..."]

@@ -1,19 +1,21 @@
 """Which kind each column of a table is, found or set; and its cells as stored values. No torch here.
 
-Stored values are float64 ``[N, D]``: numbers as they are, of an ordinal, category or binary column the code 0 … K − 1 of
-the value, of a date the days since 1970-01-01, with a fraction for the time; NaN where a cell is missing.
+Stored values are float64 ``[N, D]``: numbers as they are, of an ordinal, category or binary column the code 0 … K −
+1 of the value, of a date the days since 1970-01-01, with a fraction for the time; NaN where a cell is missing.
 
 How a kind is found:
 
 * a column of two values, whatever they are, is **binary**;
 * dates are **date**; numbers that are whole and ≥ 0, up to 100,000, are **count**;
-* other numbers are **positive** where all are above 0 and a log-normal has a likelihood more than e^7.5 times that of a
-  Gaussian and of a Student-t (what chance does in one column of 10⁴), else **real**;
-* words are **category**; **ordinal** where an ordered categorical of pandas or an ordered dictionary of Arrow says so.
+* other numbers are **positive** where all are above 0 and a log-normal has a likelihood more than e^7.5 times that
+  of a Gaussian and of a Student-t (what chance does in one column of 10⁴), else **real**;
+* words are **category**; **ordinal** where an ordered categorical of pandas or an ordered dictionary of Arrow says
+  so.
 
-What is left out, with a reason that is said and stored: a column with one value or none, an id (whole numbers that count the
-rows, or all of them different under a name such as id; words of which every row has its own), and free text (more than half
-of its cells are different). A column of which more than half of the cells are numbers, and not all, is refused.
+What is left out, with a reason that is said and stored: a column with one value or none, an id (whole numbers that
+count the rows, or all of them different under a name such as id; words of which every row has its own), and free
+text (more than half of its cells are different). A column of which more than half of the cells are numbers, and not
+all, is refused.
 """
 
 from __future__ import annotations
@@ -29,11 +31,23 @@ from numpy.typing import NDArray
 
 from varflow.core.columns import KINDS, NAMED, Column
 from varflow.core.errors import DataError, SpecError, suggestion, unknown
-from varflow.data.cells import COUNTED, Cells, Listed, Numbers, as_days, as_numbers, date_format, is_number, iso, number_text
+from varflow.data.cells import (
+    COUNTED,
+    Cells,
+    Listed,
+    Numbers,
+    as_days,
+    as_numbers,
+    date_format,
+    is_number,
+    iso,
+    number_text,
+)
 from varflow.data.named import LABEL_HEADS
 from varflow.data.reading import Raw
 
-#: A count beyond this has a density, as other numbers have: a probability of one number among so many is none to tell.
+#: A count beyond this has a density, as other numbers have: a probability of one number among so many is none to
+#: tell.
 LARGEST_COUNT = 100_000
 #: Whole numbers that float32 tells apart.
 _EXACT_COUNT = 2**24
@@ -47,15 +61,17 @@ _NO = ("false", "no", "n", "f", "0", "off", "absent", "negative")
 _GAIN = 7.55
 #: Rows that a fit by iteration looks at.
 ROWS = 20_000
-#: How a column came, and comes out again: whole numbers, other numbers, truth values, words, dates, dates with a time. Of
-#: dates that were written with day and month in an order that was set, the order stands behind it.
+#: How a column came, and comes out again: whole numbers, other numbers, truth values, words, dates, dates with a
+#: time. Of dates that were written with day and month in an order that was set, the order stands behind it.
 FORMS = ("whole", "number", "truth", "text", "day", "time", "day dmy", "day mdy", "time dmy", "time mdy")
 _ID = re.compile(r"(^|[_\s.-])(id|ids|uid|uuid|key|index|row|nr|no|number)$|^column 1$|[a-z]I[dD]$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is set by hand of a column: ``age:count``, ``size:ordinal=small|medium|large``, ``when:date=dmy``, ``id:drop``."""
+    """What is set by hand of a column: ``age:count``, ``size:ordinal=small|medium|large``, ``when:date=dmy``,
+    ``id:drop``.
+    """
 
     name: str
     kind: str
@@ -96,7 +112,9 @@ def wishes(settings: Sequence[str]) -> dict[str, Wish]:
         name, colon, rest = text.rpartition(":") if "=" not in text else _split(text)
         kind, _, order = rest.partition("=")
         if not colon or not name:
-            raise SpecError(f"column: was '{text}'; use name:kind, such as age:count, size:ordinal=small|large, id:drop")
+            raise SpecError(
+                f"column: was '{text}'; use name:kind, such as age:count, size:ordinal=small|large, id:drop"
+            )
         if kind not in (*KINDS, "drop"):
             raise unknown(f"column: kind of '{name}'", kind, [*KINDS, "drop"])
         if name in out:
@@ -298,7 +316,9 @@ def _coded(cells: Cells, kind: str, where: str, order: tuple[str, ...] = ()) -> 
     else:
         wanted = tuple(sorted(words[code] for code in seen))
     if kind == "binary" and len(wanted) != 2:
-        raise DataError(f"{there} is set to binary and has {len(wanted)} values ({', '.join(wanted[:4])}); use category")
+        raise DataError(
+            f"{there} is set to binary and has {len(wanted)} values ({', '.join(wanted[:4])}); use category"
+        )
     if len(wanted) < 2:
         raise DataError(f"{there} is set to {kind} and has one value ({wanted[0]}); say {cells.name}:drop")
     if kind == "binary" and not order and wanted[1].lower() in _NO and wanted[0].lower() not in _NO:
@@ -322,8 +342,8 @@ def _codes(named: Cells, column: Column, where: str) -> Numbers:
         row = int(np.flatnonzero(values < 0)[0])
         known = ", ".join(column.categories[:10]) + (", …" if len(column.categories) > 10 else "")
         raise DataError(
-            f"{where}: column '{column.name}' has '{named.shown(row)}' in row {row + 1} ({COUNTED}), which is none of its "
-            f"values: {known}; correct or empty that cell, or fit to data that have it"
+            f"{where}: column '{column.name}' has '{named.shown(row)}' in row {row + 1} ({COUNTED}), which is none "
+            f"of its values: {known}; correct or empty that cell, or fit to data that have it"
         )
     return values
 
@@ -338,7 +358,9 @@ def _no_number(cells: Cells, where: str, kind: str = "") -> DataError:
     hit = np.append(~good, False)[cells.codes]
     row = int(np.flatnonzero(hit)[0])
     rest = int((cells.codes >= 0).sum() - hit.sum())
-    begin = f"{where}: column '{cells.name}' has '{cells.shown(row)}' in row {row + 1} ({COUNTED}), which is no number"
+    begin = (
+        f"{where}: column '{cells.name}' has '{cells.shown(row)}' in row {row + 1} ({COUNTED}), which is no number"
+    )
     if kind:
         return DataError(f"{begin}, and is of kind {kind}; correct or empty that cell")
     return DataError(
@@ -367,8 +389,8 @@ def _values(cells: Cells, column: Column, where: str, order: str = "") -> Number
         row = int(np.flatnonzero(~cells.missing)[0])
         needed = "dates" if wanted == "day" else "numbers"
         raise DataError(
-            f"{where}: column '{column.name}' holds {what} ('{cells.shown(row)}' in row {row + 1}; {COUNTED}), and is of kind "
-            f"{column.kind}; give {needed}"
+            f"{where}: column '{column.name}' holds {what} ('{cells.shown(row)}' in row {row + 1}; {COUNTED}), and "
+            f"is of kind {column.kind}; give {needed}"
         )
     values = np.full(len(cells), np.nan) if cells.values is None else cells.values
     check_values(values, column, where)
@@ -397,8 +419,8 @@ def check_values(values: Numbers, column: Column, where: str) -> None:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise DataError(
-            f"{where}: column '{column.name}' has {number_text(values[row])} in row {row + 1} ({COUNTED}), which is {what}, and "
-            f"is of kind {column.kind}; correct or empty that cell"
+            f"{where}: column '{column.name}' has {number_text(values[row])} in row {row + 1} ({COUNTED}), which is "
+            f"{what}, and is of kind {column.kind}; correct or empty that cell"
         )
 
 
@@ -433,19 +455,22 @@ def stored(raw: Raw, columns: Sequence[Column], forms: Sequence[str], dropped: I
     Columns that training left out may be there or not; so may one that gives labels.
 
     Raises:
-        DataError: a column that is missing or new, a new category, or text among numbers; with the name of the column.
+        DataError: a column that is missing or new, a new category, or text among numbers; with the name of the
+            column.
     """
     held = {cells.name: cells for cells in raw.columns}
     names = [column.name for column in columns]
     if not raw.named:
         if len(held) != len(names):
-            raise DataError(f"{raw.where}: has {len(held)} columns without names; the model was fitted to {', '.join(names)}")
+            raise DataError(
+                f"{raw.where}: has {len(held)} columns without names; the model was fitted to {', '.join(names)}"
+            )
         held = dict(zip(names, (replace(c, name=n) for c, n in zip(raw.columns, names, strict=True)), strict=True))
     for name in names:
         if name not in held:
             raise DataError(
-                f"{raw.where}: column '{name}' is missing; the model was fitted to {', '.join(names)}. Add it, with empty "
-                "cells if nothing is known of it"
+                f"{raw.where}: column '{name}' is missing; the model was fitted to {', '.join(names)}. Add it, with "
+                "empty cells if nothing is known of it"
             )
     for name in held:
         if name not in names and name not in dropped and name.lower() not in LABEL_HEADS:
@@ -496,8 +521,8 @@ def numbers_alone(raw: Raw) -> tuple[Numbers, Any, tuple[str, ...]]:
         if cells.missing.any():
             row = int(np.flatnonzero(cells.missing)[0])
             raise DataError(
-                f"{raw.where}: column '{cells.name}' has missing cells (row {row + 1}; {COUNTED}); {ADVICE}, or impute or "
-                "remove such rows"
+                f"{raw.where}: column '{cells.name}' has missing cells (row {row + 1}; {COUNTED}); {ADVICE}, or "
+                "impute or remove such rows"
             )
         out.append(_held(cells))
     return np.stack(out, 1), labels, raw.names if raw.named else ()

@@ -54,8 +54,8 @@ def load(
 
     Own data: ``.npy`` or ``.npz`` (uint8 pictures [N, H, W], [N, H, W, C] or [N, C, H, W], or a
     table [N, D]; .npz keys x and labels, or train, validation, test and y_train …), tables ``.csv``,
-    ``.tsv``, ``.txt``, ``.parquet``, ``.feather`` or ``.arrow`` (:mod:`varflow.data.reading`), a folder of pictures. Without splits of
-    their own they are permuted with a fixed seed and cut 80/10/10; without validation, it is the
+    ``.tsv``, ``.txt``, ``.parquet``, ``.feather`` or ``.arrow`` (:mod:`varflow.data.reading`), a folder of pictures.
+    Without splits of their own they are permuted with a fixed seed and cut 80/10/10; without validation, it is the
     last tenth of train.
 
     Args:
@@ -116,8 +116,8 @@ def load(
 def _check_columns(column: Sequence[str], protocol: str) -> None:
     if column and protocol != "columns":
         raise SpecError(
-            f"column: was {', '.join(column)}; kinds of columns are for likelihood=columns (protocol columns), and this "
-            f"is protocol {protocol}"
+            f"column: was {', '.join(column)}; kinds of columns are for likelihood=columns (protocol columns), "
+            f"and this is protocol {protocol}"
         )
 
 
@@ -152,7 +152,9 @@ def _of_kinds(
 def _of_arrays(arrays: named.Arrays, column: Sequence[str], kept: Protocol | None) -> named.Arrays:
     """The same of arrays of numbers."""
     heads = tuple(arrays.facts.get("columns", ()))
-    tables = {part: _matrix(plain(values, part, heads, missing=True), heads) for part, values in arrays.values.items()}
+    tables = {
+        part: _matrix(plain(values, part, heads, missing=True), heads) for part, values in arrays.values.items()
+    }
     made = _of_kinds(arrays.name, tables, column, kept)
     made.labels, made.facts, made.truth = arrays.labels or made.labels, {**arrays.facts, **made.facts}, arrays.truth
     return made
@@ -218,7 +220,8 @@ def from_tensor(
     _check_columns(column, protocol)
     splits = dict(x) if isinstance(x, Mapping) else {"all": x}
     if protocol == "columns":
-        return _build(_tables(name, splits, labels, columns, column, kept), protocol, levels, flip, seed_eval, True, kept)
+        found = _tables(name, splits, labels, columns, column, kept)
+        return _build(found, protocol, levels, flip, seed_eval, True, kept)
     held = {_SPLITS.get(part, part): given(rows) for part, rows in splits.items()}
     heads = tuple(columns) or next(iter(held.values()), Given(None)).columns
     values = {part: in_order(one, heads) for part, one in held.items()}
@@ -234,7 +237,12 @@ def from_tensor(
 
 
 def _tables(
-    name: str, splits: Mapping[str, Any], labels: Any, heads: Sequence[str], column: Sequence[str], kept: Protocol | None
+    name: str,
+    splits: Mapping[str, Any],
+    labels: Any,
+    heads: Sequence[str],
+    column: Sequence[str],
+    kept: Protocol | None,
 ) -> named.Arrays:
     """Frames or matrices under the protocol columns."""
     tables, marks, frame = {}, {}, ""
@@ -404,8 +412,8 @@ def _own(path: Path, resize: int | tuple[int, int] | None, decimal: str = "auto"
     if kind in tables:
         return own.table(path, decimal)
     raise DataError(
-        f"{path}: suffix '{kind}' is none of {', '.join((*arrays, *tables))}; save it as one of them, or name a folder of "
-        "pictures"
+        f"{path}: suffix '{kind}' is none of {', '.join((*arrays, *tables))}; save it as one of them, or name a "
+        "folder of pictures"
     )
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from varflow.core.errors import DataError
 from varflow.data.kinds import numbers_alone
 from varflow.data.named import Arrays
-from varflow.data.reading import read_table
 from varflow.data.readers import content, need
+from varflow.data.reading import read_table
 
 PICTURES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}

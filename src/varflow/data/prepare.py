@@ -25,7 +25,9 @@ COLOUR = 3
 
 
 def plain(array: Any, split: str, names: Sequence[str] = (), missing: bool = False) -> Tensor:
-    """A tensor of uint8 or floats, at least two-dimensional, not empty, finite; with ``missing`` NaN is a missing cell."""
+    """A tensor of uint8 or floats, at least two-dimensional, not empty, finite; with ``missing`` NaN is a missing
+    cell.
+    """
     if isinstance(array, np.ndarray) and (
         array.dtype.kind not in "biuf" or array.dtype.itemsize > 8
     ):

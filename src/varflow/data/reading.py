@@ -4,18 +4,18 @@ How a file of text is read, which decision depends on what:
 
 * **Encoding**: what the byte-order mark says; else UTF-16 where every second byte is zero; else UTF-8; else
   Windows-1252, or Latin-1 where that has no such byte.
-* **Delimiter**: of tab, semicolon, bar and comma the one that cuts the first 200 rows into equally many cells, more than
-  one; of several such the one that leaves most cells numbers. A file .tsv has tabs. Blanks, where nothing else cuts.
-  A first line ``sep=;`` says it.
-* **Quotes**: ``"`` around cells with delimiters or line breaks in them, a doubled one (or ``\\"``) for itself; ``'`` where the
-  file has no ``"``.
+* **Delimiter**: of tab, semicolon, bar and comma the one that cuts the first 200 rows into equally many cells, more
+  than one; of several such the one that leaves most cells numbers. A file .tsv has tabs. Blanks, where nothing else
+  cuts. A first line ``sep=;`` says it.
+* **Quotes**: ``"`` around cells with delimiters or line breaks in them, a doubled one (or ``\\"``) for itself; ``'``
+  where the file has no ``"``.
 * **Head**: the first row, where none of its cells is a number, a date or missing; the cells at its ends may be empty.
-* **Missing**: an empty cell, NA, N/A, NaN, null, None, ``?``, ``-``, in small letters or large. Blanks around a cell do not
-  count.
-* **Decimals**: a point or a comma, whichever makes numbers of all cells of a column. ``1,234`` alone can be both; then the
-  other columns of the file decide, then the whole numbers beside it in its column (1234 says that commas group nothing;
-  two of at most three digits say that they do, if the delimiter is no semicolon). In a file that semicolons do not cut, a
-  point stands before decimals. What nothing decides is refused.
+* **Missing**: an empty cell, NA, N/A, NaN, null, None, ``?``, ``-``, in small letters or large. Blanks around a cell
+  do not count.
+* **Decimals**: a point or a comma, whichever makes numbers of all cells of a column. ``1,234`` alone can be both;
+  then the other columns of the file decide, then the whole numbers beside it in its column (1234 says that commas
+  group nothing; two of at most three digits say that they do, if the delimiter is no semicolon). In a file that
+  semicolons do not cut, a point stands before decimals. What nothing decides is refused.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ class Dialect(NamedTuple):
         yield from (cells for cells in found if len(cells) > 1 or (cells and cells[0].strip()))
 
 
-def decoded(raw: bytes, where: str) -> tuple[str, str]:
-    """The text of a file, and its encoding.
+def decoded(raw: bytes, where: str) -> str:
+    """The text of a file.
 
     Raises:
         DataError: bytes that are no text.
@@ -174,7 +174,7 @@ def decoded(raw: bytes, where: str) -> tuple[str, str]:
             continue
         if "\0" in text[:10_000]:
             raise DataError(f"{where}: not a text file (it holds zero bytes)")
-        return text, encoding
+        return text
     raise DataError(f"{where}: not a text file ({failed})")
 
 
@@ -234,7 +234,9 @@ def _is_plain(cell: str) -> bool:
 
 
 def _is_head(row: Sequence[str]) -> bool:
-    """Whether a first row is the head: nothing in it is a number, a date or missing; the cells at its ends may be empty."""
+    """Whether a first row is the head: nothing in it is a number, a date or missing; the cells at its ends may be
+    empty.
+    """
     cells = [cell.strip() for cell in row]
     words = Listed([cell for cell in cells if cell])
     if not len(words) or any(cell.lower() in MISSING for cell in (*words.plain(), *cells[1:-1])):
@@ -244,7 +246,7 @@ def _is_head(row: Sequence[str]) -> bool:
 
 
 def _text_file(path: Path, engine: str) -> Raw:
-    text, encoding = decoded(content(path), str(path))
+    text = decoded(content(path), str(path))
     suffix = path.suffix.lower()
     begin, delimiter = 0, None
     if said := re.match(r"sep=(.)\r?\n", text):
@@ -282,7 +284,9 @@ def _by_lines(path: Path, text: str, dialect: Dialect) -> Raw:
         rows = list(dialect._replace(strict=True).rows(io.StringIO(text, newline="")))
     except csv.Error as error:
         if "unexpected end" in str(error):
-            raise DataError(f"{path}: a {dialect.quote} is opened and not closed before the file ends; close it") from error
+            raise DataError(
+                f"{path}: a {dialect.quote} is opened and not closed before the file ends; close it"
+            ) from error
         try:
             rows = list(dialect.rows(io.StringIO(text, newline="")))
         except csv.Error as failed:
@@ -343,7 +347,7 @@ def _by_arrow(path: Path, text: str, sample: str, dialect: Dialect) -> Raw | Non
             ),
             arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(keys, pyarrow.string()), strings_can_be_null=True,
-                null_values=sorted({form(word) for word in MISSING for form in (str, str.upper, str.title)} | {"NaN"}),
+                null_values=sorted({"NaN", *(form(w) for w in MISSING for form in (str, str.upper, str.title))}),
             ),
         )  # fmt: skip
     except pyarrow.ArrowException:
@@ -621,7 +625,9 @@ def _of_arrow(table: Any, where: str) -> Iterator[Cells]:
 
 
 def _strange(name: str, kind: Any, where: str) -> DataError:
-    return DataError(f"{where}: column '{name}' holds {kind}, should be numbers, text or dates; drop it, or turn it into them")
+    return DataError(
+        f"{where}: column '{name}' holds {kind}, should be numbers, text or dates; drop it, or turn it into them"
+    )
 
 
 def _coded(name: str, codes: Codes, words: list[str], ordered: bool) -> Cells:
@@ -637,7 +643,9 @@ def _numeric(name: str, values: Any, whole: bool, where: str) -> Cells:
     infinite = np.isinf(values)
     if infinite.any():
         row = int(np.flatnonzero(infinite)[0])
-        raise DataError(f"{where}: column '{name}' has {values[row]} in row {row + 1} ({COUNTED}); remove or empty that cell")
+        raise DataError(
+            f"{where}: column '{name}' has {values[row]} in row {row + 1} ({COUNTED}); remove or empty that cell"
+        )
     there = values[~np.isnan(values)]
     if whole and there.size and np.abs(there).max() > _EXACT:
         raise DataError(
@@ -661,4 +669,6 @@ def library(x: Any) -> str:
 
 def of_numbers(columns: Mapping[str, Numbers], named: bool, where: str = "x") -> Raw:
     """Columns of numbers as a table."""
-    return _checked(Raw(tuple(_numeric(name, values, False, where) for name, values in columns.items()), where, named))
+    return _checked(
+        Raw(tuple(_numeric(name, values, False, where) for name, values in columns.items()), where, named)
+    )

@@ -53,8 +53,8 @@ class DataSettings(Settings):
     ] = "auto"
     column: Annotated[
         tuple[str, ...],
-        "Tables under likelihood=columns: the kind of a column, name:kind, where it is not to be found: real, positive, "
-        "count, ordinal (size:ordinal=small|large), category, binary, date, or drop. Once for each column.",
+        "Tables under likelihood=columns: the kind of a column, name:kind, where it is not to be found: real, "
+        "positive, count, ordinal (size:ordinal=small|large), category, binary, date, or drop. Once for each column.",
     ] = ()
     data_seed: Annotated[
         int, "Seed of the simulated data: gaussian-1, gaussian-2, three-clusters.", AtLeast(0)

@@ -13,7 +13,7 @@ import numpy as np
 from varflow.core.columns import NAMED, Column
 from varflow.core.errors import DataError, SpecError
 from varflow.core.files import make_folder, write_atomically, write_text
-from varflow.data.cells import Listed, as_datetime, is_number
+from varflow.data.cells import Listed, Numbers, as_datetime, is_number
 from varflow.data.readers import need
 
 #: What can be written, by suffix.
@@ -23,8 +23,8 @@ TABLES = (".csv", ".tsv", ".parquet", ".npy")
 def write_table(path: Path, columns: Mapping[str, Sequence[Any]], values: Any = None) -> None:
     """Columns of equal length as .csv, .tsv or .parquet; as .npy ``values``, or the columns side by side.
 
-    Numbers are written with as many digits as it takes to read them back, dates as 2024-03-01, a masked cell as an empty
-    one, in .parquet as a null.
+    Numbers are written with as many digits as it takes to read them back, dates as 2024-03-01, a masked cell as an
+    empty one, in .parquet as a null.
 
     Raises:
         SpecError: another suffix.
@@ -84,7 +84,7 @@ def _array(column: Sequence[Any]) -> np.ndarray[Any, Any]:
 def _cells(column: np.ndarray[Any, Any]) -> list[Any]:
     """Cells as :mod:`csv` writes them."""
     masked = isinstance(column, np.ma.MaskedArray)
-    plain = column.data if masked else column
+    plain: np.ndarray[Any, Any] = np.asarray(column.data) if masked else column
     if plain.dtype.kind == "M":
         plain = np.datetime_as_string(plain)
     cells = plain.tolist()
@@ -101,8 +101,8 @@ def table_of(
 ) -> dict[str, np.ma.MaskedArray[Any, Any]]:
     """Stored values ``[N, D]`` (:mod:`varflow.data.kinds`) as the columns of the table that they are of.
 
-    Counts and other whole numbers are int64, other numbers float64, values of a category text, dates datetime64; missing
-    cells are masked.
+    Counts and other whole numbers are int64, other numbers float64, values of a category text, dates datetime64;
+    missing cells are masked.
     """
     each = zip(columns, forms, np.asarray(values, np.float64).T, strict=True)
     return {column.name: _column(column, form, cells) for column, form, cells in each}
@@ -110,13 +110,13 @@ def table_of(
 
 def _column(column: Column, form: str, values: np.ndarray[Any, Any]) -> np.ma.MaskedArray[Any, Any]:
     gone = np.isnan(values)
-    filled = np.where(gone, 0, values)
+    filled: Numbers = np.where(gone, 0, values).astype(np.float64)
     found: np.ndarray[Any, Any]
     if column.kind in NAMED:
         found = _named(column, form)[filled.astype(np.int64)]
     elif column.kind == "date":
         # The time of day of a column that has none is no matter of rounding.
-        found = as_datetime(np.round(filled) if form.startswith("day") else filled)
+        found = as_datetime(np.rint(filled) if form.startswith("day") else filled)
         if form.startswith("time") and found.dtype == np.dtype("datetime64[D]"):
             found = found.astype("datetime64[s]")
     elif column.kind == "count" or form == "whole":

@@ -246,7 +246,9 @@ def _columns(folder: Path) -> tuple[Column, ...]:
     try:
         return tuple(Column.from_json(held) for held in learned["columns"])
     except (KeyError, TypeError, DataError) as error:
-        raise RunError(f"{folder / PREPROCESSING}: not what varflow wrote ({error}); restore it or fit again") from error
+        raise RunError(
+            f"{folder / PREPROCESSING}: not what varflow wrote ({error}); restore it or fit again"
+        ) from error
 
 
 def write_preprocessing(folder: Path, dataset: Dataset | TargetBatches) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from varflow.core.errors import SpecError
-from varflow.data.dataset import SPLITS, Dataset
 from varflow.data.columns import Columns
+from varflow.data.dataset import SPLITS, Dataset
 from varflow.data.given import given, in_order, like
 from varflow.data.loading import stored_rows, table_rows
 from varflow.data.reading import is_frame, library
@@ -47,8 +47,8 @@ def pieces(run: Run, x: Any, seed: int = 0, equal_noise: bool = False) -> Iterat
 
 
 def answered(run: Run, x: Any, found: Tensor) -> Any:
-    """Rows in the units of the data, in the kind that x is: a frame for a frame, with the names of its columns, and the
-    values of each as they came.
+    """Rows in the units of the data, in the kind that x is: a frame for a frame, with the names of its columns, and
+    the values of each as they came.
     """
     kept = run.preprocessing
     if not isinstance(kept, Columns) or not is_frame(x):

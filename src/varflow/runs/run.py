@@ -222,8 +222,8 @@ class Run:
         """``count`` draws of p(x) in the units of the data: raw rows, or levels of pictures; ``[count, *event]``.
 
         Of a fit to a target: z ~ q(z) ``[count, D]``, or ``[fits, count, D]`` where several were trained together. Of
-        a frame whose columns are each of a kind (likelihood=columns): a frame of the same library. Of such a table in a
-        file: its stored values, which :meth:`frame` writes out.
+        a frame whose columns are each of a kind (likelihood=columns): a frame of the same library. Of such a table
+        in a file: its stored values, which :meth:`frame` writes out.
 
         Args:
             count: how many.
