@@ -241,8 +241,7 @@ def _learned(column: Column, cells: Tensor) -> Column:
     tail = 0.0
     if column.kind == "real" and not step:
         # So many rows tell ν, location and scale as well as all of them would.
-        few = v if len(v) <= ROWS else v[torch.randperm(len(v), generator=torch.Generator().manual_seed(0))[:ROWS]]
-        found = tail_of(few)
+        found = tail_of(_some(v))
         if found is not None:
             location, width, tail = found
             return replace(column, loc=location, scale=width, tail=tail, missing=missing)
@@ -261,8 +260,18 @@ def _clock(days: Tensor) -> float:
     return 0.0
 
 
+def _some(v: Tensor) -> Tensor:
+    """As many of the cells as it takes to tell what they are like."""
+    return v if len(v) <= ROWS else v[torch.randperm(len(v), generator=torch.Generator().manual_seed(0))[:ROWS]]
+
+
 def _grid(v: Tensor, name: str) -> tuple[float, float]:
     """The step of a rounded column's grid, and a number on it; (0, 0) of a continuous column."""
+    few = _some(v)
+    fine = few * 10.0**6
+    # Of so many cells nearly all differ, and they have more than six decimals: all cells need not be put in order.
+    if len(few) < len(v) and len(few.unique()) > 0.99 * len(few) and bool((fine != fine.round()).any()):
+        return 0.0, 0.0
     step, origin = step_of(v, name), float(v.min())
     if not step:
         return 0.0, 0.0

@@ -54,11 +54,13 @@ _EXACT_COUNT = 2**24
 #: The most values of a category.
 _MOST = 10_000
 #: A column with fewer cells is never free text or an id by the share of different ones.
-_FEW = 20
+_TELLING = 20
 #: Words of which the first means no.
 _NO = ("false", "no", "n", "f", "0", "off", "absent", "negative")
 #: log of how much likelier a log-normal must be.
 _GAIN = 7.55
+#: Cells that are looked at first.
+_FIRST = 1000
 #: Rows that a fit by iteration looks at.
 ROWS = 20_000
 #: How a column came, and comes out again: whole numbers, other numbers, truth values, words, dates, dates with a
@@ -208,28 +210,40 @@ def _distinct(cells: Cells) -> int:
     return len(np.unique(cells.codes[cells.codes >= 0]))
 
 
+def _few(cells: Cells) -> int:
+    """How many values there are, of a column that has one or two; of any other three."""
+    if cells.sort in ("number", "day"):
+        assert cells.values is not None
+        # The first cells tell of nearly every column that there are more.
+        first = cells.values[:_FIRST]
+        if len(np.unique(first[~np.isnan(first)])) > 2:
+            return 3
+    return min(_distinct(cells), 3)
+
+
 def _left_out(cells: Cells) -> str:
     """Why a column says nothing that a model could learn; "" where it says something."""
     there = ~cells.missing
-    rows, distinct = int(there.sum()), _distinct(cells)
+    rows = int(there.sum())
     if not rows:
         return "every cell is missing"
-    if distinct == 1:
+    if _few(cells) == 1:
         return f"constant ({cells.shown(int(np.flatnonzero(there)[0]))})"
     if cells.sort == "number":
         assert cells.values is not None
         v = cells.values[there]
-        if rows == len(cells) and cells.whole and distinct == rows and rows > 2:
-            counts = float(v.max() - v.min()) == rows - 1 and bool((np.diff(v) == 1).all())
-            if counts or _ID.search(cells.name):
+        if rows == len(cells) and cells.whole and rows > 2:
+            counts = bool((np.diff(v) == 1).all())
+            if counts or (_ID.search(cells.name) and _distinct(cells) == rows):
                 return "an id: its whole numbers are all different"
         return ""
+    distinct = _distinct(cells)
     if cells.sort == "text" and cells.words is not None and _numbers_among(cells):
         return ""
     words = cells.sort == "word" or (cells.sort == "text" and not date_format(_words(cells)))
-    if words and rows >= _FEW and distinct == rows:
+    if words and rows >= _TELLING and distinct == rows:
         return "an id: every row has a value of its own"
-    if words and rows >= _FEW and 2 * distinct > rows:
+    if words and rows >= _TELLING and 2 * distinct > rows:
         return f"free text: {distinct} different values in {rows} rows"
     return ""
 
@@ -253,13 +267,12 @@ def _kind(cells: Cells, where: str) -> tuple[Column, Numbers]:
     if cells.sort == "text":
         if date_format(_words(cells)):
             days = as_days(cells, where)
-            return (Column(cells.name, "date"), _held(days)) if _distinct(days) > 2 else _coded(days, "binary", where)
+            return (Column(cells.name, "date"), _held(days)) if _few(days) > 2 else _coded(days, "binary", where)
         if _numbers_among(cells):
             raise _no_number(cells, where)
-    distinct = _distinct(cells)
     if cells.ordered:
         return _coded(cells, "ordinal", where)
-    if distinct == 2:
+    if _few(cells) == 2:
         return _coded(cells, "binary", where)
     if cells.sort == "day":
         return Column(cells.name, "date"), _held(cells)
@@ -285,7 +298,7 @@ def _as_wished(cells: Cells, wish: Wish, where: str) -> tuple[Column, Numbers]:
         return _coded(cells, wish.kind, where, wish.order)
     column = Column(cells.name, wish.kind)
     values = _values(cells, column, where, wish.order[0] if wish.order else "")
-    if _distinct(replace(cells, sort="number", values=values)) == 1:
+    if _few(replace(cells, sort="number", values=values)) == 1:
         raise DataError(
             f"{where}: column '{cells.name}' is set to {wish.kind}, and is constant ({cells.shown(0)}), so there is "
             f"nothing to learn; say {cells.name}:drop"
