@@ -183,8 +183,11 @@ def test_damaged_files(tmp_path: Path, engine: str, raw: bytes, sentence: str) -
 
 
 def test_gzip_is_read(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes(gzip.compress(b"a,b\n1,x\n2,y\n"))
-    assert read(tmp_path / "t.csv") == {"a": [1.0, 2.0], "b": ["x", "y"]}
+    for name in ("t.csv", "t.csv.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"a,b\n1,x\n2,y\n"))
+        assert read(tmp_path / name) == {"a": [1.0, 2.0], "b": ["x", "y"]}
+    (tmp_path / "t.tsv.gz").write_bytes(gzip.compress(b"a,b\tc\n1,5\t2\n2,5\t3\n"))
+    assert read(tmp_path / "t.tsv.gz") == {"a,b": [1.5, 2.5], "c": [2.0, 3.0]}
 
 
 # -- what is written is read back ----------------------------------------------------------------------

@@ -245,3 +245,50 @@ def test_a_run_goes_on_with_the_kinds_it_has(tmp_path: Path, frame: Any) -> None
     frame.assign(city="Paris").to_csv(path, index=False)
     with pytest.raises(DataError, match="column 'city' has 'Paris'"):
         vf.resume(tmp_path / "run", steps=8, quiet=True, parts={"likelihood": Gaussian()})
+
+
+def code_of(words: list[str]) -> Any:
+    """The exit code of a command line."""
+    from varflow.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    return ended.value.code
+
+
+def test_the_command_line_reads_and_writes_tables(
+    run: vf.Run, frame: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from varflow.runs import loading
+
+    opened = loading.load
+    monkeypatch.setattr(loading, "load", lambda folder, **more: opened(folder, {"likelihood": Gaussian()}, **more))
+    part = frame.iloc[:6][["when", "city", "sex", "pay", "dose", "age"]]
+    part.to_csv(tmp_path / "new.csv", index=False, sep=";", decimal=",")
+    folder, new = str(run.folder), str(tmp_path / "new.csv")
+    assert code_of(["score", folder, new, "--out", str(tmp_path / "scores.csv"), "--quiet"]) == 0
+    scores = np.loadtxt(tmp_path / "scores.csv", delimiter=",", skiprows=1)[:, 1]
+    np.testing.assert_array_equal(scores, run.log_prob(part))
+    for words in (["embed", folder, new], ["nearest", folder, new], ["reconstruct", folder, new], ["sample", folder]):
+        out = tmp_path / f"{words[0]}.csv"
+        assert code_of([*words, "--out", str(out), "--quiet"]) == 0
+    for name, rows in (("sample", 64), ("reconstruct", 6)):
+        assert rows_for(run, str(tmp_path / f"{name}.csv"), "test").values.shape == (rows, 6)
+    capsys.readouterr()
+    part.assign(city="Paris").to_csv(tmp_path / "bad.csv", index=False)
+    for verb in ("score", "embed", "nearest", "reconstruct"):
+        assert code_of([verb, folder, str(tmp_path / "bad.csv")]) == 2
+        said = capsys.readouterr().err.strip()
+        assert "\n" not in said
+        assert "bad.csv: column 'city' has 'Paris' in row 1 (rows are counted from 1, without the head)" in said
+
+
+def test_the_command_line_says_what_reads_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1.5,2.5\n,3.5\n")
+    for more in ([], ["--column", "a:real"]):
+        assert code_of(["fit", "density", "--data", str(tmp_path / "t.csv"), "--steps", "1", *more]) == 2
+        said = capsys.readouterr().err.strip()
+        assert "\n" not in said
+        assert "likelihood=columns" in said
+    assert code_of(["fit", "density", "--data", str(tmp_path / "t.csv"), "--column", "a:reel"]) == 2
+    assert "likelihood=columns" in capsys.readouterr().err

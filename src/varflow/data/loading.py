@@ -89,7 +89,7 @@ def load(
             arrays = _named(key, protocol, data_dir, verify)
         else:
             path = Path(key).expanduser()
-            if protocol == "columns" and path.suffix.lower() in (*reading.TEXTS, *reading.ARROWS) and path.is_file():
+            if protocol == "columns" and reading.is_table(path) and path.is_file():
                 arrays = _of_kinds(path.name, {"all": reading.read_table(path, decimal)}, column, kept)
             else:
                 arrays = _own(path, resize, decimal)
@@ -342,7 +342,7 @@ def rows_of(
         found = load(name_or_path, data_dir=data_dir)
         return NamedRows(found.raw(split), found.origins(split, torch.arange(found.sizes[split])), False)
     path = Path(name_or_path).expanduser()
-    if isinstance(kept, Columns) and path.suffix.lower() in (*reading.TEXTS, *reading.ARROWS) and path.is_file():
+    if isinstance(kept, Columns) and reading.is_table(path) and path.is_file():
         raw = reading.read_table(path, decimal)
         rows = kinds.stored(raw, kept.columns, kept.forms, kept.dropped)
         return NamedRows(rows, range(len(rows)), False, tuple(c.name for c in kept.columns))
@@ -409,7 +409,7 @@ def _own(path: Path, resize: int | tuple[int, int] | None, decimal: str = "auto"
     kind, arrays, tables = path.suffix.lower(), (".npy", ".npz"), (*reading.TEXTS, *reading.ARROWS)
     if kind in arrays:
         return own.numpy_file(path)
-    if kind in tables:
+    if reading.is_table(path):
         return own.table(path, decimal)
     raise DataError(
         f"{path}: suffix '{kind}' is none of {', '.join((*arrays, *tables))}; save it as one of them, or name a "

@@ -96,6 +96,17 @@ class Raw:
 # -- files --------------------------------------------------------------------------------------------
 
 
+def suffix_of(path: Path) -> str:
+    """The suffix that says how a file is read: .csv of t.csv and of t.csv.gz."""
+    inner = Path(path.stem).suffix.lower()
+    return inner if path.suffix.lower() == ".gz" and inner in TEXTS else path.suffix.lower()
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table by its suffix."""
+    return suffix_of(path) in (*TEXTS, *ARROWS)
+
+
 def read_table(path: Path, decimal: str = "auto", engine: str = "auto") -> Raw:
     """The columns of a file.
 
@@ -107,7 +118,7 @@ def read_table(path: Path, decimal: str = "auto", engine: str = "auto") -> Raw:
     Raises:
         DataError: it cannot be read, or its cells contradict each other.
     """
-    if path.suffix.lower() in ARROWS:
+    if suffix_of(path) in ARROWS:
         return _checked(_arrow_file(path))
     return settled(_checked(_text_file(path, engine)), decimal)
 
@@ -247,7 +258,7 @@ def _is_head(row: Sequence[str]) -> bool:
 
 def _text_file(path: Path, engine: str) -> Raw:
     text = decoded(content(path), str(path))
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
     begin, delimiter = 0, None
     if said := re.match(r"sep=(.)\r?\n", text):
         begin, delimiter = said.end(), said[1]
