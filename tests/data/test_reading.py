@@ -152,10 +152,17 @@ def test_codes_with_zeros_ahead_are_text(tmp_path: Path, engine: str) -> None:
         ("?,x\n1,y\n", ["x0", "x1"]),
         ("name,city\nAnn,Bonn\n", ["name", "city"]),
         ("1.0 2.0\n3.0 4.0\n", ["x0", "x1"]),
+        ("country,1990,1991\nFrance,5.1,5.25\nSpain,6.5,6.2\n", ["country", "1990", "1991"]),
+        ("0,1\n0.25,1.5\n0.75,2.0\n", ["0", "1"]),
+        (",0,1\n0,0.25,1.5\n1,0.75,2.0\n", ["column 1", "0", "1"]),
+        ("0,1\n2,3\n4,5\n", ["x0", "x1"]),
+        ("1,2\n2.5,3.5\n4.5,5.5\n", ["x0", "x1"]),
+        ("# a b\n1.0 2.0\n3.0 4.0\n", ["a", "b"]),
     ],
 )
 def test_heads(tmp_path: Path, text: str, names: list[str]) -> None:
-    assert list(read(written(tmp_path, text))) == names
+    for engine in ENGINES:
+        assert list(read(written(tmp_path, text), engine)) == names
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -180,6 +187,22 @@ def test_damaged_files(tmp_path: Path, engine: str, raw: bytes, sentence: str) -
         read(tmp_path / "t.csv", engine)
     assert str(caught.value).startswith(f"{tmp_path / 't.csv'}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_column_of_a_file_has_its_say(tmp_path: Path, engine: str) -> None:
+    """Numbers that are read in one go say that points stand before decimals, as others do."""
+    path = written(tmp_path, "a;b\n1,234;0.12345\n2,345;1.54321\n")
+    assert read(path, engine)["a"] == [1234, 2345]
+
+
+def test_long_rows_and_old_ends_of_lines_are_cut_alike(tmp_path: Path) -> None:
+    """A sample of the file ends within a row."""
+    for end in ("\n", "\r\n", "\r"):
+        rows = end.join(f"{i}.5;{'x, y ' * 500}{i % 3}" for i in range(150))
+        found = read(written(tmp_path, f"a;b{end}{rows}{end}"))
+        assert list(found) == ["a", "b"]
+        assert found["a"] == [i + 0.5 for i in range(150)]
 
 
 def test_gzip_is_read(tmp_path: Path) -> None:
@@ -347,6 +370,20 @@ def test_an_ordered_categorical_has_an_order() -> None:
     loose = pandas.DataFrame({"size": pandas.Categorical(["b", "a"], ["b", "c", "a"])})
     (column,) = read_frame(loose).columns
     assert (column.ordered, column.words.plain()) == (False, ["b", "a"])
+
+
+def test_an_enum_and_data_sets_of_hugging_face_are_tables() -> None:
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame({"e": polars.Series(["x", "z", None], dtype=polars.Enum(["z", "y", "x"]))})
+    (column,) = read_frame(frame).columns
+    assert (plain(column), column.words.plain(), column.ordered) == (["x", "z", None], ["z", "x"], False)
+    datasets = pytest.importorskip("datasets")
+    cells = {"a": [1.5, None, 2.5], "s": ["u", "v", None], "y": [0, 1, 0]}
+    label = datasets.ClassLabel(names=["n", "p"])
+    features = {"a": datasets.Value("float64"), "s": datasets.Value("string"), "y": label}
+    raw = read_frame(datasets.Dataset.from_dict(cells, features=datasets.Features(features)))
+    assert {column.name: plain(column) for column in raw.columns} == {"a": cells["a"], "s": cells["s"]}
+    assert (raw.labels.tolist(), raw.classes) == ([0, 1, 0], ("n", "p"))
 
 
 def test_what_no_cell_can_be_is_refused() -> None:

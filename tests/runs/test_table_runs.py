@@ -216,6 +216,26 @@ def test_rows_are_written_as_the_table_was(run: vf.Run, alone: vf.Run, tmp_path:
     assert np.datetime64(when) > np.datetime64("2000-01-01")
 
 
+def test_new_files_have_the_decimals_of_training_where_they_do_not_tell(frame: Any, tmp_path: Path) -> None:
+    frame.to_csv(tmp_path / "t.csv", index=False, sep=";", decimal=",")
+    run = fitted(str(tmp_path / "t.csv"), out=tmp_path / "run")
+    assert run.decimal == ","
+    (tmp_path / "new.csv").write_text("age;dose;pay;sex;city;when\n31;1,125;2,125;m;Rome;2020-01-02\n")
+    given = rows_for(vf.load(tmp_path / "run", parts={"likelihood": Gaussian()}), str(tmp_path / "new.csv"), "test")
+    np.testing.assert_array_equal(given.values, [[31, 1.125, 2.125, 1, 2, 18263]])
+    # What a file says of itself goes first.
+    (tmp_path / "new.csv").write_text("age;dose;pay;sex;city;when\n31;1.25;2,125;m;Rome;2020-01-02\n")
+    given = rows_for(run, str(tmp_path / "new.csv"), "test")
+    np.testing.assert_array_equal(given.values, [[31, 1.25, 2125, 1, 2, 18263]])
+
+
+def test_a_data_set_that_is_made_keeps_its_kinds(frame: Any) -> None:
+    data = vf.data.from_tensor(frame, None, "columns")
+    assert fitted(data).form.columns == data.column_kinds
+    with pytest.raises(SpecError, match="column: was age:real, and the data set is made already"):
+        fitted(data, column=("age:real",))
+
+
 def test_a_damaged_folder_is_one_sentence(run: vf.Run, tmp_path: Path) -> None:
     copied = run.copy(tmp_path / "copy").folder if not run.spec.get("never") else run.folder
     path = Path(copied) / "preprocessing.json"

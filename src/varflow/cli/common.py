@@ -217,7 +217,8 @@ def rows_for(run: Any, data: str | None, split: str, data_dir: str | None = None
         names = dataset.origins(split, torch.arange(dataset.sizes[split]))
         return NamedRows(dataset.raw(split), names, bool(names) and isinstance(names[0], str))
     kept = run.preprocessing
-    found = rows_of(data, split, data_dir, resize, kept, run.spec.get("decimal", "auto"))
+    decimal = run.spec.get("decimal", "auto")
+    found = rows_of(data, split, data_dir, resize, kept, decimal, run.decimal)
     if isinstance(kept, Columns):
         return found
     return found._replace(values=in_order(Given(found.values, columns=found.columns), run.columns))

@@ -144,6 +144,8 @@ def _of_kinds(
         if marks is not None:
             labels[part] = marks
     facts: dict[str, Any] = {"columns": [c.name for c in found.columns]}
+    if tables[first].decimal:
+        facts["decimal"] = tables[first].decimal
     if classes:
         facts["classes"] = list(classes)
     return named.Arrays(name, values, labels, facts=facts, found=found)
@@ -277,6 +279,11 @@ def dataset_of(
         kept: the preprocessing that a run has learned before. It is never learned again.
     """
     chosen = protocol if settings.protocol == "auto" else settings.protocol
+    if isinstance(data, Dataset) and settings.column:
+        raise SpecError(
+            f"column: was {', '.join(settings.column)}, and the data set is made already; give column to "
+            "varflow.data.load or from_tensor"
+        )
     learned = kept is not None and bool(kept.learned())
     shared: dict[str, Any] = {
         "protocol": "none" if learned else chosen, "continuous": continuous, "levels": settings.levels,
@@ -330,9 +337,11 @@ def rows_of(
     resize: int | tuple[int, int] | None = None,
     kept: Protocol | None = None,
     decimal: str = "auto",
+    before: str = "",
 ) -> NamedRows:
     """The rows of one's own file or folder, all of them, or those of a split of a named data set; of a table under
-    ``kept`` its stored values, the columns in the order of training.
+    ``kept`` its stored values, the columns in the order of training. ``before`` is what stood before decimals in
+    training.
 
     Raises:
         DataError: missing or damaged files, or a file with splits of its own.
@@ -343,7 +352,7 @@ def rows_of(
         return NamedRows(found.raw(split), found.origins(split, torch.arange(found.sizes[split])), False)
     path = Path(name_or_path).expanduser()
     if isinstance(kept, Columns) and reading.is_table(path) and path.is_file():
-        raw = reading.read_table(path, decimal)
+        raw = reading.read_table(path, decimal, before=before)
         rows = kinds.stored(raw, kept.columns, kept.forms, kept.dropped)
         return NamedRows(rows, range(len(rows)), False, tuple(c.name for c in kept.columns))
     arrays = _own(path, resize, decimal)

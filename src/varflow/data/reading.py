@@ -10,6 +10,7 @@ How a file of text is read, which decision depends on what:
 * **Quotes**: ``"`` around cells with delimiters or line breaks in them, a doubled one (or ``\\"``) for itself; ``'``
   where the file has no ``"``.
 * **Head**: the first row, where none of its cells is a number, a date or missing; the cells at its ends may be empty.
+  Numbers in it are names where each is one more than the one before, and none of their columns is whole.
 * **Missing**: an empty cell, NA, N/A, NaN, null, None, ``?``, ``-``, in small letters or large. Blanks around a cell
   do not count.
 * **Decimals**: a point or a comma, whichever makes numbers of all cells of a column. ``1,234`` alone can be both;
@@ -24,8 +25,9 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +78,7 @@ class Raw:
         delimiter: of a file of text; "" of anything else.
         labels: class numbers, of data sets that have them beside their columns.
         classes: their names.
+        decimal: what stands before decimals, where cells tell.
     """
 
     columns: tuple[Cells, ...]
@@ -84,6 +87,7 @@ class Raw:
     delimiter: str = ""
     labels: Any = None
     classes: tuple[str, ...] = ()
+    decimal: str = ""
 
     def __len__(self) -> int:
         return len(self.columns[0])
@@ -107,20 +111,21 @@ def is_table(path: Path) -> bool:
     return suffix_of(path) in (*TEXTS, *ARROWS)
 
 
-def read_table(path: Path, decimal: str = "auto", engine: str = "auto") -> Raw:
+def read_table(path: Path, decimal: str = "auto", engine: str = "auto", before: str = "") -> Raw:
     """The columns of a file.
 
     Args:
         path: .csv, .tsv, .txt, .parquet, .feather or .arrow.
         decimal: "." or ",", where the file does not decide which of them stands before decimals.
         engine: how text is cut into cells: "plain", "arrow", or by the size of the file.
+        before: what stood before decimals in another file of the kind; it decides what nothing in this one does.
 
     Raises:
         DataError: it cannot be read, or its cells contradict each other.
     """
     if suffix_of(path) in ARROWS:
         return _checked(_arrow_file(path))
-    return settled(_checked(_text_file(path, engine)), decimal)
+    return settled(_checked(_text_file(path, engine)), decimal, before)
 
 
 def _checked(raw: Raw) -> Raw:
@@ -151,7 +156,7 @@ class Dialect(NamedTuple):
     blanks: bool = False
     strict: bool = False
 
-    def rows(self, lines: Iterator[str]) -> Iterator[list[str]]:
+    def rows(self, lines: Iterable[str]) -> Iterator[list[str]]:
         """The rows of a text that hold anything."""
         if not self.delimiter:
             yield from (cells for line in lines if (cells := line.split()))
@@ -189,8 +194,8 @@ def decoded(raw: bytes, where: str) -> str:
     raise DataError(f"{where}: not a text file ({failed})")
 
 
-def sniffed(sample: str, suffix: str = ".csv") -> Dialect:
-    """The dialect of a text, by its first rows."""
+def sniffed(sample: str, suffix: str = ".csv", cut: bool = False) -> Dialect:
+    """The dialect of a text, by its first rows; the last of them may be ``cut``."""
     quote = '"'
     if '"' not in sample and re.search(r"(^|[\t;|,])'[^'\n]*'($|[\t;|,])", sample, re.MULTILINE):
         quote = "'"
@@ -201,7 +206,7 @@ def sniffed(sample: str, suffix: str = ".csv") -> Dialect:
         blanks = re.search(rf"{re.escape(delimiter)} +{quote}", sample) is not None
         dialect = Dialect(delimiter, quote, escape, blanks)
         try:
-            rows = _some(dialect.rows(iter(sample.splitlines(keepends=True))))
+            rows = _some(dialect.rows(io.StringIO(sample, newline="")), cut)
         except csv.Error:
             continue
         counts = Counter(map(len, rows))
@@ -219,21 +224,17 @@ def sniffed(sample: str, suffix: str = ".csv") -> Dialect:
     if alone and all(_is_plain(line) for line in lines[1:]):
         return Dialect(_NOWHERE, quote, escape)
     if not best and suffix != ".tsv":
-        rows = _some(line.split() for line in sample.splitlines() if line.strip())
+        rows = _some((line.split() for line in sample.splitlines() if line.strip()), cut)
         sizes = {len(row) for row in rows[1:]}
         if len(sizes) == 1 and sizes != {1} and all(_is_plain(cell) for row in rows[1:] for cell in row):
             return Dialect("")
     return chosen
 
 
-def _some(rows: Iterator[list[str]]) -> list[list[str]]:
-    """The first rows; of a text that is cut off the last one is left out."""
-    found = []
-    for row in rows:
-        found.append(row)
-        if len(found) > _SAMPLE_ROWS:
-            return found[:-1]
-    return found
+def _some(rows: Iterator[list[str]], cut: bool) -> list[list[str]]:
+    """The first rows; without the last of a text that is ``cut`` off in it."""
+    found = list(islice(rows, _SAMPLE_ROWS))
+    return found[:-1] if cut and 1 < len(found) < _SAMPLE_ROWS else found
 
 
 _PLAIN = re.compile(r"[+-]?(\d+([.,]\d*)*|[.,]\d+)([eE][+-]?\d+)?$")
@@ -244,16 +245,34 @@ def _is_plain(cell: str) -> bool:
     return _PLAIN.match(cell) is not None or cell.lower() in MISSING
 
 
-def _is_head(row: Sequence[str]) -> bool:
+def _is_head(row: Sequence[str], body: Sequence[Sequence[str]]) -> bool:
     """Whether a first row is the head: nothing in it is a number, a date or missing; the cells at its ends may be
-    empty.
+    empty. Some rows of the body are looked at where there are numbers.
     """
     cells = [cell.strip() for cell in row]
     words = Listed([cell for cell in cells if cell])
     if not len(words) or any(cell.lower() in MISSING for cell in (*words.plain(), *cells[1:-1])):
         return False
     held = is_number(words, ".") | is_number(words, ",")
-    return not held.any() and not any(date_format(Listed([cell])) for cell in words.plain())
+    if held.any():
+        return _numbers_columns(cells, body)
+    return not any(date_format(Listed([cell])) for cell in words.plain())
+
+
+def _numbers_columns(cells: Sequence[str], body: Sequence[Sequence[str]]) -> bool:
+    """Whether numbers in a first row are the names of columns, such as years, or those that pandas writes: whole
+    numbers of which each is one more than the one before, over columns of which none is whole.
+    """
+    places = [place for place, cell in enumerate(cells) if cell.isdecimal()]
+    numbers = [int(cells[place]) for place in places]
+    others = [cell for place, cell in enumerate(cells) if place not in places]
+    if len(numbers) < 2 or any(_is_plain(cell) for cell in others if cell):
+        return False
+    if not (numbers[0] == 0 or len(numbers) > 2 or any(others)):
+        return False
+    over = [{row[place].strip() for row in body if place < len(row)} for place in places]
+    broken = all(any(re.search(r"\d[.,]\d", cell) for cell in column) for column in over)
+    return broken and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 def _text_file(path: Path, engine: str) -> Raw:
@@ -263,11 +282,9 @@ def _text_file(path: Path, engine: str) -> Raw:
     if said := re.match(r"sep=(.)\r?\n", text):
         begin, delimiter = said.end(), said[1]
     sample = text[begin : begin + _SAMPLE_BYTES]
-    if len(text) > begin + _SAMPLE_BYTES:
-        sample = sample[: sample.rfind("\n") + 1]
     if not sample.strip():
         raise DataError(f"{path}: is empty; should hold a row of numbers or words an example")
-    dialect = sniffed(sample, suffix)
+    dialect = sniffed(sample, suffix, len(text) > begin + _SAMPLE_BYTES)
     if delimiter is not None:
         dialect = dialect._replace(delimiter=delimiter)
     large = len(text) > _LARGE if engine == "auto" else engine == "arrow"
@@ -278,10 +295,11 @@ def _text_file(path: Path, engine: str) -> Raw:
     return _by_lines(path, text[begin:] if begin else text, dialect)
 
 
-def _heads(first: list[str], size: int) -> tuple[list[str], bool]:
+def _heads(rows: Sequence[list[str]]) -> tuple[list[str], bool]:
     """The names of the columns, and whether the first row holds them."""
-    if not _is_head(first):
-        return [f"x{number}" for number in range(size)], False
+    first, *body = rows[:_SAMPLE_ROWS]
+    if not _is_head(first, body):
+        return [f"x{number}" for number in range(len(first))], False
     names = [cell.strip() or f"column {number + 1}" for number, cell in enumerate(first)]
     # What numpy writes above a table.
     names[0] = names[0].removeprefix("# ")
@@ -304,7 +322,10 @@ def _by_lines(path: Path, text: str, dialect: Dialect) -> Raw:
             raise DataError(f"{path}: cannot be cut into cells ({failed})") from failed
     if not rows:
         raise DataError(f"{path}: is empty; should hold a row of numbers or words an example")
-    names, headed = _heads(rows[0], len(rows[0]))
+    if not dialect.delimiter and rows[0][0] == "#":
+        # What numpy writes before a head.
+        del rows[0][0]
+    names, headed = _heads(rows)
     body = rows[1:] if headed else rows
     if not body:
         raise DataError(f"{path}: has a head but no rows")
@@ -337,12 +358,13 @@ def _by_arrow(path: Path, text: str, sample: str, dialect: Dialect) -> Raw | Non
     reader = csv.reader(lines, delimiter=dialect.delimiter, quotechar=dialect.quote)
     try:
         first = next(reader)
+        rows = [first, *_some(dialect.rows(lines), True)]
     except (csv.Error, StopIteration):
         return None
     # A head over several lines, or blank lines above it.
     if reader.line_num != 1 or not any(cell.strip() for cell in first):
         return None
-    names, headed = _heads(first, len(first))
+    names, headed = _heads(rows)
     keys = [str(number) for number in range(len(names))]
     quoted = dialect.quote in text
     if quoted and dialect.escape is None and text.count(dialect.quote) % 2:
@@ -391,8 +413,8 @@ def _arrow_file(path: Path) -> Raw:
 # -- what text means ----------------------------------------------------------------------------------
 
 
-def settled(raw: Raw, decimal: str = "auto") -> Raw:
-    """Columns of text whose every cell is a number or a date as such, by the rules above; others stay text.
+def settled(raw: Raw, decimal: str = "auto", before: str = "") -> Raw:
+    """Columns of text whose every cell is a number as numbers, by the rules above; others stay text.
 
     Raises:
         DataError: a mark that can be one of decimals or of thousands, and nothing decides.
@@ -403,24 +425,24 @@ def settled(raw: Raw, decimal: str = "auto") -> Raw:
     read = {column.name: decimal_marks(column) for column in texts}
     said = {"." for point, comma in read.values() if point and not comma}
     said |= {"," for point, comma in read.values() if comma and not point}
+    if raw.delimiter and any(column.sort == "number" and not column.whole for column in raw.columns):
+        # What was read in one go had points.
+        said.add(".")
     out = []
     for column in raw.columns:
         if column.sort == "text":
             point, comma = read[column.name]
             if point and comma:
-                mark = decimal if decimal != "auto" else _mark(column, said, raw)
+                mark = decimal if decimal != "auto" else _mark(column, said, raw, before)
             else:
                 mark = "." if point else "," if comma else ""
             if mark:
                 column = as_numbers(column, mark, raw.where)
-            elif column.words is not None and date_format(column.words):
-                # Whether they are of one format is asked once the column is known to be one of dates.
-                pass
         out.append(column)
-    return Raw(tuple(out), raw.where, raw.named, raw.delimiter, raw.labels, raw.classes)
+    return replace(raw, columns=tuple(out), decimal=next(iter(said)) if len(said) == 1 and raw.delimiter else "")
 
 
-def _mark(column: Cells, said: set[str], raw: Raw) -> str:
+def _mark(column: Cells, said: set[str], raw: Raw, before: str) -> str:
     """What stands before the decimals of a column that a point and a comma both fit."""
     found = undecided(column)
     if found is None:
@@ -436,6 +458,8 @@ def _mark(column: Cells, said: set[str], raw: Raw) -> str:
         return mark
     if groups is True and (mark == ".") == (raw.delimiter == ";"):
         return other
+    if before:
+        return before
     what = "the comma" if mark == "," else "the point"
     raise DataError(
         f"{raw.where}: column '{column.name}' has {column.shown(row)} in row {row + 1} ({COUNTED}): {what} can stand "
@@ -475,6 +499,9 @@ def read_frame(x: Any, where: str = "x") -> Raw:
         columns = _of_polars(x, where)
     else:
         if from_package(x, "datasets"):
+            if not hasattr(x, "__len__"):
+                kind = type(x).__name__
+                raise DataError(f"{where}: was {kind}, which can only be gone through in order; load it whole")
             classed = [name for name, kind in x.features.items() if type(kind).__name__ == "ClassLabel"]
             if classed:
                 labels, classes = np.asarray(x[classed[0]]), tuple(x.features[classed[0]].names)
@@ -570,7 +597,7 @@ def _of_polars(x: Any, where: str) -> Iterator[Cells]:
             yield _stamps(name, column.cast(pl.Datetime("us")).to_numpy())
         elif kind in (pl.String, pl.Categorical, pl.Enum):
             if kind == pl.Enum:
-                words = column.cat.get_categories().to_list()
+                words = list(kind.categories)
             else:
                 words = column.drop_nulls().unique(maintain_order=True).cast(pl.String).to_list()
             text = column.cast(pl.String)

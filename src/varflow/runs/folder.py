@@ -302,7 +302,7 @@ def check_data(dataset: Dataset | TargetBatches, folder: Path) -> None:
     there, here = read_json(folder / DATA), json.loads(json.dumps(describe_data(dataset)))
     for key in here:
         # Where they were found may differ; what they are may not.
-        if key not in ("source", "folder", "flip") and here[key] != there.get(key):
+        if key not in ("source", "folder", "flip", "frame") and here[key] != there.get(key):
             raise RunError(
                 f"data: {key} is {here[key]}, the run was fitted with {there.get(key)}; give the data of the run"
             )

@@ -122,6 +122,11 @@ class Run:
         """The names of the classes, where the labels of the data have names."""
         return self._told("classes")
 
+    @property
+    def decimal(self) -> str:
+        """What stood before the decimals of the table that the run was fitted to; "" where it was no file of text."""
+        return "".join(self._told("decimal"))
+
     def _told(self, name: str) -> tuple[str, ...]:
         held: Any
         if isinstance(self._dataset, Dataset):
