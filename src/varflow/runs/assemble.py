@@ -45,7 +45,7 @@ def build(
     spec.validate()
     own = dict(parts or {})
     check_kinds(own)
-    form = form_of(data)
+    form = data if isinstance(data, Form) else form_of(data)
     with torch.random.fork_rng(devices=[]), _fitting_into_memory(spec):
         torch.manual_seed(spec.training.seed if seed is None else seed)
         if form.support == "none":
@@ -60,11 +60,13 @@ def build(
 
 
 def form_of(data: Any) -> Form:
-    """What a model has to know of ``data``: a data set, or anything else with ``event_shape`` and ``support``."""
-    if isinstance(data, Form):
-        return data
-    columns = data.column_kinds if isinstance(data, Dataset) else ()
-    return Form(tuple(data.event_shape), data.support, getattr(data, "levels", None), columns)
+    """What a model has to know of a data set: of anything with ``event_shape`` and ``support``."""
+    return Form(
+        tuple(data.event_shape),
+        data.support,
+        getattr(data, "levels", None),
+        tuple(getattr(data, "column_kinds", ())),
+    )
 
 
 @contextmanager
