@@ -27,6 +27,8 @@ KINDS = {"age": "count", "dose": "real", "pay": "positive", "sex": "binary", "ci
 class Gaussian(Likelihood):
     """A stand-in that takes every column as a number; the likelihood of tables is tested in its own place."""
 
+    reads = ("mask",)
+
     def __init__(self) -> None:
         nn.Module.__init__(self)
         torch.manual_seed(0)

@@ -20,7 +20,7 @@ class DataSettings(Settings):
     protocol: Annotated[
         str,
         "How stored values become model inputs: dynamic, static, threshold, logit, uniform, symmetric, levels, grey, "
-        "none, standardize, or auto.",
+        "none, standardize, table, columns, or auto.",
         OneOf(PROTOCOLS),
     ] = "auto"
     data_dir: Annotated[
