@@ -32,7 +32,7 @@ def dataset(protocol: str, levels: int = 256, rows: int = 40, **options: object)
 def test_uniform_scores_log2_levels(protocol: str, levels: int) -> None:
     data = dataset(protocol, levels).to("cpu", torch.float64)
     for split in data.sizes:
-        x, ladj = data.batch(split, torch.arange(4))
+        x, ladj, *_ = data.batch(split, torch.arange(4))
         d = x[0].numel()
         # A uniform density of v + u over [0, L]^D is L^−D, as a uniform mass is; log p(x) = −D log L − ladj.
         log_prob = (

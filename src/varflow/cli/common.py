@@ -104,7 +104,8 @@ class GivenOptions(RunOptions):
     """Options of every verb that takes rows or pictures of the user's."""
 
     data: str | None = None
-    """A .csv, .tsv, .npy or .parquet file, a picture, a folder of pictures, a named data set; else the run's own."""
+    """A .csv, .tsv, .txt, .parquet, .feather, .arrow or .npy file, a picture, a folder of pictures, a named data
+    set; else the run's own."""
     split: Literal["test", "validation", "train"] = "test"
     """The split, of a named data set or of the run's own data."""
     resize: int | None = None
@@ -207,6 +208,7 @@ def rows_for(run: Any, data: str | None, split: str, data_dir: str | None = None
     """
     import torch
 
+    from varflow.data.columns import Columns
     from varflow.data.given import Given, in_order
     from varflow.data.loading import NamedRows, rows_of
 
@@ -214,7 +216,11 @@ def rows_for(run: Any, data: str | None, split: str, data_dir: str | None = None
         dataset = run.dataset
         names = dataset.origins(split, torch.arange(dataset.sizes[split]))
         return NamedRows(dataset.raw(split), names, bool(names) and isinstance(names[0], str))
-    found = rows_of(data, split, data_dir, resize)
+    kept = run.preprocessing
+    decimal = run.spec.get("decimal", "auto")
+    found = rows_of(data, split, data_dir, resize, kept, decimal, run.decimal)
+    if isinstance(kept, Columns):
+        return found
     return found._replace(values=in_order(Given(found.values, columns=found.columns), run.columns))
 
 
@@ -305,6 +311,10 @@ def write_pictures(folder: Path, x: Any, top: int) -> list[Path]:
 
 def _named_columns(run: Any, x: Any) -> dict[str, Any]:
     """The columns of rows by their heads; whole numbers as such where the column holds whole numbers alone."""
+    from varflow.data.columns import Columns
+
+    if isinstance(run.preprocessing, Columns):
+        return run.preprocessing.table(x)
     names = run.columns if len(run.columns) == x.shape[1] else [f"x{i}" for i in range(x.shape[1])]
     found = {}
     for name, column in zip(names, x.cpu().T, strict=True):

@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
         options.say(written)
     else:
         _no_codes(chosen)
-        x = run.sample(options.count, options.seed, options.mean)
+        x = run.sample(options.count, options.seed, options.mean, stored=True)
     if options.pictures is not None:
         files = write_pictures(Path(options.pictures), x, run.preprocessing.top)
         options.say(f"{options.pictures}: {len(files)} pictures")

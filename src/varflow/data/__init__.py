@@ -36,6 +36,12 @@ PROTOCOLS = {
     "standardize": "real numbers less their training mean, over their standard deviation",
     "table": "real numbers standardized, where rounded columns have uniform noise of one step and heavy tails are "
     "taken away",
+    ""
+    ""
+    ""
+    ""
+    "columns": "each column by its kind: numbers standardized, counts, values by their codes, dates; cells may be "
+    "missing",
 }
 
 _EXPORTS = {

@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from varflow.core import errors, random
+from varflow.core.columns import Column
 from varflow.core.errors import ShapeError, SpecError
 from varflow.core.observed import Examples, observed
+from varflow.data.columns import Columns
 from varflow.data.protocols import Protocol, Support
 
 SPLITS = ("train", "validation", "test")
@@ -26,8 +28,9 @@ class Batch(NamedTuple):
     """What a model sees of ``index``.
 
     ``x``: [B, *event]. ``ladj``: [B] nats; log p(x) + ladj is of the stored values, in the units of the data
-    (:mod:`varflow.data.protocols`); zeros where the protocol has no transform. ``mask``: which cells of x are there;
-    None where all are. ``context``: c ``[B, C]``; None where nothing is conditioned on.
+    (:mod:`varflow.data.protocols`); zeros where the protocol has no transform. ``mask``: [B, D], True where a cell is
+    there; None where no cell of the data is missing. ``context``: [B, C], what the model is conditioned on; None
+    where it is not.
     """
 
     x: Float[Tensor, "batch ..."]
@@ -39,6 +42,10 @@ class Batch(NamedTuple):
     def seen(self) -> Examples:
         """What a model takes: x, with its context and its mask where there are such."""
         return observed(self.x, self.context, self.mask)
+
+
+def _has_missing(protocol: Protocol, values: Tensor) -> bool:
+    return isinstance(protocol, Columns) and bool(values.isnan().any())
 
 
 class Dataset:
@@ -101,6 +108,8 @@ class Dataset:
         self._first_row = first_row
         #: Whether every row gets the same fixed noise, so that equal rows stay equal.
         self._equal_noise = equal_noise
+        #: Whether batches come with a mask: all of them or none, so that a step has one form.
+        self._masked = any(_has_missing(protocol, x) for x in self._raw.values())
         self._drawn: dict[str, Tensor] = {}
         self._mean: Tensor | None = None
 
@@ -162,6 +171,11 @@ class Dataset:
         return tuple(self._facts.get("columns", ()))
 
     @property
+    def column_kinds(self) -> tuple[Column, ...]:
+        """What is known of each column of a table under the protocol columns; empty under any other."""
+        return self._protocol.columns if isinstance(self._protocol, Columns) else ()
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The names of the labels, where they have some."""
         return tuple(self._facts.get("classes", ()))
@@ -190,7 +204,8 @@ class Dataset:
                 drawn = self._protocol.draw(values, u)
         elif self._protocol.purpose is not None:
             drawn = self._fixed(split).index_select(0, index)
-        return Batch(*self._protocol.encode(values, drawn, self.dtype))
+        mask = self._protocol.observed(values) if self._masked else None
+        return Batch(*self._protocol.encode(values, drawn, self.dtype), mask)
 
     def _flipped(self, values: Tensor) -> Tensor:
         coin = random.uniform(
@@ -266,13 +281,13 @@ class Dataset:
         return torch.from_numpy(self.truth.log_prob(values))
 
     def mean(self) -> Float[Tensor, " *event"]:
-        """The mean of x over the training split; the expected value where x is drawn."""
+        """The mean of x over the training split, of the cells that are there; the expected value where x is drawn."""
         if self._mean is None:
             train = self._raw["train"]
             total = torch.zeros(self.event_shape, dtype=torch.float64, device=self.device)
             for part in train.split(_ROWS):
                 total += self._protocol.expected(part).sum(0)
-            mean = total / len(train)
+            mean = total / (train.isfinite().sum(0).clamp(min=1) if self._masked else len(train))
             self._mean = (mean + mean.flip(-1)) / 2 if self.flip else mean
         return self._mean.to(self.dtype)
 
@@ -303,6 +318,7 @@ class Dataset:
         """The same stored values under a preprocessing that was learned from other ones, e.g. in training."""
         moved = copy.copy(self)
         moved._protocol = preprocessing.to(torch.device(self.device))
+        moved._masked = any(_has_missing(preprocessing, x) for x in self._raw.values())
         moved._drawn, moved._mean = {}, None
         return moved
 

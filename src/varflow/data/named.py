@@ -37,6 +37,8 @@ class Arrays:
     truth: Any = None
     #: The file of each example, where they are files of their own.
     files: tuple[str, ...] = ()
+    #: The kinds of a table's columns, where the values are its stored values (:class:`varflow.data.kinds.Found`).
+    found: Any = None
 
 
 def _find(folder: Path, *names: str) -> Path | None:

@@ -45,7 +45,7 @@ def build(
     spec.validate()
     own = dict(parts or {})
     check_kinds(own)
-    form = Form(tuple(data.event_shape), data.support, getattr(data, "levels", None))
+    form = data if isinstance(data, Form) else form_of(data)
     with torch.random.fork_rng(devices=[]), _fitting_into_memory(spec):
         torch.manual_seed(spec.training.seed if seed is None else seed)
         if form.support == "none":
@@ -57,6 +57,16 @@ def build(
     model = Model(*made)
     refusals.check(model, form.support, levels=form.levels)
     return model
+
+
+def form_of(data: Any) -> Form:
+    """What a model has to know of a data set: of anything with ``event_shape`` and ``support``."""
+    return Form(
+        tuple(data.event_shape),
+        data.support,
+        getattr(data, "levels", None),
+        tuple(getattr(data, "column_kinds", ())),
+    )
 
 
 @contextmanager

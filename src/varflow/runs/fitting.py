@@ -14,15 +14,16 @@ from varflow import native
 from varflow.core import ranks
 from varflow.core.errors import NonFiniteError, RunError, SpecError
 from varflow.core.files import read_json, read_metrics, write_json
-from varflow.core.form import Form
+from varflow.data.columns import Columns
 from varflow.data.dataset import Dataset
+from varflow.data.kinds import table_lines
 from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.report.card import write_card
 from varflow.runs import code_prior
 from varflow.runs import own as own_parts
-from varflow.runs.assemble import build, for_target, spec_data
+from varflow.runs.assemble import build, for_target, form_of, spec_data
 from varflow.runs.environment import environment
 from varflow.runs.folder import (
     RUN,
@@ -307,6 +308,9 @@ class _Fit:
         from varflow import __version__
 
         self.about = {"varflow": __version__, **self.about}
+        if isinstance(self.dataset, Dataset) and isinstance(self.dataset.preprocessing, Columns):
+            for line in table_lines(self.dataset.preprocessing.overview()):
+                self.progress.say(line)
         if self.folder is not None and self.writes:
             prepare(self.folder, overwrite)
             write_start(
@@ -379,7 +383,7 @@ class _Fit:
         ranks.meet()
         model.eval()
         dataset = self.dataset
-        form = Form(tuple(dataset.event_shape), dataset.support, dataset.levels)
+        form = form_of(dataset)
         records = self.sink.records if isinstance(self.sink, Memory) else read_metrics(self.folder or Path())
         run = Run(self.spec, model, form, self.folder, records, ended, dataset, later)
         self._keep_training_rows(run)

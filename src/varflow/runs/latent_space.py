@@ -22,15 +22,17 @@ from varflow.core import random
 from varflow.core.errors import RunError, ShapeError, SpecError, positive, unknown
 from varflow.core.files import write_atomically
 from varflow.core.observed import Examples, parts_of
+from varflow.data.columns import Columns
 from varflow.data.dataset import Dataset
 from varflow.data.given import like
+from varflow.data.reading import is_frame
 from varflow.evaluation.health import latents
 from varflow.evaluation.points import evaluating
 from varflow.model import Model
 from varflow.priors import interpolation
 from varflow.priors.flow import Flow
 from varflow.runs.folder import EMBEDDINGS, read_weights
-from varflow.runs.rows import Progress, count, one_model, pieces
+from varflow.runs.rows import Progress, answered, count, one_model, pieces
 from varflow.runs.scores import training_order
 
 if TYPE_CHECKING:
@@ -144,7 +146,7 @@ def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0) -> Any:
                     else:
                         z = model.encode(seen).z[0]
                     found.append(_decoded(run, model, z, mean))
-    return like(x, torch.cat(found), run.columns)
+    return answered(run, x, torch.cat(found))
 
 
 def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = None, seed: int = 0) -> Any:
@@ -176,11 +178,14 @@ def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = Non
             bent = way == "sphere" or (way == "base" and model.posterior.observed)
             move = interpolation.spherical if bent else interpolation.linear
             path = move(first.flatten(), last.flatten(), steps).reshape(steps, *shape)
-        return like(a, _decoded(run, model, path))
+        return answered(run, a, _decoded(run, model, path))
 
 
 def _as_rows(name: str, end: Any, run: Run) -> Any:
     """One example as a batch of one."""
+    if isinstance(run.preprocessing, Columns) and is_frame(end):
+        # One row of a frame of pandas is a series.
+        return end if hasattr(end, "columns") or not hasattr(end, "to_frame") else end.to_frame().T
     if not isinstance(end, torch.Tensor | np.ndarray):
         # One row of a frame, or a list of numbers.
         end = np.asarray(end)
@@ -224,8 +229,10 @@ def nearest(run: Run, x: Any, k: int = 5, among: Any = None, seed: int = 0) -> N
 
 def _points(run: Run, model: Model, x: Any, seed: int) -> Tensor:
     """The centre of each row as a vector, in float64 on the CPU."""
-    found = torch.as_tensor(embed(run, x, "centre", seed=seed))
-    return found.flatten(1).double()
+    found = embed(run, x, "centre", seed=seed)
+    # A copy of what a frame gives, which may not be written to.
+    points = found if isinstance(found, Tensor) else torch.as_tensor(np.array(found))
+    return points.flatten(1).double()
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from varflow.core.errors import SpecError
+from varflow.data.columns import Columns
 from varflow.data.dataset import SPLITS, Dataset
-from varflow.data.given import given, in_order
-from varflow.data.loading import stored_rows
+from varflow.data.given import given, in_order, like
+from varflow.data.loading import stored_rows, table_rows
+from varflow.data.reading import is_frame, library
+from varflow.data.writing import frame_of
 from varflow.model import Model
 
 if TYPE_CHECKING:
@@ -31,7 +36,7 @@ def pieces(run: Run, x: Any, seed: int = 0, equal_noise: bool = False) -> Iterat
     kept = run.preprocessing
     assert kept is not None
     home = next(run.model.parameters())
-    rows = in_order(given(x), run.columns)
+    rows = table_rows(x, kept) if isinstance(kept, Columns) else in_order(given(x), run.columns)
     for start in range(0, max(len(rows), 1), PIECE):
         part = stored_rows(rows[start : start + PIECE], kept, run.form.event_shape, run.picture)
         same = dict.fromkeys(SPLITS, part)
@@ -39,6 +44,17 @@ def pieces(run: Run, x: Any, seed: int = 0, equal_noise: bool = False) -> Iterat
             "x", kept, same, picture=run.picture, seed_eval=seed, first_row=start, equal_noise=equal_noise
         )
         yield start, piece.to(home.device, home.dtype)
+
+
+def answered(run: Run, x: Any, found: Tensor) -> Any:
+    """Rows in the units of the data, in the kind that x is: a frame for a frame, with the names of its columns, and
+    the values of each as they came.
+    """
+    kept = run.preprocessing
+    if not isinstance(kept, Columns) or not is_frame(x):
+        return like(x, found, run.columns)
+    index = x.index if library(x) == "pandas" and hasattr(x, "columns") and len(x) == len(found) else None
+    return frame_of(library(x), kept.table(found), index)
 
 
 def count(x: Any) -> int:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varflow.core import random, ranks
-from varflow.core.errors import RunError, ShapeError, SpecError, positive
+from varflow.core.errors import RunError, ShapeError, SpecError, positive, unknown
 from varflow.core.files import read_json
 from varflow.core.form import Form
 from varflow.data.dataset import Dataset
@@ -122,13 +122,18 @@ class Run:
         """The names of the classes, where the labels of the data have names."""
         return self._told("classes")
 
+    @property
+    def decimal(self) -> str:
+        """What stood before the decimals of the table that the run was fitted to; "" where it was no file of text."""
+        return "".join(self._told("decimal"))
+
     def _told(self, name: str) -> tuple[str, ...]:
         held: Any
         if isinstance(self._dataset, Dataset):
-            held = getattr(self._dataset, name)
+            held = getattr(self._dataset, name, None) or self._dataset.describe().get(name, ())
         else:
             held = () if self.folder is None else read_json(self.folder / DATA).get(name, ())
-        return tuple(map(str, held)) if isinstance(held, list | tuple) else ()
+        return tuple(map(str, held)) if isinstance(held, list | tuple | str) else ()
 
     @property
     def infers_target(self) -> bool:
@@ -218,15 +223,18 @@ class Run:
         answer: Rows = like(z, found if len(found) > 1 else found[0])
         return answer
 
-    def sample(self, count: int, seed: int = 0, mean: bool = False) -> Tensor:
+    def sample(self, count: int, seed: int = 0, mean: bool = False, stored: bool = False) -> Any:
         """``count`` draws of p(x) in the units of the data: raw rows, or levels of pictures; ``[count, *event]``.
 
-        Of a fit to a target: z ~ q(z) ``[count, D]``, or ``[fits, count, D]`` where several were trained together.
+        Of a fit to a target: z ~ q(z) ``[count, D]``, or ``[fits, count, D]`` where several were trained together. Of
+        a frame whose columns are each of a kind (likelihood=columns): a frame of the same library. Of such a table
+        in a file: its stored values, which :meth:`frame` writes out.
 
         Args:
             count: how many.
             seed: of the draws.
             mean: the likelihood's mean of each z in place of a draw from it.
+            stored: stored values of a table, whatever it came as.
 
         Raises:
             SpecError: the mean of a fit to a target, which has no likelihood.
@@ -240,7 +248,29 @@ class Run:
             return z if len(z) > 1 else z[0]
         with random.stream(seed):
             x = self.model.sample(count, mean=mean)
-        return self.preprocessing.stored_means(x) if mean else self.preprocessing.stored_values(x)
+        found = self.preprocessing.stored_means(x) if mean else self.preprocessing.stored_values(x)
+        library = "".join(self._told("frame"))
+        return self.frame(found, library) if library and not stored else found
+
+    def frame(self, values: Any, library: str = "pandas") -> Any:
+        """Stored values of a table as a frame: its columns by name, words, dates and whole numbers as they came.
+
+        Args:
+            values: ``[N, D]``, numbers, codes of values and days since 1970-01-01; NaN where a cell is missing.
+            library: pandas, polars or pyarrow.
+
+        Raises:
+            SpecError: a run whose data are no table of columns that are each of a kind.
+            DataError: the library is not installed.
+        """
+        from varflow.data.columns import Columns
+        from varflow.data.writing import frame_of
+
+        if not isinstance(self.preprocessing, Columns):
+            raise SpecError("frame: the data of this run are no table with likelihood=columns; x is numbers already")
+        if library not in ("pandas", "polars", "pyarrow"):
+            raise unknown("library", library, ("pandas", "polars", "pyarrow"))
+        return frame_of(library, self.preprocessing.table(torch.as_tensor(values)))
 
     def distribution(self, validate_args: bool | None = None) -> Density:
         """p(x) of a density as a :class:`torch.distributions.Distribution` of x in the units of the data, nats.

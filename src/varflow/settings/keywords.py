@@ -26,7 +26,7 @@ class Keywords(TypedDict, total=False):
     data_seed: int
     protocol: Literal[
         "auto", "dynamic", "static", "threshold", "logit", "uniform", "levels", "symmetric", "grey", "none",
-        "standardize", "table",
+        "standardize", "table", "columns",
     ]
     data_dir: str | None
     flip: bool | None
@@ -35,6 +35,8 @@ class Keywords(TypedDict, total=False):
     verify: bool
     train_limit: int | None
     validation_limit: int | None
+    decimal: Literal["auto", ".", ","]
+    column: tuple[str, ...] | list[str]
     likelihood: Literal[
         "auto", "identity", "bernoulli", "gaussian", "student-t", "logistics", "categorical",
     ]

@@ -226,7 +226,7 @@ def choose(given: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Chosen
         for name, setting in described(kind).items():
             known = role.prefix + name
             if known in given:
-                own[name] = given[known]
+                own[name] = setting.kept(given[known])
             elif known in before and _takes(setting, before[known]):
                 own[name] = before[known]
         made = kind(**own)

@@ -20,7 +20,7 @@ from varflow.settings.roles import ROLES, Chosen, Role, choose, every_name, part
 SPEC_VERSION = 2
 
 #: What says "without it": such a value is taken, and means nothing, where there is no such part anyway.
-_NOTHING = (None, False, 0, "none", "0 steps", "0 epochs")
+_NOTHING = (None, False, 0, "none", "0 steps", "0 epochs", ())
 
 
 class RunSpec:
