@@ -13,6 +13,8 @@ _EXPORTS = {
     "ContextEncoder": "varflow.networks.context:ContextEncoder",
     "MADE": "varflow.networks.made:MADE",
     "Linear": "varflow.networks.linear:Linear",
+    "ColumnFeatures": "varflow.networks.columns:ColumnFeatures",
+    "TableEncoder": "varflow.networks.columns:TableEncoder",
     "output_features": "varflow.networks.sizes:output_features",
     "MaskedConv": "varflow.networks.masked:MaskedConv",
     "VQEncoder": "varflow.networks.vq:VQEncoder",
@@ -29,6 +31,8 @@ TABLE = {
 
 if TYPE_CHECKING:
     # Written by tests/typing/generate.py from _EXPORTS.
+    from varflow.networks.columns import ColumnFeatures as ColumnFeatures
+    from varflow.networks.columns import TableEncoder as TableEncoder
     from varflow.networks.context import ContextEncoder as ContextEncoder
     from varflow.networks.conv import ConvDecoder as ConvDecoder
     from varflow.networks.conv import ConvEncoder as ConvEncoder

@@ -21,6 +21,7 @@ from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.likelihoods import Identity
 from varflow.model import Model
+from varflow.networks import ColumnFeatures, TableEncoder
 from varflow.posteriors import CodesAsLatents, DataAsLatents, Posterior
 from varflow.priors import Prior
 from varflow.runs.own import check_kinds
@@ -111,9 +112,7 @@ def _observed(spec: RunSpec, form: Form, own: Mapping[str, Any]) -> tuple[Any, A
 def _latent(spec: RunSpec, form: Form, own: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """q(z|x), then p(x|z), then p(z): the order in which initial weights are drawn."""
     width, above = spec.posterior.width, spec.layers_above if spec.has("layers_above") else None
-    posterior = own.get("posterior") or _posterior(
-        spec, width, spec.network.loaded.encoder(form.event_shape, width)
-    )
+    posterior = own.get("posterior") or _posterior(spec, width, _encoder(spec, form, width))
 
     def decoder(shape: tuple[int, ...]) -> nn.Module:
         made: nn.Module = spec.network.loaded.decoder(width, shape)
@@ -128,6 +127,15 @@ def _latent(spec: RunSpec, form: Form, own: Mapping[str, Any]) -> tuple[Any, Any
     elif prior is None:
         prior = spec.prior.build(width, form)
     return prior, likelihood, posterior
+
+
+def _encoder(spec: RunSpec, form: Form, width: int) -> nn.Module:
+    """x → features; a table is read by the kinds of its columns."""
+    if not form.columns:
+        network: nn.Module = spec.network.loaded.encoder(form.event_shape, width)
+        return network
+    features = ColumnFeatures(form.columns)
+    return TableEncoder(features, spec.network.loaded.encoder((features.features,), width))
 
 
 def _posterior(spec: RunSpec, features: int, encoder: nn.Module | None) -> Posterior:
