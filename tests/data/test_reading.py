@@ -152,6 +152,7 @@ def test_codes_with_zeros_ahead_are_text(tmp_path: Path, engine: str) -> None:
         ("?,x\n1,y\n", ["x0", "x1"]),
         ("name,city\nAnn,Bonn\n", ["name", "city"]),
         ("1.0 2.0\n3.0 4.0\n", ["x0", "x1"]),
+        ("na,k,cl\n1.5,2.5,3.5\n4.5,5.5,6.5\n", ["na", "k", "cl"]),
         ("country,1990,1991\nFrance,5.1,5.25\nSpain,6.5,6.2\n", ["country", "1990", "1991"]),
         ("0,1\n0.25,1.5\n0.75,2.0\n", ["0", "1"]),
         (",0,1\n0,0.25,1.5\n1,0.75,2.0\n", ["column 1", "0", "1"]),
@@ -194,6 +195,29 @@ def test_every_column_of_a_file_has_its_say(tmp_path: Path, engine: str) -> None
     """Numbers that are read in one go say that points stand before decimals, as others do."""
     path = written(tmp_path, "a;b\n1,234;0.12345\n2,345;1.54321\n")
     assert read(path, engine)["a"] == [1234, 2345]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_long_columns_are_read_by_the_same_rules(tmp_path: Path, engine: str) -> None:
+    g = np.random.default_rng(0)
+    cells = {
+        "real": [f"{v:.9f}" for v in g.standard_normal(1500)],
+        "gaps": ["" if i % 7 == 0 else f"{v:.9f}" for i, v in enumerate(g.standard_normal(1500))],
+        "na": ["NA" if i % 7 == 0 else f"{v:.2f}" for i, v in enumerate(g.standard_normal(1500))],
+        "code": [f"{i % 30:03d}" for i in range(1500)],
+        "score": [f"1_{i % 30}" for i in range(1500)],
+        "group": [f"{i % 900 + 1}.{i % 999:03d}" for i in range(1500)],
+        "whole": [str(i % 50) for i in range(1500)],
+    }
+    rows = [";".join(row) for row in zip(*cells.values(), strict=True)]
+    found = read(written(tmp_path, "\n".join([";".join(cells), *rows])), engine)
+    assert found["real"] == [float(cell) for cell in cells["real"]]
+    assert found["gaps"] == [float(cell) if cell else None for cell in cells["gaps"]]
+    assert found["na"] == [float(cell) if cell != "NA" else None for cell in cells["na"]]
+    assert found["code"] == cells["code"]
+    assert found["score"] == cells["score"]
+    assert found["group"] == [float(cell) for cell in cells["group"]]
+    assert found["whole"] == [float(cell) for cell in cells["whole"]]
 
 
 def test_long_rows_and_old_ends_of_lines_are_cut_alike(tmp_path: Path) -> None:

@@ -269,17 +269,33 @@ def plain_numbers(name: str, column: Any) -> Cells | None:
         values = pc.cast(column, pyarrow.float64()).to_numpy()
     except pyarrow.ArrowInvalid:
         return None
-    there = values[~np.isnan(values)]
-    if not there.size or np.isinf(there).any():
+    pointed = pc.any(pc.match_substring(column, ".")).as_py()
+    coded = pc.any(pc.starts_with(column, "0")).as_py() and pc.any(pc.match_substring_regex(column, _CODE)).as_py()
+    return _at_once(name, np.array(values), bool(pointed), bool(coded))
+
+
+def listed_numbers(name: str, cells: Sequence[str]) -> Cells | None:
+    """The same of a list of strings."""
+    try:
+        values = np.array([float(cell) if cell else np.nan for cell in cells], np.float64)
+    except ValueError:
         return None
-    if pc.any(pc.match_substring(column, ".")).as_py():
+    text = "\n".join(cells)
+    # Python takes 1_000 for a number.
+    return None if "_" in text else _at_once(name, values, "." in text, re.search(r"(^|\n)\s*0\d", text) is not None)
+
+
+def _at_once(name: str, values: Numbers, pointed: bool, coded: bool) -> Cells | None:
+    """Numbers that were made of text without a look at it, some of them ``pointed``, some ``coded`` as 007 is."""
+    there = values[~np.isnan(values)]
+    if coded or not there.size or np.isinf(there).any():
+        return None
+    if pointed:
         # With more than three decimals somewhere no point groups thousands; 1.234 alone has to be looked at.
         scaled = there * 1000
         if not (np.abs(scaled - np.round(scaled)) > 1e-6 * np.maximum(1, np.abs(scaled))).any():
             return None
-    if pc.any(pc.starts_with(column, "0")).as_py() and pc.any(pc.match_substring_regex(column, _CODE)).as_py():
-        return None
-    return Cells(name, "number", np.array(values), whole=not (there % 1).any())
+    return Cells(name, "number", values, whole=not (there % 1).any())
 
 
 def _without_missing(name: str, codes: Codes, words: Words) -> Cells:

@@ -10,7 +10,8 @@ How a file of text is read, which decision depends on what:
 * **Quotes**: ``"`` around cells with delimiters or line breaks in them, a doubled one (or ``\\"``) for itself; ``'``
   where the file has no ``"``.
 * **Head**: the first row, where none of its cells is a number, a date or missing; the cells at its ends may be empty.
-  Numbers in it are names where each is one more than the one before, and none of their columns is whole.
+  Numbers in it are names where each is one more than the one before, and none of their columns is whole; NA is one
+  where another name stands over numbers.
 * **Missing**: an empty cell, NA, N/A, NaN, null, None, ``?``, ``-``, in small letters or large. Blanks around a cell
   do not count.
 * **Decimals**: a point or a comma, whichever makes numbers of all cells of a column. ``1,234`` alone can be both;
@@ -48,6 +49,7 @@ from varflow.data.cells import (
     decimal_marks,
     grouping,
     is_number,
+    listed_numbers,
     plain_numbers,
     text_cells,
     undecided,
@@ -60,6 +62,8 @@ ARROWS = (".parquet", ".feather", ".arrow")
 #: A file of so many bytes goes through pyarrow, where it is installed.
 _LARGE = 2**20
 _SAMPLE_BYTES, _SAMPLE_ROWS = 2**18, 200
+#: Columns with more cells are tried as numbers first.
+_MANY = 1000
 _DELIMITERS = ("\t", ";", "|", ",")
 #: Cuts nothing: the separator of units of ASCII.
 _NOWHERE = "\x1f"
@@ -251,12 +255,23 @@ def _is_head(row: Sequence[str], body: Sequence[Sequence[str]]) -> bool:
     """
     cells = [cell.strip() for cell in row]
     words = Listed([cell for cell in cells if cell])
-    if not len(words) or any(cell.lower() in MISSING for cell in (*words.plain(), *cells[1:-1])):
+    if not len(words):
+        return False
+    if any(cell.lower() in MISSING for cell in (*words.plain(), *cells[1:-1])) and not _over_numbers(cells, body):
         return False
     held = is_number(words, ".") | is_number(words, ",")
     if held.any():
         return _numbers_columns(cells, body)
     return not any(date_format(Listed([cell])) for cell in words.plain())
+
+
+def _over_numbers(cells: Sequence[str], body: Sequence[Sequence[str]]) -> bool:
+    """Whether a word in a first row stands over numbers, as a name does: then NA beside it is one too."""
+    for place, cell in enumerate(cells):
+        below = [row[place].strip() for row in body if place < len(row)]
+        if cell and not _is_plain(cell) and below and all(map(_is_plain, below)):
+            return True
+    return False
 
 
 def _numbers_columns(cells: Sequence[str], body: Sequence[Sequence[str]]) -> bool:
@@ -343,7 +358,11 @@ def _by_lines(path: Path, text: str, dialect: Dialect) -> Raw:
         if len(row) != size:
             cells = "1 cell" if len(row) == 1 else f"{len(row)} cells"
             raise DataError(f"{path}: row {number + 1} has {cells}, should have {size} ({COUNTED})")
-    columns = [text_cells(name, column) for name, column in zip(names, zip(*body, strict=True), strict=True)]
+    many = len(body) > _MANY
+    columns = [
+        (listed_numbers(name, column) if many else None) or text_cells(name, column)
+        for name, column in zip(names, zip(*body, strict=True), strict=True)
+    ]
     return Raw(tuple(columns), str(path), headed, dialect.delimiter or " ")
 
 
