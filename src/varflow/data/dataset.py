@@ -16,6 +16,7 @@ from varflow.core.columns import Column
 from varflow.core.errors import ShapeError, SpecError
 from varflow.core.observed import Examples, observed
 from varflow.data.columns import Columns
+from varflow.data.conditions import Conditions
 from varflow.data.protocols import Protocol, Support
 
 SPLITS = ("train", "validation", "test")
@@ -112,6 +113,8 @@ class Dataset:
         self._masked = any(_has_missing(protocol, x) for x in self._raw.values())
         self._drawn: dict[str, Tensor] = {}
         self._mean: Tensor | None = None
+        #: What each row is conditioned on; None where nothing is.
+        self.conditions: Conditions | None = None
 
     @property
     def protocol(self) -> str:
@@ -205,7 +208,8 @@ class Dataset:
         elif self._protocol.purpose is not None:
             drawn = self._fixed(split).index_select(0, index)
         mask = self._protocol.observed(values) if self._masked else None
-        return Batch(*self._protocol.encode(values, drawn, self.dtype), mask)
+        context = None if self.conditions is None else self.conditions.context(split, index, self.dtype)
+        return Batch(*self._protocol.encode(values, drawn, self.dtype), mask, context)
 
     def _flipped(self, values: Tensor) -> Tensor:
         coin = random.uniform(
@@ -312,7 +316,24 @@ class Dataset:
         fewer._labels = {split: y[: given.get(split)] for split, y in self._labels.items()}
         fewer._places = {split: place[: given.get(split)] for split, place in self._places.items()}
         fewer._drawn, fewer._mean = {}, None
+        if self.conditions is not None:
+            fewer.conditions = self.conditions.first(**given)
         return fewer
+
+    def conditioned(self, conditions: Conditions) -> Dataset:
+        """The same rows, each conditioned on values of other columns."""
+        moved = copy.copy(self)
+        moved.conditions = conditions.to(torch.device(self.device))
+        return moved
+
+    @property
+    def context(self) -> tuple[Column, ...]:
+        """The columns that rows are conditioned on."""
+        return () if self.conditions is None else self.conditions.columns
+
+    def places(self, split: str) -> Int64[Tensor, " n"]:
+        """Where each row of ``split`` stood in what was given."""
+        return self._places[split]
 
     def under(self, preprocessing: Protocol) -> Dataset:
         """The same stored values under a preprocessing that was learned from other ones, e.g. in training."""
@@ -333,6 +354,8 @@ class Dataset:
         moved.device = torch.device(device)
         moved.dtype = dtype or self.dtype
         moved._protocol = self._protocol.to(moved.device)
+        if self.conditions is not None:
+            moved.conditions = self.conditions.to(moved.device)
         moved._raw = {split: x.to(device) for split, x in self._raw.items()}
         moved._labels = {split: y.to(device) for split, y in self._labels.items()}
         moved._drawn = {split: drawn.to(device) for split, drawn in self._drawn.items()}
@@ -351,6 +374,7 @@ class Dataset:
             "sizes": self.sizes,
             "seed_eval": self.seed_eval,
             "flip": self.flip,
+            **({} if self.conditions is None else {"condition": list(self.conditions.names)}),
             **self._protocol.treatment(self._facts.get("columns", ())),
             **self._facts,
         }

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -16,7 +17,8 @@ from varflow.core import errors
 from varflow.core.errors import DataError, ShapeError, SpecError
 from varflow.data import kinds, named, own, reading, sources, synthetic
 from varflow.data.columns import Columns
-from varflow.data.dataset import Dataset
+from varflow.data.conditions import LABEL, Conditions, listed, parted, read_raw
+from varflow.data.dataset import SPLITS, Dataset
 from varflow.data.given import Given, given, in_order
 from varflow.data.prepare import (
     COLOUR,
@@ -49,6 +51,8 @@ def load(
     column: Sequence[str] = (),
     decimal: str = "auto",
     kept: Protocol | None = None,
+    condition: Sequence[str] = (),
+    conditions: Conditions | None = None,
 ) -> Dataset:
     """A named data set (``varflow.data.SOURCES``), or your own file or folder.
 
@@ -73,13 +77,15 @@ def load(
             (:mod:`varflow.data.kinds`); the others are found.
         decimal: "." or ",", where a table does not tell which of them stands before decimals.
         kept: the preprocessing that was learned before, under which a table's cells are read.
+        condition: columns of the table that a model is conditioned on, or ``"label"``, the labels of the data.
+        conditions: what was learned of these before.
 
     Raises:
         DataError: missing, damaged or mislabelled files; NaN or infinity in the data.
         SpecError: an unknown name or protocol, or a protocol that does not fit the data.
     """
     _check_protocol(protocol)
-    key = os.fspath(name_or_path)
+    key, names = os.fspath(name_or_path), listed(condition)
     if protocol == "static" and key != "mnist":
         raise SpecError(f"protocol 'static' is for 'mnist' alone, not '{key}'; use 'dynamic'")
     try:
@@ -89,7 +95,11 @@ def load(
             arrays = _named(key, protocol, data_dir, verify)
         else:
             path = Path(key).expanduser()
-            if protocol == "columns" and reading.is_table(path) and path.is_file():
+            if names and reading.is_table(path) and path.is_file():
+                rest, chosen = parted(reading.read_table(path, decimal), names)
+                arrays = _of_raw(path.name, {"all": rest}, protocol, column, names, kept)
+                arrays.context = {"all": chosen}
+            elif protocol == "columns" and reading.is_table(path) and path.is_file():
                 arrays = _of_kinds(path.name, {"all": reading.read_table(path, decimal)}, column, kept)
             else:
                 arrays = _own(path, resize, decimal)
@@ -109,11 +119,73 @@ def load(
             protocol = "logit" if continuous and levels is not None else sources.AUTO[arrays.name]
     if protocol == "columns" and arrays.found is None:
         arrays = _of_arrays(arrays, column, kept)
-    _check_columns(column, protocol)
-    return _build(arrays, protocol, levels, flip, seed_eval, continuous, kept)
+    _check_columns(column, protocol, names)
+    made = _build(arrays, protocol, levels, flip, seed_eval, continuous, kept)
+    return _conditioned(made, arrays, names, column, conditions)
 
 
-def _check_columns(column: Sequence[str], protocol: str) -> None:
+def _of_raw(
+    name: str,
+    tables: Mapping[str, reading.Raw],
+    protocol: str,
+    column: Sequence[str],
+    given_names: Sequence[str],
+    kept: Protocol | None,
+) -> named.Arrays:
+    """What is modelled of tables whose conditions were taken out."""
+    own_columns = [text for text in column if not any(text.startswith(f"{n}:") for n in given_names)]
+    if protocol == "columns":
+        return _of_kinds(name, tables, own_columns, kept)
+    values: dict[str, Any] = {}
+    labels: dict[str, Any] = {}
+    heads: tuple[str, ...] = ()
+    for part, raw in tables.items():
+        values[part], marks, heads = kinds.numbers_alone(raw)
+        if marks is not None:
+            labels[part] = marks
+    return named.Arrays(name, values, labels, facts={"columns": list(heads)} if heads else {})
+
+
+def _conditioned(
+    made: Dataset,
+    arrays: named.Arrays,
+    names: Sequence[str],
+    column: Sequence[str],
+    conditions: Conditions | None,
+) -> Dataset:
+    """The data set with what its rows are conditioned on."""
+    if not names:
+        return made
+    if not arrays.context and tuple(names) != (LABEL,):
+        raise SpecError(
+            f"condition: was {', '.join(names)}; these data have no columns by name, use condition={LABEL}"
+        )
+    if not arrays.context:
+        labels = {split: made.labels(split) for split in SPLITS}
+        if any(part is None for part in labels.values()):
+            raise SpecError(f"condition: was {LABEL}, and {made.name} has no labels; leave it out")
+        values = {split: part.double().cpu()[:, None] for split, part in labels.items() if part is not None}
+        return made.conditioned(
+            conditions.having(values) if conditions else Conditions.of_classes(values, made.classes)
+        )
+    if conditions is not None:
+        parts = {part: conditions.of_raw(raw) for part, raw in arrays.context.items()}
+        return made.conditioned(conditions.having(_split_alike(parts, made)))
+    parts, found = read_raw(arrays.context, column)
+    return made.conditioned(Conditions.fit(_split_alike(parts, made), found))
+
+
+def _split_alike(parts: Mapping[str, Tensor], made: Dataset) -> dict[str, Tensor]:
+    """Rows of what was given, where the rows of the data set went."""
+    out = {}
+    for split in SPLITS:
+        source = "all" if "all" in parts else split if split in parts else "train"
+        out[split] = parts[source][made.places(split)]
+    return out
+
+
+def _check_columns(column: Sequence[str], protocol: str, names: Sequence[str] = ()) -> None:
+    column = [text for text in column if not any(text.startswith(f"{name}:") for name in names)]
     if column and protocol != "columns":
         raise SpecError(
             f"column: was {', '.join(column)}; kinds of columns are for likelihood=columns (protocol columns), "
@@ -191,6 +263,9 @@ def from_tensor(
     columns: Sequence[str] = (),
     column: Sequence[str] = (),
     kept: Protocol | None = None,
+    condition: Sequence[str] = (),
+    conditions: Conditions | None = None,
+    context: Any = None,
 ) -> Dataset:
     """Your own rows or pictures, or a mapping of splits (train, test and, if you like, validation).
 
@@ -204,6 +279,9 @@ def from_tensor(
     they are. Values 0 and 1 alone are binary under "auto"; with ``continuous`` that chooses as in
     :func:`load`. ``columns`` are the names of a table's columns; ``column`` and ``kept`` are as in
     :func:`load`: under the protocol "columns" frames may hold text, dates and missing cells, and arrays NaN.
+    ``condition`` names columns of a frame, or "label", that a model is conditioned on; ``context`` holds such columns
+    by themselves: a frame, or an array ``[N, columns]``, of which whole numbers can be categories
+    (``column=("c0:category",)``).
 
     Raises:
         DataError: NaN, infinity, values outside the levels, or too few rows.
@@ -219,12 +297,27 @@ def from_tensor(
         raise SpecError(
             "protocol 'static' is for 'mnist' alone; use 'threshold' for values 0 and 1"
         )
-    _check_columns(column, protocol)
     splits = dict(x) if isinstance(x, Mapping) else {"all": x}
+    names, beside = listed(condition), _beside(context)
+    if names and beside:
+        raise SpecError("condition: given beside context; give one of them")
+    if names and any(reading.is_frame(rows) for rows in splits.values()):
+        both = {part: parted(reading.read_frame(rows), names) for part, rows in splits.items()}
+        splits = {part: rest for part, (rest, _) in both.items()}
+        beside = {_SPLITS.get(part, part): chosen for part, (_, chosen) in both.items()}
+    if beside:
+        names = next(iter(beside.values())).names
+    own_columns = [text for text in column if not any(text.startswith(f"{n}:") for n in names)]
+    _check_columns(own_columns, protocol)
     if protocol == "columns":
-        found = _tables(name, splits, labels, columns, column, kept)
-        return _build(found, protocol, levels, flip, seed_eval, True, kept)
-    held = {_SPLITS.get(part, part): given(rows) for part, rows in splits.items()}
+        found = _tables(name, splits, labels, columns, own_columns, kept)
+        found.context = beside
+        made = _build(found, protocol, levels, flip, seed_eval, True, kept)
+        return _conditioned(made, found, names, column, conditions)
+    held = {
+        _SPLITS.get(part, part): Given(*kinds.numbers_alone(rows)) if isinstance(rows, reading.Raw) else given(rows)
+        for part, rows in splits.items()
+    }
     heads = tuple(columns) or next(iter(held.values()), Given(None)).columns
     values = {part: in_order(one, heads) for part, one in held.items()}
     if labels is None:
@@ -235,7 +328,25 @@ def from_tensor(
     facts: dict[str, Any] = {"columns": list(heads)} if heads else {}
     if classes:
         facts["classes"] = list(classes)
-    return _build(named.Arrays(name, values, marks, facts=facts), protocol, levels, flip, seed_eval, continuous)
+    arrays = named.Arrays(name, values, marks, facts=facts, context=beside)
+    made = _build(arrays, protocol, levels, flip, seed_eval, continuous)
+    return _conditioned(made, arrays, names, column, conditions)
+
+
+def _beside(context: Any) -> dict[str, reading.Raw]:
+    """Columns that were given by themselves, by part."""
+    if context is None:
+        return {}
+    found = {}
+    for part, rows in (context.items() if isinstance(context, Mapping) else [("all", context)]):
+        if reading.is_frame(rows):
+            found[_SPLITS.get(part, part)] = reading.read_frame(rows, "context")
+            continue
+        values = torch.as_tensor(np.asarray(rows)) if not isinstance(rows, Tensor) else rows
+        values = values[:, None] if values.dim() == 1 else values
+        columns = {f"c{number}": held for number, held in enumerate(values.double().cpu().numpy().T)}
+        found[_SPLITS.get(part, part)] = reading.of_numbers(columns, True, "context")
+    return found
 
 
 def _tables(
@@ -250,6 +361,9 @@ def _tables(
     tables, marks, frame = {}, {}, ""
     for split, rows in splits.items():
         part = _SPLITS.get(split, split)
+        if isinstance(rows, reading.Raw):
+            tables[part] = rows
+            continue
         if reading.is_frame(rows):
             tables[part], frame = reading.read_frame(rows), reading.library(rows)
             continue
@@ -267,7 +381,12 @@ def _tables(
 
 
 def dataset_of(
-    data: Any, settings: Any, protocol: str, continuous: bool, kept: Protocol | None = None
+    data: Any,
+    settings: Any,
+    protocol: str,
+    continuous: bool,
+    kept: Protocol | None = None,
+    conditions: Conditions | None = None,
 ) -> Dataset:
     """The data set of a run.
 
@@ -277,6 +396,7 @@ def dataset_of(
         protocol: what "auto" stands for under the likelihood.
         continuous: whether log p(x) is to be a density.
         kept: the preprocessing that a run has learned before. It is never learned again.
+        conditions: what a run has learned of its conditions.
     """
     chosen = protocol if settings.protocol == "auto" else settings.protocol
     if isinstance(data, Dataset) and settings.column:
@@ -284,10 +404,15 @@ def dataset_of(
             f"column: was {', '.join(settings.column)}, and the data set is made already; give column to "
             "varflow.data.load or from_tensor"
         )
+    if isinstance(data, Dataset) and settings.condition and data.conditions is None:
+        raise SpecError(
+            f"condition: was {', '.join(settings.condition)}, and the data set is made already; give condition to "
+            "varflow.data.load or from_tensor"
+        )
     learned = kept is not None and bool(kept.learned())
     shared: dict[str, Any] = {
         "protocol": "none" if learned else chosen, "continuous": continuous, "levels": settings.levels,
-        "flip": settings.flip, "column": settings.column,
+        "flip": settings.flip, "column": settings.column, "condition": settings.condition, "conditions": conditions,
     }  # fmt: skip
     if isinstance(kept, Columns):
         # The kinds that were found before, whatever is said of them now.
@@ -398,6 +523,8 @@ def table_rows(x: Any, kept: Columns) -> Any:
     Raises:
         DataError: a column that is missing or new, a new category, text among numbers.
     """
+    if isinstance(x, reading.Raw):
+        return kinds.stored(x, kept.columns, kept.forms, kept.dropped)
     if reading.is_frame(x):
         return kinds.stored(reading.read_frame(x), kept.columns, kept.forms, kept.dropped)
     return given(x).values

@@ -56,6 +56,10 @@ class DataSettings(Settings):
         "Tables under likelihood=columns: the kind of a column, name:kind, where it is not to be found: real, "
         "positive, count, ordinal (size:ordinal=small|large), category, binary, date, or drop. Once for each column.",
     ] = ()
+    condition: Annotated[
+        tuple[str, ...],
+        "What the model is conditioned on, p(x|c): columns of the table, or label. dose,sex, or once for each.",
+    ] = ()
     data_seed: Annotated[
         int, "Seed of the simulated data: gaussian-1, gaussian-2, three-clusters.", AtLeast(0)
     ] = 0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from varflow.core.columns import KINDS, Column
 from varflow.core.errors import ShapeError, SpecError, unknown
+from varflow.networks.context import needed
 from varflow.networks.sizes import output_features
 
 
@@ -96,8 +97,10 @@ class ColumnFeatures(nn.Module):
     def _keep(self, name: str, places: list[int]) -> None:
         self.register_buffer(f"_{name}", torch.tensor(places, dtype=torch.long), persistent=False)
 
-    def forward(self, x: Shaped[Tensor, "*batch columns"], mask: Bool[Tensor, "*batch columns"] | None = None) -> Tensor:
-        """``[*batch, D]`` → ``[*batch, F]``; without a mask all cells are there. The value of a missing cell is not read."""
+    def forward(
+        self, x: Shaped[Tensor, "*batch columns"], mask: Bool[Tensor, "*batch columns"] | None = None
+    ) -> Tensor:
+        """``[*batch, D]`` → ``[*batch, F]``; without a mask all cells are there. Missing cells are not read."""
         self._check(x, mask)
         if mask is not None:
             # Before anything is computed: what stands in a missing cell may be NaN.
@@ -141,7 +144,8 @@ class TableEncoder(nn.Module):
 
     Args:
         features: of the columns.
-        network: any network ``[B, F] -> [B, H]`` with F = ``features.features``.
+        network: any network ``[B, F + C] -> [B, H]`` with F = ``features.features``.
+        context_features: C, of a context that the network reads after the features; 0 without one.
 
     Attributes:
         features: H, the size of what comes out.
@@ -161,14 +165,27 @@ class TableEncoder(nn.Module):
 
     reads_mask = True
 
-    def __init__(self, features: ColumnFeatures, network: nn.Module) -> None:
+    def __init__(self, features: ColumnFeatures, network: nn.Module, context_features: int = 0) -> None:
         super().__init__()
         self.cells: ColumnFeatures = features
         self.network = network
-        self.features: int = output_features(network, (features.features,))
+        self.context_features: int = context_features
+        self.features: int = output_features(network, (features.features + context_features,))
         self.couples_examples: bool = bool(getattr(network, "couples_examples", False))
 
-    def forward(self, x: Shaped[Tensor, "*batch columns"], mask: Bool[Tensor, "*batch columns"] | None = None) -> Tensor:
-        """``[B, D]``, and which of its cells are there → ``[B, H]``; without a mask all are there."""
-        out: Tensor = self.network(self.cells(x, mask))
+    def forward(
+        self,
+        x: Shaped[Tensor, "*batch columns"],
+        mask: Bool[Tensor, "*batch columns"] | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """``[B, D]``, and which of its cells are there → ``[B, H]``; without a mask all are there.
+
+        Raises:
+            SpecError: a context is missing.
+        """
+        read = self.cells(x, mask)
+        if self.context_features:
+            read = torch.cat([read, needed(context, self.context_features).to(read.dtype)], -1)
+        out: Tensor = self.network(read)
         return out

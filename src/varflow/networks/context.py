@@ -53,13 +53,7 @@ class ContextEncoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch_event"], context: Tensor | None = None) -> Tensor:
         """x ``[B, *event]`` and c ``[B, C]`` → features ``[B, F]``."""
-        if context is None:
-            raise SpecError(f"context: missing; this encoder reads {self.context_features} context features beside x")
-        if context.shape[-1] != self.context_features:
-            raise ShapeError(
-                f"context: shape {list(context.shape)}; this encoder reads {self.context_features} context features"
-            )
-        c = context.to(x.dtype)
+        c = needed(context, self.context_features).to(x.dtype)
         shape: tuple[int, ...] = getattr(self.network, "in_shape", ())
         if len(shape) == len(self.event_shape) > 1:
             plane = c[..., None, None].expand(*c.shape, *x.shape[-2:])
@@ -68,6 +62,19 @@ class ContextEncoder(nn.Module):
         flat = x.flatten(-len(self.event_shape))
         out = self.network(torch.cat([flat, c], -1))
         return out
+
+
+def needed(context: Tensor | None, features: int) -> Tensor:
+    """A context that an encoder reads.
+
+    Raises:
+        SpecError: it is missing; ShapeError: it has another size.
+    """
+    if context is None:
+        raise SpecError(f"context: missing; this encoder reads {features} context features beside x")
+    if context.shape[-1] != features:
+        raise ShapeError(f"context: shape {list(context.shape)}; this encoder reads {features} context features")
+    return context
 
 
 def encode(encoder: nn.Module, examples: Examples | None) -> Any:

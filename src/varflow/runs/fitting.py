@@ -36,6 +36,7 @@ from varflow.runs.folder import (
     forget,
     prepare,
     read_about,
+    read_conditions,
     read_form,
     read_preprocessing,
     read_state,
@@ -195,7 +196,7 @@ def resume(
         model, dataset = for_target(spec, dict(parts or {}))
     else:
         kept, _ = read_preprocessing(path, form)
-        dataset = spec_data(data, spec, kept).to(engine.device, engine.dtype)
+        dataset = spec_data(data, spec, kept, read_conditions(path, form)).to(engine.device, engine.dtype)
         model = build(spec, dataset, parts)
     check_data(dataset, path)
     begun = _Fit(spec, model, dataset, engine, path, about, quiet, told)

@@ -25,6 +25,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from varflow.core.columns import Column
 from varflow.core.errors import DataError, RunError
 from varflow.core.files import TRAINING_ROWS, make_folder, read_json, write_atomically, write_json
 from varflow.core.form import Form
+from varflow.data.columns import Columns
+from varflow.data.conditions import Conditions
 from varflow.data.dataset import Dataset
 from varflow.data.protocols import Protocol, restored
 from varflow.data.target_batches import TargetBatches
@@ -237,7 +240,9 @@ def read_form(folder: Path) -> Form:
         raise RunError(
             f"{folder / DATA}: not what varflow wrote ({error}); restore it or fit again"
         ) from error
-    return Form(shape, support, levels, _columns(folder) if support == "columns" else ())
+    form = Form(shape, support, levels, _columns(folder) if support == "columns" else ())
+    conditions = read_conditions(folder, form) if (folder / PREPROCESSING).exists() else None
+    return form if conditions is None else replace(form, context=conditions.columns)
 
 
 def _columns(folder: Path) -> tuple[Column, ...]:
@@ -259,6 +264,8 @@ def write_preprocessing(folder: Path, dataset: Dataset | TargetBatches) -> None:
     facts = {
         "protocol": kept.name, "levels": kept.source_levels, "picture": dataset.picture, "learned": kept.learned(),
     }  # fmt: skip
+    if dataset.conditions is not None:
+        facts["conditions"] = dataset.conditions.preprocessing.learned()
     write_json(folder / PREPROCESSING, facts)
 
 
@@ -278,6 +285,27 @@ def read_preprocessing(folder: Path, form: Form) -> tuple[Protocol | None, bool]
             raise DataError(flaw)
         return kept, bool(facts["picture"])
     except (KeyError, TypeError, AttributeError, DataError) as error:
+        raise RunError(
+            f"{folder / PREPROCESSING}: not what varflow wrote ({error}); restore it or fit again"
+        ) from error
+
+
+def read_conditions(folder: Path, form: Form) -> Conditions | None:
+    """What a run has learned of its conditions; None where it has none.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    if form.support == "none":
+        return None
+    held = read_json(folder / PREPROCESSING).get("conditions")
+    if held is None:
+        return None
+    try:
+        made = restored("columns", None, held)
+        assert isinstance(made, Columns)
+        return Conditions(made)
+    except DataError as error:
         raise RunError(
             f"{folder / PREPROCESSING}: not what varflow wrote ({error}); restore it or fit again"
         ) from error

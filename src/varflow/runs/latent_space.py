@@ -33,7 +33,7 @@ from varflow.priors import interpolation
 from varflow.priors.flow import Flow
 from varflow.runs.folder import EMBEDDINGS, read_weights
 from varflow.runs.rows import Progress, answered, count, one_model, pieces
-from varflow.runs.scores import training_order
+from varflow.runs.scores import conditions_at, training_order
 
 if TYPE_CHECKING:
     from varflow.runs.run import Run
@@ -59,6 +59,7 @@ def embed(
     samples: int = SAMPLES,
     seed: int = 0,
     progress: Progress | None = None,
+    given: Any = None,
 ) -> Any:
     """See :meth:`varflow.Run.embed`."""
     model = one_model(run, "embed", "draw z with run.sample(count)")
@@ -68,7 +69,7 @@ def embed(
         raise unknown("what", what, choices)
     found, total = [], count(x)
     with evaluating(model):
-        for start, piece in pieces(run, x, seed, equal_noise=True):
+        for start, piece in pieces(run, x, seed, equal_noise=True, given_for=given):
             for first in range(0, piece.sizes["test"], _BLOCK):
                 rows = torch.arange(first, min(first + _BLOCK, piece.sizes["test"]))
                 found.append(_embedded(model, piece.batch("test", rows).seen, what, samples, seed, start + first))
@@ -117,26 +118,29 @@ def _centre(model: Model, x: Examples) -> Tensor:
 
 
 @torch.no_grad()
-def _decoded(run: Run, model: Model, z: Tensor, mean: bool = True) -> Tensor:
+def _decoded(run: Run, model: Model, z: Tensor, mean: bool = True, context: Tensor | None = None) -> Tensor:
     """x of latents, or of base points of a density, in the units of the data: ``[N, *event]``."""
     parts = []
     assert run.preprocessing is not None
-    for part in z.split(_BLOCK):
+    for start in range(0, len(z), _BLOCK):
+        part = z[start : start + _BLOCK]
+        own = None if context is None else context[start : start + _BLOCK]
         if model.posterior.observed:
             assert isinstance(model.prior, Flow)
-            part = model.prior.decode(part)
+            part = model.prior.decode(part, own)
+        part = model.beside(part, own)
         seen = model.likelihood.mean(part) if mean else model.likelihood.sample(part)
         convert = run.preprocessing.stored_means if mean else run.preprocessing.stored_values
         parts.append(convert(seen.reshape(len(part), *run.form.event_shape)))
     return torch.cat(parts)
 
 
-def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0) -> Any:
+def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0, given: Any = None) -> Any:
     """See :meth:`varflow.Run.reconstruct`."""
     model = one_model(run, "reconstruct", "draw z with run.sample(count)")
     found = []
     with evaluating(model):
-        for start, piece in pieces(run, x, seed, equal_noise=True):
+        for start, piece in pieces(run, x, seed, equal_noise=True, given_for=given):
             for first in range(0, piece.sizes["test"], _BLOCK):
                 rows = torch.arange(first, min(first + _BLOCK, piece.sizes["test"]))
                 with random.stream(_row_seed(seed, start + first)):
@@ -145,11 +149,13 @@ def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0) -> Any:
                         z = _centre(model, seen)
                     else:
                         z = model.encode(seen).z[0]
-                    found.append(_decoded(run, model, z, mean))
+                    found.append(_decoded(run, model, z, mean, parts_of(seen)[1]))
     return answered(run, x, torch.cat(found))
 
 
-def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = None, seed: int = 0) -> Any:
+def interpolate(
+    run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = None, seed: int = 0, given: Any = None
+) -> Any:
     """See :meth:`varflow.Run.interpolate`."""
     model = one_model(run, "interpolate", "there is nothing to go between")
     flowing = isinstance(model.prior, Flow)
@@ -165,10 +171,12 @@ def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = Non
     ends = []
     with evaluating(model), torch.no_grad():
         for name, end in (("a", a), ("b", b)):
-            (_, piece), *more = pieces(run, _as_rows(name, end, run), seed, equal_noise=True)
+            (_, piece), *more = pieces(run, _as_rows(name, end, run), seed, True, given)
             if more or piece.sizes["test"] != 1:
                 raise ShapeError(f"{name}: holds several rows; give one row or picture")
-            ends.append(_centre(model, piece.batch("test", torch.zeros(1, dtype=torch.int64)).seen)[0])
+            seen = piece.batch("test", torch.zeros(1, dtype=torch.int64)).seen
+            ends.append(_centre(model, seen)[0])
+            context = parts_of(seen)[1]
         first, last = ends
         shape = first.shape
         if way == "base" and not model.posterior.observed:
@@ -178,7 +186,8 @@ def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = Non
             bent = way == "sphere" or (way == "base" and model.posterior.observed)
             move = interpolation.spherical if bent else interpolation.linear
             path = move(first.flatten(), last.flatten(), steps).reshape(steps, *shape)
-        return answered(run, a, _decoded(run, model, path))
+        along = None if context is None else context.expand(steps, -1)
+        return answered(run, a, _decoded(run, model, path, context=along))
 
 
 def _as_rows(name: str, end: Any, run: Run) -> Any:
@@ -211,7 +220,7 @@ class Neighbours:
 
 
 @torch.no_grad()
-def nearest(run: Run, x: Any, k: int = 5, among: Any = None, seed: int = 0) -> Neighbours:
+def nearest(run: Run, x: Any, k: int = 5, among: Any = None, seed: int = 0, given: Any = None) -> Neighbours:
     """See :meth:`varflow.Run.nearest`."""
     model = one_model(run, "nearest", "there is nothing to look among")
     _choices(model)
@@ -219,7 +228,7 @@ def nearest(run: Run, x: Any, k: int = 5, among: Any = None, seed: int = 0) -> N
     held = _training_latents(run) if among is None else _Embedded(_points(run, model, among, seed), None, None)
     if k > len(held.points):
         raise SpecError(f"k: was {k}; there are {len(held.points)} rows to look among, use at most that")
-    points = _points(run, model, x, seed).split(_BLOCK)
+    points = _points(run, model, x, seed, given).split(_BLOCK)
     found = [torch.cdist(part, held.points).topk(k, largest=False) for part in points]
     index = torch.cat([part.indices for part in found])
     places = index.tolist() if held.origins is None else [[held.origins[i] for i in row] for row in index.tolist()]
@@ -227,9 +236,9 @@ def nearest(run: Run, x: Any, k: int = 5, among: Any = None, seed: int = 0) -> N
     return Neighbours(places, torch.cat([part.values for part in found]), label)
 
 
-def _points(run: Run, model: Model, x: Any, seed: int) -> Tensor:
+def _points(run: Run, model: Model, x: Any, seed: int, given: Any = None) -> Tensor:
     """The centre of each row as a vector, in float64 on the CPU."""
-    found = embed(run, x, "centre", seed=seed)
+    found = embed(run, x, "centre", seed=seed, given=given)
     # A copy of what a frame gives, which may not be written to.
     points = found if isinstance(found, Tensor) else torch.as_tensor(np.array(found))
     return points.flatten(1).double()
@@ -283,7 +292,7 @@ def _few_latents(run: Run, dataset: Dataset, seconds: float = math.inf) -> tuple
     begun, parts, done = time.monotonic(), [], 0
     while done < len(order):
         rows = order[done : done + _BLOCK].to(values.device)
-        parts.append(torch.as_tensor(embed(run, values[rows], what)))
+        parts.append(torch.as_tensor(embed(run, values[rows], what, given=conditions_at(dataset, rows))))
         done += len(rows)
         if done * parts[0][0].numel() > _NUMBERS or time.monotonic() - begun > seconds:
             break

@@ -23,6 +23,7 @@ from varflow.runs.folder import DATA, check_data, read_about, snapshots
 from varflow.settings.spec import RunSpec
 
 if TYPE_CHECKING:
+    from varflow.data.conditions import Conditions
     from varflow.evaluation import Evaluation
     from varflow.runs.distribution import Density
     from varflow.runs.latent_space import Neighbours, Way, What
@@ -47,6 +48,7 @@ class Run:
         preprocessing: what stands between the stored values and the model, as it was learned in training; None for
             a fit to a target.
         picture: whether the data are pictures.
+        conditions: the columns that the model is conditioned on, p(x|c); None where there are none.
         other_data: whether the run was loaded with other data than those it was fitted to. Their evaluation is given
             back and not kept in the folder.
         origin: the address of a run that was opened from the hub, with its commit; None for any other. Its folder is
@@ -62,6 +64,7 @@ class Run:
     code_prior_metrics: list[dict[str, Any]]
     preprocessing: Protocol | None
     picture: bool
+    conditions: Conditions | None
     other_data: bool
     origin: str | None
 
@@ -85,6 +88,7 @@ class Run:
         if preprocessing is None and isinstance(dataset, Dataset):
             preprocessing, picture = dataset.preprocessing, dataset.picture
         self.preprocessing, self.picture = preprocessing, picture
+        self.conditions = dataset.conditions if isinstance(dataset, Dataset) else None
         self.other_data = False
         self.origin = None
 
@@ -105,7 +109,7 @@ class Run:
                     "data: this run was fitted to data given in Python, which the folder does not hold; "
                     "pass them again, e.g. load(folder, data=tensor)"
                 )
-            loaded = spec_data(None, self.spec, self.preprocessing)
+            loaded = spec_data(None, self.spec, self.preprocessing, self.conditions)
             if self.folder is not None:
                 check_data(loaded, self.folder)
             home = next(self.model.parameters())
@@ -141,18 +145,18 @@ class Run:
         return self.form.support == "none"
 
     @overload
-    def log_prob(self, x: Tensor, samples: int | None = ..., seed: int = ..., memory: int = ...) -> Tensor: ...
+    def log_prob(self, x: Tensor, samples: int | None = ..., seed: int = ..., memory: int = ..., given: Any = ...) -> Tensor: ...
 
     @overload
     def log_prob(
-        self, x: NDArray[Any], samples: int | None = ..., seed: int = ..., memory: int = ...
+        self, x: NDArray[Any], samples: int | None = ..., seed: int = ..., memory: int = ..., given: Any = ...
     ) -> NDArray[Any]: ...
 
     @overload
-    def log_prob(self, x: Any, samples: int | None = ..., seed: int = ..., memory: int = ...) -> Any: ...
+    def log_prob(self, x: Any, samples: int | None = ..., seed: int = ..., memory: int = ..., given: Any = ...) -> Any: ...
 
     def log_prob(
-        self, x: Any, samples: int | None = None, seed: int = 0, memory: int = 2**30
+        self, x: Any, samples: int | None = None, seed: int = 0, memory: int = 2**30, given: Any = None
     ) -> Any:
         """log p(x) of rows or pictures in the units of the data, nats in float64: ``[N]``, in the kind that x is.
 
@@ -165,6 +169,8 @@ class Run:
             samples: importance samples for each row, where the density is not exact; 100 unless given.
             seed: of the samples and of the noise.
             memory: bytes that decoding may take.
+            given: what p(x|c) is conditioned on, where the run has conditions: name → a value for all rows or one for
+                each, a frame, or stored values ``[N, columns]``. A frame x may have the columns itself.
 
         Raises:
             SpecError: a fit to a target, which has no x (see :meth:`log_q`).
@@ -172,7 +178,7 @@ class Run:
         """
         from varflow.data.given import like
 
-        return like(x, self.scores(x, samples, seed, memory).log_prob, ["log_prob"])
+        return like(x, self.scores(x, samples, seed, memory, given=given).log_prob, ["log_prob"])
 
     def scores(
         self,
@@ -183,11 +189,12 @@ class Run:
         anomaly: bool = False,
         training_rows: int | None = None,
         progress: Progress | None = None,
+        given: Any = None,
     ) -> Scores:
         """:meth:`log_prob` with the Monte-Carlo error and Pareto k̂ of each row.
 
         Args:
-            x, samples, seed, memory: as there.
+            x, samples, seed, memory, given: as there.
             anomaly: add the rank of each row among the training rows that the folder has the scores of. A fit scores
                 as many as it can in a second, up to 2,000, with 100 samples where the density is not exact.
             training_rows: score so many training rows now and rank among them; the data must be at hand. A folder
@@ -199,7 +206,7 @@ class Run:
         """
         from varflow.runs.scores import score
 
-        return score(self, x, samples, seed, memory, anomaly, training_rows, progress)
+        return score(self, x, samples, seed, memory, anomaly, training_rows, progress, given)
 
     def log_q(self, z: Rows) -> Rows:
         """log q(z) of a fit to a target, nats: ``[N]``, or ``[fits, N]`` where several were trained together.
@@ -294,6 +301,7 @@ class Run:
         samples: int = 50,
         seed: int = 0,
         progress: Progress | None = None,
+        given: Any = None,
     ) -> Rows:
         """Where rows lie in latent space: ``[N, D]``, in the kind that x is.
 
@@ -307,6 +315,7 @@ class Run:
             samples: draws behind a mean or a scale.
             seed: of the draws, and of the noise of the preprocessing.
             progress: called with (rows done, rows).
+            given: as for :meth:`log_prob`.
 
         Raises:
             SpecError: a fit to a target, or a choice that the model does not have.
@@ -314,27 +323,28 @@ class Run:
         """
         from varflow.runs.latent_space import embed
 
-        found: Rows = embed(self, x, what, samples, seed, progress)
+        found: Rows = embed(self, x, what, samples, seed, progress, given)
         return found
 
-    def reconstruct(self, x: Rows, mean: bool = True, seed: int = 0) -> Rows:
+    def reconstruct(self, x: Rows, mean: bool = True, seed: int = 0, given: Any = None) -> Rows:
         """x through one z ~ q(z|x) and back, in the units of the data and the kind that x is: ``[N, *event]``.
 
         Args:
             x: ``[N, *event]``, as for :meth:`log_prob`.
             mean: the likelihood's mean for z; otherwise a draw from it.
             seed: of the draws.
+            given: as for :meth:`log_prob`.
 
         Raises:
             SpecError, DataError, ShapeError: as :meth:`embed`.
         """
         from varflow.runs.latent_space import reconstruct
 
-        found: Rows = reconstruct(self, x, mean, seed)
+        found: Rows = reconstruct(self, x, mean, seed, given)
         return found
 
     def interpolate(
-        self, a: Rows, b: Rows, steps: int = 10, way: Way | None = None, seed: int = 0
+        self, a: Rows, b: Rows, steps: int = 10, way: Way | None = None, seed: int = 0, given: Any = None
     ) -> Rows:
         """The decoded way from a to b through latent space, both ends included: ``[steps, *event]``.
 
@@ -344,6 +354,7 @@ class Run:
             way: ``"straight"``, along the ``"sphere"``, or straight along the sphere of the ``"base"`` of a flow
                 prior (:mod:`varflow.priors.interpolation`). The base where there is one, else straight.
             seed: of the noise of the preprocessing.
+            given: as for :meth:`log_prob`, one value each: all points on the way have it.
 
         Raises:
             SpecError: a fit to a target, or a way that the model does not have.
@@ -351,10 +362,10 @@ class Run:
         """
         from varflow.runs.latent_space import interpolate
 
-        found: Rows = interpolate(self, a, b, steps, way, seed)
+        found: Rows = interpolate(self, a, b, steps, way, seed, given)
         return found
 
-    def nearest(self, x: Any, k: int = 5, among: Any = None, seed: int = 0) -> Neighbours:
+    def nearest(self, x: Any, k: int = 5, among: Any = None, seed: int = 0, given: Any = None) -> Neighbours:
         """The training rows nearest to x in latent space, by the distance of the centres of q(z|x).
 
         Args:
@@ -362,6 +373,7 @@ class Run:
             k: how many for each row.
             among: rows to look among instead. A run folder keeps the latents of up to 10,000 training rows.
             seed: of the noise of the preprocessing.
+            given: of x, as for :meth:`log_prob`.
 
         Raises:
             SpecError: a model without latents or the base of a flow, or fewer rows than k to look among.
@@ -369,7 +381,7 @@ class Run:
         """
         from varflow.runs.latent_space import nearest
 
-        return nearest(self, x, k, among, seed)
+        return nearest(self, x, k, among, seed, given)
 
     def export(self, folder: Path | str, format: str = "onnx") -> dict[str, Any]:
         """Write the model as graphs that other programs run, and export.json, which says what goes in and out.

@@ -75,6 +75,7 @@ def score(
     anomaly: bool = False,
     training_rows: int | None = None,
     progress: Progress | None = None,
+    given: Any = None,
 ) -> Scores:
     """See :meth:`varflow.Run.scores`."""
     model = one_model(run, "log_prob", "use run.log_q(z), or run.evaluate()")
@@ -89,7 +90,7 @@ def score(
         reference = training_scores(run, None if samples is None else drawn)
     total = count(x)
     parts: list[Tensor] = []
-    for start, piece in pieces(run, x, seed):
+    for start, piece in pieces(run, x, seed, given_for=given):
         for first, block in _blocks(piece.sizes["test"], _EXACT if certain else POINTS):
             seen = piece.batch("test", block)
             parts.append(_block(run, seen, drawn, memory, seed, start + first))
@@ -164,8 +165,8 @@ def score_training_rows(
     assert isinstance(dataset, Dataset)
     certain = model.posterior.observed or model.posterior.discrete
     size, begun, parts = (_EXACT if certain else _BLOCK), time.monotonic(), []
-    values = dataset.raw("train")[training_order(dataset)[:rows].to(dataset.device)]
-    (_, piece), *_ = pieces(run, values[:PIECE])
+    chosen = training_order(dataset)[:rows].to(dataset.device)[:PIECE]
+    (_, piece), *_ = pieces(run, dataset.raw("train")[chosen], given_for=conditions_at(dataset, chosen))
     for number, (first, block) in enumerate(_blocks(piece.sizes["test"], size)):
         seen = piece.batch("test", block)
         parts.append(_block(run, seen, samples, 2**28, run.spec.training.seed, number * POINTS)[0])
@@ -182,6 +183,11 @@ def _score_more(run: Run, samples: int, rows: int, progress: Progress | None) ->
     if run.folder is not None and run.keeps:
         _write(run, run.folder, log_prob, drawn)
     return log_prob
+
+
+def conditions_at(dataset: Dataset, chosen: Tensor) -> Tensor | None:
+    """What training rows are conditioned on."""
+    return None if dataset.conditions is None else dataset.conditions.values["train"][chosen]
 
 
 def training_order(dataset: Dataset) -> Tensor:
