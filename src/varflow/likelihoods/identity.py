@@ -61,6 +61,11 @@ class Identity(nn.Module):
             raise SpecError(
                 f"data: are {support}, and this model is over grids of codes; use varflow.data.from_codes"
             )
+        if support == "columns":
+            raise SpecError(
+                "data: are a table whose columns are each of a kind, and the prior would be a density of all of them; "
+                "use protocol=table, or likelihood=columns"
+            )
         if support not in self.support:
             raise SpecError(
                 f"data: are {support}, and a density of discrete values has no upper bound; use protocol=uniform "

@@ -38,8 +38,10 @@ class Keywords(TypedDict, total=False):
     decimal: Literal["auto", ".", ","]
     column: tuple[str, ...] | list[str]
     likelihood: Literal[
-        "auto", "identity", "bernoulli", "gaussian", "student-t", "logistics", "categorical",
+        "auto", "identity", "bernoulli", "gaussian", "student-t", "logistics", "categorical", "columns",
     ]
+    real_tails: Literal["auto", "gaussian", "student-t"]
+    column_scale: Literal["learned", "decoded"]
     grey: bool
     likelihood_components: int
     scale: Literal["learned", "per-dimension", "decoder"] | float

@@ -83,7 +83,8 @@ ROLES = {
         Role(
             "likelihood", "p(x|z)", "varflow.likelihoods:CHOICES",
             "varflow.likelihoods.likelihood:LikelihoodSettings", "auto", of="target",
-            help="p(x|z). auto: bernoulli for binary data, logistics for levels, gaussian otherwise; identity: no "
+            help="p(x|z). auto: bernoulli for binary data, logistics for levels, columns for a table whose "
+            "columns have kinds, gaussian otherwise; identity: no "
             "latents, the prior is fitted to the data themselves (density estimation).",
         ),
         Role(
