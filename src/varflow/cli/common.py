@@ -110,6 +110,12 @@ class GivenOptions(RunOptions):
     """The split, of a named data set or of the run's own data."""
     resize: int | None = None
     """Height and width for pictures of several sizes."""
+    given: str | None = None
+    """What all rows are conditioned on: dose=3,sex=f. Without it columns of the file, or its labels."""
+
+    def conditions(self, rows: Any) -> Any:
+        """What the rows are conditioned on."""
+        return rows.context if self.given is None else conditions_of(self.given)
 
     def read(self, run: Any) -> Any:
         """What was given, as :class:`varflow.data.loading.NamedRows`."""
@@ -202,6 +208,22 @@ class AnnealingOptions(EstimateOptions):
         return Annealing(self.chains, self.temperatures, self.leapfrog, start=self.start, **more)
 
 
+def conditions_of(text: str | None) -> dict[str, Any] | None:
+    """name → value of ``dose=3,sex=f``. Raises SpecError for anything else."""
+    if text is None:
+        return None
+    found: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not name or not equals or not value or name in found:
+            raise SpecError(f"given: was '{text}'; use name=value, several with commas: dose=3,sex=f")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
 def rows_for(run: Any, data: str | None, split: str, data_dir: str | None = None, resize: int | None = None) -> Any:
     """Rows for a run's model, their columns in the order of training: those of a file, a folder or a named data set;
     without one those of the run's own data.
@@ -215,10 +237,11 @@ def rows_for(run: Any, data: str | None, split: str, data_dir: str | None = None
     if data is None:
         dataset = run.dataset
         names = dataset.origins(split, torch.arange(dataset.sizes[split]))
-        return NamedRows(dataset.raw(split), names, bool(names) and isinstance(names[0], str))
+        held = None if dataset.conditions is None else dataset.conditions.values[split]
+        return NamedRows(dataset.raw(split), names, bool(names) and isinstance(names[0], str), context=held)
     kept = run.preprocessing
     decimal = run.spec.get("decimal", "auto")
-    found = rows_of(data, split, data_dir, resize, kept, decimal, run.decimal)
+    found = rows_of(data, split, data_dir, resize, kept, decimal, run.decimal, run.conditions)
     if isinstance(kept, Columns):
         return found
     return found._replace(values=in_order(Given(found.values, columns=found.columns), run.columns))

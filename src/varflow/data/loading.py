@@ -442,12 +442,14 @@ class NamedRows(NamedTuple):
         names: what to call each: the number of its row, counted from 0, or its file.
         files: whether they are files of their own.
         columns: heads of the columns of a table; none where they have none.
+        context: stored values of what a model is conditioned on; None where it is not, or they are not there.
     """
 
     values: Any
     names: Sequence[int] | Sequence[str]
     files: bool
     columns: tuple[str, ...] = ()
+    context: Tensor | None = None
 
     @property
     def heading(self) -> str:
@@ -463,6 +465,7 @@ def rows_of(
     kept: Protocol | None = None,
     decimal: str = "auto",
     before: str = "",
+    conditions: Conditions | None = None,
 ) -> NamedRows:
     """The rows of one's own file or folder, all of them, or those of a split of a named data set; of a table under
     ``kept`` its stored values, the columns in the order of training. ``before`` is what stood before decimals in
@@ -474,12 +477,22 @@ def rows_of(
     """
     if name_or_path in data.SOURCES:
         found = load(name_or_path, data_dir=data_dir)
-        return NamedRows(found.raw(split), found.origins(split, torch.arange(found.sizes[split])), False)
-    path = Path(name_or_path).expanduser()
-    if isinstance(kept, Columns) and reading.is_table(path) and path.is_file():
+        rows = NamedRows(found.raw(split), found.origins(split, torch.arange(found.sizes[split])), False)
+        return rows._replace(context=_of_labels(conditions, found.labels(split)))
+    path, context = Path(name_or_path).expanduser(), None
+    raw = None
+    if (isinstance(kept, Columns) or conditions is not None) and reading.is_table(path) and path.is_file():
         raw = reading.read_table(path, decimal, before=before)
-        rows = kinds.stored(raw, kept.columns, kept.forms, kept.dropped)
-        return NamedRows(rows, range(len(rows)), False, tuple(c.name for c in kept.columns))
+        there = [name for name in conditions.names if name in raw.names] if conditions is not None else []
+        if conditions is not None and there:
+            raw, chosen = parted(raw, there)
+            context = conditions.of_raw(chosen) if len(there) == len(conditions.names) else None
+    if raw is not None and not isinstance(kept, Columns):
+        values, _, heads = kinds.numbers_alone(raw)
+        return NamedRows(values, range(len(values)), False, heads, context)
+    if raw is not None and isinstance(kept, Columns):
+        held = kinds.stored(raw, kept.columns, kept.forms, kept.dropped)
+        return NamedRows(held, range(len(held)), False, tuple(c.name for c in kept.columns), context)
     arrays = _own(path, resize, decimal)
     if set(arrays.values) != {"all"}:
         raise DataError(
@@ -487,7 +500,15 @@ def rows_of(
         )
     values = arrays.values["all"]
     heads = tuple(arrays.facts.get("columns", ()))
-    return NamedRows(values, arrays.files or range(len(values)), bool(arrays.files), heads)
+    context = _of_labels(conditions, arrays.labels.get("all"))
+    return NamedRows(values, arrays.files or range(len(values)), bool(arrays.files), heads, context)
+
+
+def _of_labels(conditions: Conditions | None, labels: Any) -> Tensor | None:
+    """What rows are conditioned on, where that is their labels."""
+    if conditions is None or conditions.names != (LABEL,) or labels is None:
+        return None
+    return conditions.of_labels(labels)
 
 
 def stored_rows(

@@ -32,8 +32,8 @@ def pieces(
     run: Run, x: Any, seed: int = 0, equal_noise: bool = False, given_for: Any = None
 ) -> Iterator[tuple[int, Dataset]]:
     """x under the preprocessing of training, ``PIECE`` rows at a time: the number of the first row, and a data set
-    whose split "test" they are. With ``equal_noise`` what a protocol draws is the same for every row. ``given_for`` is
-    what the rows are conditioned on.
+    whose split "test" they are. With ``equal_noise`` what a protocol draws is the same for every row.
+    ``given_for`` is what the rows are conditioned on.
 
     Raises:
         SpecError: conditions that are missing, or given to a run without any.

@@ -145,7 +145,9 @@ class Run:
         return self.form.support == "none"
 
     @overload
-    def log_prob(self, x: Tensor, samples: int | None = ..., seed: int = ..., memory: int = ..., given: Any = ...) -> Tensor: ...
+    def log_prob(
+        self, x: Tensor, samples: int | None = ..., seed: int = ..., memory: int = ..., given: Any = ...
+    ) -> Tensor: ...
 
     @overload
     def log_prob(
@@ -153,7 +155,9 @@ class Run:
     ) -> NDArray[Any]: ...
 
     @overload
-    def log_prob(self, x: Any, samples: int | None = ..., seed: int = ..., memory: int = ..., given: Any = ...) -> Any: ...
+    def log_prob(
+        self, x: Any, samples: int | None = ..., seed: int = ..., memory: int = ..., given: Any = ...
+    ) -> Any: ...
 
     def log_prob(
         self, x: Any, samples: int | None = None, seed: int = 0, memory: int = 2**30, given: Any = None
@@ -230,7 +234,9 @@ class Run:
         answer: Rows = like(z, found if len(found) > 1 else found[0])
         return answer
 
-    def sample(self, count: int, seed: int = 0, mean: bool = False, stored: bool = False) -> Any:
+    def sample(
+        self, count: int, seed: int = 0, mean: bool = False, stored: bool = False, given: Any = None
+    ) -> Any:
         """``count`` draws of p(x) in the units of the data: raw rows, or levels of pictures; ``[count, *event]``.
 
         Of a fit to a target: z ~ q(z) ``[count, D]``, or ``[fits, count, D]`` where several were trained together. Of
@@ -242,9 +248,10 @@ class Run:
             seed: of the draws.
             mean: the likelihood's mean of each z in place of a draw from it.
             stored: stored values of a table, whatever it came as.
+            given: what the draws are conditioned on, ``{"dose": 3, "sex": "f"}``: a value for all, or one for each.
 
         Raises:
-            SpecError: the mean of a fit to a target, which has no likelihood.
+            SpecError: the mean of a fit to a target, which has no likelihood; or conditions that are missing.
         """
         positive(count=count)
         if not isinstance(self.model, Model) or self.preprocessing is None:
@@ -253,11 +260,24 @@ class Run:
             with random.stream(seed):
                 z = torch.stack([member.encode(None, count).z for member in self.members()])
             return z if len(z) > 1 else z[0]
+        context = self._context(given, count)
         with random.stream(seed):
-            x = self.model.sample(count, mean=mean)
+            x = self.model.sample(count, mean=mean, context=context)
         found = self.preprocessing.stored_means(x) if mean else self.preprocessing.stored_values(x)
         library = "".join(self._told("frame"))
         return self.frame(found, library) if library and not stored else found
+
+    def _context(self, given: Any, rows: int) -> Tensor | None:
+        """c of what was given for the conditions."""
+        from varflow.runs.rows import need
+
+        if self.conditions is None:
+            if given is not None:
+                raise SpecError("given: this run is conditioned on nothing; leave it out")
+            return None
+        home = next(self.model.parameters())
+        stored = self.conditions.of(need(self.conditions, given), rows)
+        return self.conditions.encode(stored, home.dtype).to(home.device)
 
     def frame(self, values: Any, library: str = "pandas") -> Any:
         """Stored values of a table as a frame: its columns by name, words, dates and whole numbers as they came.

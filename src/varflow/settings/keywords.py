@@ -37,6 +37,7 @@ class Keywords(TypedDict, total=False):
     validation_limit: int | None
     decimal: Literal["auto", ".", ","]
     column: tuple[str, ...] | list[str]
+    condition: tuple[str, ...] | list[str]
     likelihood: Literal[
         "auto", "identity", "bernoulli", "gaussian", "student-t", "logistics", "categorical", "columns",
     ]
@@ -104,6 +105,7 @@ class Keywords(TypedDict, total=False):
     components: int
     prior_length: int
     prior_base: Literal["normal", "gaussians"]
+    prior_context: bool
     prior_defensive: float
     prior_hidden: int | None
     prior_layers: int
