@@ -256,7 +256,8 @@ class _Coded(Head):
         """log p of every code of one column, ``[..., K]``."""
 
     def distribution(self, out: Tensor, column: int) -> torch.distributions.Distribution:
-        return torch.distributions.Categorical(logits=self.log_masses(out, column))
+        # torch's own check of the logits fails where a batch is empty.
+        return torch.distributions.Categorical(logits=self.log_masses(out, column), validate_args=False)
 
     def wrong(self, x: Tensor) -> Tensor:
         return (x < 0) | (x > self.top) | (x != x.round())
