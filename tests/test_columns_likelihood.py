@@ -1,4 +1,4 @@
-"""The likelihood of tables: scipy's densities, sums and integrals of one, missing cells, a factor model in closed form."""
+"""The likelihood of tables: scipy's densities, sums and integrals of one, missing cells, a factor model."""
 
 from __future__ import annotations
 
@@ -154,7 +154,8 @@ def test_probabilities_of_codes_sum_to_one_at_any_parameters(column_scale, level
         assert masses.isfinite().all()
         # A cut point of 1e12 is rounded to 1e-4 of a gap between its neighbours.
         loose = level > 1 and column.kind == "ordinal"
-        torch.testing.assert_close(masses.sum(-1), torch.ones(20, dtype=double), rtol=0, atol=1e-3 if loose else 1e-12)
+        within = 1e-3 if loose else 1e-12
+        torch.testing.assert_close(masses.sum(-1), torch.ones(20, dtype=double), rtol=0, atol=within)
 
 
 @pytest.mark.parametrize(("mean", "dispersion"), [(3.0, 0.5), (0.01, 5.0), (40.0, 1e-9), (12.0, 1e-40), (0.3, 200.0)])
@@ -202,7 +203,9 @@ def test_gradients_of_counts_are_finite_and_right():
     assert torch.autograd.gradcheck(lambda a, b: nb.log_prob(k, a, b), inputs)
     assert torch.autograd.gradgradcheck(lambda a, b: nb.log_prob(k, a, b), inputs)
     extremes = torch.cartesian_prod(
-        torch.tensor([0.0, 1.0, 50.0, 1e6]), torch.tensor([-1e4, -80.0, 0.0, 60.0]), torch.tensor([-1e4, -88.0, 0.0, 88.0, 1e4])
+        torch.tensor([0.0, 1.0, 50.0, 1e6]),
+        torch.tensor([-1e4, -80.0, 0.0, 60.0]),
+        torch.tensor([-1e4, -88.0, 0.0, 88.0, 1e4]),
     )
     k, log_mean, log_dispersion = (part.clone().requires_grad_() for part in extremes.unbind(1))
     value = nb.log_prob(k.detach(), log_mean, log_dispersion)
@@ -403,7 +406,8 @@ def test_at_outputs_of_zero_a_head_is_near_its_columns():
     assert law.variance.item() == pytest.approx(math.expm1(0.25) * raised**2, rel=1e-5)
     assert likelihood.mean(z)[1].item() == pytest.approx(0.01, rel=1e-5)
     assert all(bool(p.isfinite().all()) for p in [*likelihood.parameters(), *likelihood.buffers()])
-    torch.testing.assert_close(likelihood.probabilities(z, "stars"), torch.full((5,), 0.2, dtype=double), rtol=1e-6, atol=0)
+    even = torch.full((5,), 0.2, dtype=double)
+    torch.testing.assert_close(likelihood.probabilities(z, "stars"), even, rtol=1e-6, atol=0)
     assert likelihood.distribution(z, "debt").df.item() == pytest.approx(2.5)
     assert likelihood.distribution(z, "age").df.item() == pytest.approx(5.0)
     plain = Columns(Given(), 6, columns, real_tails="gaussian")
@@ -426,7 +430,8 @@ def test_columns_of_one_value_say_nothing():
     columns = [Column("a", "category", ("x",)), Column("b", "ordinal", ("x",)), Column("c", "ordinal", ("x", "y"))]
     likelihood = made(columns)
     z = torch.randn(4, 3, dtype=double)
-    assert torch.equal(likelihood.log_prob_each(torch.zeros(4, 3, dtype=double), z)[:, :2], torch.zeros(4, 2, dtype=double))
+    each = likelihood.log_prob_each(torch.zeros(4, 3, dtype=double), z)
+    assert torch.equal(each[:, :2], torch.zeros(4, 2, dtype=double))
     torch.testing.assert_close(likelihood.probabilities(z, "c").sum(-1), torch.ones(4, dtype=double))
 
 
@@ -473,7 +478,8 @@ def test_a_linear_gaussian_factor_model_with_missing_cells():
 
 @pytest.mark.parametrize("likelihood", ["auto", "columns"])
 def test_a_spec_builds_it_with_an_encoder_that_reads_the_mask(likelihood):
-    spec = RunSpec().replace(likelihood=likelihood, hidden=8, layers=1, latent=2, column_scale="decoded", real_tails="gaussian")
+    spec = RunSpec().replace(likelihood=likelihood, hidden=8, layers=1, latent=2)
+    spec = spec.replace(column_scale="decoded", real_tails="gaussian")
     model = assemble.build(spec, Form((len(TABLE),), "columns", None, TABLE))
     assert isinstance(model.likelihood, Columns)
     assert model.likelihood.column_scale == "decoded"
@@ -502,15 +508,18 @@ def test_its_settings_are_checked_and_belong_to_it():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: assemble.build(RunSpec().replace(likelihood="columns"), Form((3,), "real")), "likelihood: columns is of a table.*data are real; use protocol=columns"),
+        (
+            lambda: assemble.build(RunSpec().replace(likelihood="columns"), Form((3,), "real")),
+            "likelihood: columns is of a table.*data are real; use protocol=columns",
+        ),
         (lambda: Columns(MLP(2, 3), 3), "columns: were none"),
         (lambda: Columns(MLP(2, 3), 3, TABLE[:2]), r"event_shape: was \(3,\) with 2 columns; use \(2,\)"),
         (lambda: Columns(MLP(2, 3), 2, TABLE[:2]), r"puts out \(3,\).*Columns.*\(5,\)"),
         (lambda: Columns(MLP(2, 3), 2, TABLE[:2], real_tails="heavy"), "real_tails: unknown value 'heavy'"),
         (lambda: Columns(MLP(2, 3), 2, TABLE[:2], column_scale="z"), "column_scale: unknown value 'z'"),
         (lambda: Columns(MLP(2, 1), 1, [Column("n", "count", scale=0.0)]), "scale of column 'n': was 0"),
-        (lambda: made().probabilities(torch.zeros(3, dtype=double), "tow"), "column: unknown value 'tow'; did you mean 'town'"),
-        (lambda: made().probabilities(torch.zeros(3, dtype=double), "age"), r"column: 'age' is real .* use distribution"),
+        (lambda: made().probabilities(torch.zeros(3, dtype=double), "tow"), "column: unknown value 'tow'; .*'town'"),
+        (lambda: made().probabilities(torch.zeros(3, dtype=double), "age"), "'age' is real .* use distribution"),
     ],
 )  # fmt: skip
 def test_what_is_impossible_is_refused(call, words):
@@ -526,5 +535,6 @@ def test_an_unknown_kind_is_refused():
 
 
 def test_a_density_of_the_data_themselves_refuses_a_table_of_kinds():
+    form = Form((len(TABLE),), "columns", None, TABLE)
     with pytest.raises(SpecError, match=r"data: are a table.*use protocol=table, or likelihood=columns"):
-        assemble.build(RunSpec().replace(likelihood="identity", prior="maf"), Form((len(TABLE),), "columns", None, TABLE))
+        assemble.build(RunSpec().replace(likelihood="identity", prior="maf"), form)

@@ -96,8 +96,13 @@ class ColumnFeatures(nn.Module):
     def _keep(self, name: str, places: list[int]) -> None:
         self.register_buffer(f"_{name}", torch.tensor(places, dtype=torch.long), persistent=False)
 
-    def forward(self, x: Shaped[Tensor, "*batch columns"], mask: Bool[Tensor, "*batch columns"] | None = None) -> Tensor:
-        """``[*batch, D]`` → ``[*batch, F]``; without a mask all cells are there. The value of a missing cell is not read."""
+    def forward(
+        self, x: Shaped[Tensor, "*batch columns"], mask: Bool[Tensor, "*mask_batch columns"] | None = None
+    ) -> Tensor:
+        """``[*batch, D]`` → ``[*batch, F]``; without a mask all cells are there.
+
+        The value of a missing cell is not read.
+        """
         self._check(x, mask)
         if mask is not None:
             # Before anything is computed: what stands in a missing cell may be NaN.
@@ -168,7 +173,9 @@ class TableEncoder(nn.Module):
         self.features: int = output_features(network, (features.features,))
         self.couples_examples: bool = bool(getattr(network, "couples_examples", False))
 
-    def forward(self, x: Shaped[Tensor, "*batch columns"], mask: Bool[Tensor, "*batch columns"] | None = None) -> Tensor:
+    def forward(
+        self, x: Shaped[Tensor, "*batch columns"], mask: Bool[Tensor, "*mask_batch columns"] | None = None
+    ) -> Tensor:
         """``[B, D]``, and which of its cells are there → ``[B, H]``; without a mask all are there."""
         out: Tensor = self.network(self.cells(x, mask))
         return out
