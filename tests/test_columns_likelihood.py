@@ -519,7 +519,7 @@ def test_its_settings_are_checked_and_belong_to_it():
         (lambda: Columns(MLP(2, 3), 2, TABLE[:2], column_scale="z"), "column_scale: unknown value 'z'"),
         (lambda: Columns(MLP(2, 1), 1, [Column("n", "count", scale=0.0)]), "scale of column 'n': was 0"),
         (lambda: made().probabilities(torch.zeros(3, dtype=double), "tow"), "column: unknown value 'tow'; .*'town'"),
-        (lambda: made().probabilities(torch.zeros(3, dtype=double), "age"), "'age' is real .* use distribution"),
+        (lambda: made().probabilities(torch.zeros(3, dtype=double), "age"), r"'age' is real .* use distribution"),
     ],
 )  # fmt: skip
 def test_what_is_impossible_is_refused(call, words):
@@ -538,3 +538,53 @@ def test_a_density_of_the_data_themselves_refuses_a_table_of_kinds():
     form = Form((len(TABLE),), "columns", None, TABLE)
     with pytest.raises(SpecError, match=r"data: are a table.*use protocol=table, or likelihood=columns"):
         assemble.build(RunSpec().replace(likelihood="identity", prior="maf"), form)
+
+
+def test_learned_pseudo_inputs_refuse_a_table_of_kinds():
+    form = Form((len(TABLE),), "columns", None, TABLE)
+    with pytest.raises(SpecError, match=r"prior: the inputs of a VampPrior .* use prior=mixture or a flow"):
+        assemble.build(RunSpec().replace(likelihood="columns", prior="vamp"), form)
+
+
+def test_training_finds_what_columns_have_in_common():
+    """Columns of every kind that one hidden number moves: after a few steps they tell it of each other."""
+    torch.manual_seed(2)
+    columns = (
+        Column("a", "real", missing=0.2),
+        Column("b", "count", loc=1.5, scale=0.6, missing=0.2),
+        Column("c", "category", tuple("xyz"), missing=0.2),
+        Column("d", "ordinal", tuple("1234"), missing=0.2),
+        Column("e", "binary", ("n", "y"), missing=0.2),
+    )
+    t = torch.randn(1000, 1)
+    noise = torch.rand(1000, 2)
+    parts = [
+        t + 0.3 * torch.randn(1000, 1),
+        torch.poisson(torch.exp(1.2 + 0.7 * t)),
+        (t + 0.3 * torch.logit(noise[:, :1]) > torch.tensor([-0.7, 0.7])).sum(-1, keepdim=True),
+        (t + 0.3 * torch.logit(noise[:, 1:]) > torch.tensor([-1.0, 0.0, 1.0])).sum(-1, keepdim=True),
+        (t > 0.3 * torch.randn(1000, 1)),
+    ]
+    x, mask = torch.cat([part.float() for part in parts], -1), torch.rand(1000, 5) > 0.2
+    spec = RunSpec().replace(likelihood="columns", hidden=16, layers=1, latent=1)
+    model = assemble.build(spec, Form((5,), "columns", None, columns))
+    encoder, moments = model.posterior.encoder, model.posterior.moments
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    bounds = []
+    for _ in range(150):
+        mean, log_scale = moments(encoder(x, mask)).chunk(2, -1)
+        z = mean + log_scale.exp() * torch.randn_like(mean)
+        kl = (0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale).sum(-1)
+        bound = (model.likelihood.log_prob(x, z, mask) - kl).mean()
+        optimizer.zero_grad()
+        (-bound).backward()
+        optimizer.step()
+        bounds.append(bound.item())
+    assert bounds[-1] > bounds[0] + 1
+    with torch.no_grad():
+        z = moments(encoder(x, mask)).chunk(2, -1)[0]
+        found = model.likelihood.mean(z)
+    hidden = ~mask[:, 4]
+    assert (found[hidden, 4] == x[hidden, 4]).float().mean() > 0.75
+    hidden = ~mask[:, 0]
+    assert torch.corrcoef(torch.stack([found[hidden, 0], x[hidden, 0]]))[0, 1] > 0.75
