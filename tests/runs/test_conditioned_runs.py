@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import varflow as vf
+from varflow.cli import main
 from varflow.core.errors import DataError, ShapeError, SpecError
 from varflow.data.conditions import listed
 
@@ -37,6 +38,12 @@ def write(path: Path, held: dict[str, np.ndarray], order: list[str] | None = Non
     lines = [",".join(names), *(",".join(str(v) for v in row) for row in zip(*(held[n] for n in names), strict=True))]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def call(*words: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    return int(ended.value.code or 0)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +81,6 @@ def test_samples_are_those_of_the_condition(density):
 
 
 def test_files_frames_and_what_is_given_agree(density, tmp_path, capsys):
-    from varflow.cli.main import main
-
     run, held = vf.load(density), rows(50, seed=6)
     expected = run.log_prob(
         np.stack([held["y"], held["w"]], 1), given={"dose": held["dose"], "sex": list(held["sex"])}
@@ -89,14 +94,11 @@ def test_files_frames_and_what_is_given_agree(density, tmp_path, capsys):
     pandas = pytest.importorskip("pandas")
     np.testing.assert_allclose(run.log_prob(pandas.DataFrame(held)).to_numpy(), expected, atol=1e-9)
     alone = pandas.DataFrame({"w": held["w"], "y": held["y"]})
-    assert (
-        main(["sample", str(density), "--given", "dose=1,sex=f", "--count", "3", "--out", str(tmp_path / "x.csv")])
-        == 0
-    )
+    assert call("sample", density, "--given", "dose=1,sex=f", "--count", "3", "--out", tmp_path / "x.csv") == 0
     assert (tmp_path / "x.csv").read_text().splitlines()[0] == "y,w"
     with pytest.raises(SpecError, match=r"given: missing; this run is conditioned on dose, sex"):
         run.log_prob(alone)
-    assert main(["sample", str(density), "--count", "3"]) == 2
+    assert call("sample", density, "--count", "3") == 2
     assert "given: missing" in capsys.readouterr().err
 
 

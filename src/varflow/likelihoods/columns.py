@@ -14,7 +14,7 @@ from varflow.core.columns import Column
 from varflow.core.errors import DataError, ShapeError, SpecError, unknown
 from varflow.core.form import Form
 from varflow.core.settings import settings
-from varflow.likelihoods.heads import Head, groups
+from varflow.likelihoods.heads import Binary, Coded, Head, groups
 from varflow.likelihoods.likelihood import Likelihood, LikelihoodSettings, batch_dim
 from varflow.networks.mlp import Shape
 
@@ -39,8 +39,8 @@ class ColumnsSettings(LikelihoodSettings):
     def options(self, form: Form) -> dict[str, Any]:
         if not form.columns:
             raise SpecError(
-                f"likelihood: columns is of a table whose columns are each of a kind, and the data are {form.support}; "
-                "use protocol=columns, or likelihood=auto"
+                "likelihood: columns is of a table whose columns are each of a kind, and the data are "
+                f"{form.support}; use protocol=columns, or likelihood=auto"
             )
         return {"columns": form.columns, "real_tails": self.real_tails, "column_scale": self.column_scale}
 
@@ -95,7 +95,8 @@ class Columns(Likelihood):
         >>> from varflow.networks import MLP
         >>> columns = [Column("age", "real"), Column("visits", "count"), Column("town", "category", ("a", "b", "c"))]
         >>> likelihood = Columns(MLP(2, Columns.decoder_shape(3, columns=columns)), 3, columns)
-        >>> x, mask = torch.tensor([[0.4, 2.0, 1.0], [0.0, 5.0, 0.0]]), torch.tensor([[True, True, True], [False, True, True]])
+        >>> x = torch.tensor([[0.4, 2.0, 1.0], [0.0, 5.0, 0.0]])
+        >>> mask = torch.tensor([[True, True, True], [False, True, True]])
         >>> likelihood.log_prob(x, torch.zeros(4, 2, 2), mask).shape
         torch.Size([4, 2])
     """
@@ -190,7 +191,7 @@ class Columns(Likelihood):
         z: Float[Tensor, "*lead_latent"],
         mask: Bool[Tensor, "*mask_batch_event"] | None = None,
     ) -> Float[Tensor, "*lead_event"]:
-        """log p of single cells, ``[*lead, D]``, in nats; 0 for those that are missing. Otherwise as :meth:`log_prob`."""
+        """log p of single cells, ``[*lead, D]``, nats; 0 for those that are missing. Else as :meth:`log_prob`."""
         self.check_shape(x)
         out = self.decode(z)
         if mask is not None:
@@ -203,15 +204,16 @@ class Columns(Likelihood):
             x = x.index_select(-1, self._order)
         lead = torch.broadcast_shapes(x.shape[:-1], out.shape[:-1])
         cells = x.split(self._widths, -1)
-        found = [head.log_prob(cell, own) for head, cell, own in zip(self._each(), cells, self._split(out), strict=True)]
+        outs = self._split(out)
+        found = [head.log_prob(cell, own) for head, cell, own in zip(self._each(), cells, outs, strict=True)]
         each = self._joined([part.expand(*lead, -1) for part in found])
         return each if mask is None else torch.where(mask, each, 0.0)
 
     def mean(self, z: Float[Tensor, "*lead features"]) -> Float[Tensor, "*lead_event"]:
         """One number for each cell, ``[*lead, D]``, in the space of x.
 
-        real, date: the mean (of a Student-t: the centre of symmetry, which is the mean where ν > 1). positive: that of
-        the standardized logarithm, so the median in the table's own units. count: the mean, seldom whole. ordinal:
+        real, date: the mean (of a Student-t: the centre of symmetry, which is the mean where ν > 1). positive: that
+        of the standardized logarithm, so the median in the table's own units. count: the mean, seldom whole. ordinal:
         the median code. category, binary: the most probable code.
         """
         return self._joined([head.mean(own) for head, own in self._outs(z)])
@@ -229,12 +231,10 @@ class Columns(Likelihood):
         """
         number, place = self._find(name)
         head, own = self._outs(z)[number]
-        if not hasattr(head, "log_masses"):
-            raise SpecError(
-                f"column: '{name}' is {head.columns[place].kind} and has no list of values; use distribution(z, '{name}')"
-            )
-        masses: Tensor = head.log_masses(own, place).exp()
-        return masses
+        if not isinstance(head, Binary | Coded):
+            kind = head.columns[place].kind
+            raise SpecError(f"column: '{name}' is {kind} and has no list of values; use distribution(z, '{name}')")
+        return head.log_masses(own, place).exp()
 
     def distribution(
         self, z: Float[Tensor, "*lead features"], name: str | None = None
@@ -264,16 +264,18 @@ class Columns(Likelihood):
         bad = ~torch.isfinite(x)
         if bad.any():
             raise DataError(
-                f"x: {int(bad.sum())} of {x.numel()} values are NaN or infinite; give a mask of the cells that are there"
+                f"x: {int(bad.sum())} of {x.numel()} values are NaN or infinite; give a mask of the cells that are "
+                "there"
             )
         for head, cells in zip(self._each(), x.index_select(-1, self._order).split(self._widths, -1), strict=True):
             wrong = head.wrong(cells)
             if wrong.any():
                 *row, place = (int(i) for i in wrong.nonzero()[0])
                 column = head.columns[place]
+                found = cells[(*row, place)].item()
                 raise DataError(
-                    f"x: column '{column.name}' has the value {cells[(*row, place)].item():g}; a {column.kind} column "
-                    f"takes {head.wanted(place)}"
+                    f"x: column '{column.name}' has the value {found:g}; a {column.kind} column takes "
+                    f"{head.wanted(place)}"
                 )
 
     def _each(self) -> list[Head]:

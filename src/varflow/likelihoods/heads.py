@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -240,7 +241,7 @@ class Binary(Head):
         return "0 and 1"
 
 
-class _Coded(Head):
+class Coded(Head):
     """Columns whose values are codes 0 … K − 1."""
 
     #: The last code of each column, ``[d]``.
@@ -256,7 +257,8 @@ class _Coded(Head):
         """log p of every code of one column, ``[..., K]``."""
 
     def distribution(self, out: Tensor, column: int) -> torch.distributions.Distribution:
-        return torch.distributions.Categorical(logits=self.log_masses(out, column))
+        # torch's own check of the logits fails where a batch is empty.
+        return torch.distributions.Categorical(logits=self.log_masses(out, column), validate_args=False)
 
     def wrong(self, x: Tensor) -> Tensor:
         return (x < 0) | (x > self.top) | (x != x.round())
@@ -265,7 +267,7 @@ class _Coded(Head):
         return f"codes 0 to {self.sizes[column] - 1}"
 
 
-class Categories(_Coded):
+class Categories(Coded):
     """log p(k) = lₖ − log Σⱼ exp lⱼ with K logits; columns of fewer categories are filled up with −∞."""
 
     place: Tensor
@@ -317,7 +319,7 @@ class Categories(_Coded):
         return self._logits(out)[..., column, : self.sizes[column]].log_softmax(-1)
 
 
-class Ordered(_Coded):
+class Ordered(Coded):
     """P(x ≤ k) = σ((cₖ₊₁ − f)/s) with cut points c₁ < … < c_{K−1} of each column and a location f from the decoder.
 
     The gaps between cut points are exp g, and with w = (cₖ₊₁ − cₖ)/s an inner code has
@@ -338,13 +340,15 @@ class Ordered(_Coded):
         super().__init__(columns, decoded)
         cuts = [[math.log(k / (size - k)) for k in range(1, size)] for size in self.sizes]
         widest = max(1, *map(len, cuts))
-        known, place, gaps = [], [], []
+        known: list[list[bool]] = []
+        place: list[list[int]] = []
+        gaps: list[float] = []
         for own in cuts:
             known.append([k < len(own) for k in range(widest)])
             # The gap below the k-th cut point, k = 1, …; what has none reads any.
             count = max(len(own) - 1, 0)
             place.append([len(gaps) + k if k < count else 0 for k in range(widest - 1)])
-            gaps += [math.log(b - a) for a, b in zip(own, own[1:], strict=False)]
+            gaps += [math.log(b - a) for a, b in pairwise(own)]
         self.first_cut = nn.Parameter(torch.tensor([own[0] if own else 0.0 for own in cuts]))
         self.log_gap = nn.Parameter(torch.tensor(gaps))
         self.register_buffer("known", torch.tensor(known), persistent=False)
@@ -436,7 +440,8 @@ def groups(columns: Sequence[Column], tails: str) -> list[tuple[type[Head], list
     Raises:
         SpecError: a column of a kind that has no head.
     """
-    found: dict[type[Head], list[int]] = {kind: [] for kind in (Normal, StudentT, Counts, Binary, Ordered, Categories)}
+    order: list[type[Head]] = [Normal, StudentT, Counts, Binary, Ordered, Categories]
+    found: dict[type[Head], list[int]] = {kind: [] for kind in order}
     for place, column in enumerate(columns):
         if column.kind not in HEADS:
             raise unknown(f"kind of column '{column.name}'", column.kind, HEADS)

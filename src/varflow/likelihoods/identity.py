@@ -63,7 +63,7 @@ class Identity(nn.Module):
             )
         if support == "columns":
             raise SpecError(
-                "data: are a table whose columns are each of a kind, and the prior would be a density of all of them; "
+                "data: are a table whose columns are each of a kind, and the prior were a density of all of them; "
                 "use protocol=table, or likelihood=columns"
             )
         if support not in self.support:
