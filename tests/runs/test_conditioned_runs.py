@@ -86,9 +86,7 @@ def test_files_frames_and_what_is_given_agree(density, tmp_path, capsys):
         np.stack([held["y"], held["w"]], 1), given={"dose": held["dose"], "sex": list(held["sex"])}
     )
     path = write(tmp_path / "new.csv", held, ["w", "sex", "y", "dose"])
-    assert (
-        main(["score", str(density), str(path), "--out", str(tmp_path / "s.csv"), "--quiet", "--threads", "1"]) == 0
-    )
+    assert call("score", density, path, "--out", tmp_path / "s.csv", "--quiet", "--threads", "1") == 0
     scores = np.loadtxt(tmp_path / "s.csv", delimiter=",", skiprows=1)[:, 1]
     np.testing.assert_allclose(scores, expected, atol=1e-9)
     pandas = pytest.importorskip("pandas")

@@ -26,12 +26,12 @@ def samples(scene: Scene) -> Drawn:
     titles = {True: "mean of p(x|z)", False: "draw of p(x|z)"}
     for panel, (mean, title) in zip(axes[0], titles.items(), strict=True):
         with random.stream(scene.seed):
-            x = scene.model.sample(count, mean=mean)
+            x = scene.sample(count, mean=mean)
         pictures.image_grid(scene.dataset.pictures(x), panel).set_title(title)
     noise = type(scene.model.likelihood).__name__
     caption = (
         f"{count} draws of the prior. Left: the mean of the {noise} likelihood for each; right: "
-        "for the same latents a draw from it, which is what the model says data look like."
+        f"for the same latents a draw from it, which is what the model says data look like.{scene.under}"
     )
     return Drawn(figure, "Samples", caption)
 
@@ -148,7 +148,9 @@ def interpolations(scene: Scene) -> Drawn:
         "along the sphere": interpolation.spherical(a, b, _STEPS),
     }
     if hasattr(prior, "encode"):
-        ways["along the sphere of the prior's base"] = interpolation.in_base(prior, a, b, _STEPS)
+        ways["along the sphere of the prior's base"] = interpolation.in_base(
+            prior, a, b, _STEPS, *scene.model.read_by_prior(scene.context(rows))
+        )
     figure, axes = canvas(1, len(ways), 1.0 + 4.7 * len(ways), 5.1)
     for panel, (title, way) in zip(axes[0], ways.items(), strict=True):
         flat = way.flatten(0, 1)

@@ -180,7 +180,8 @@ def interpolate(
         first, last = ends
         shape = first.shape
         if way == "base" and not model.posterior.observed:
-            path = interpolation.in_base(model.prior, first, last, steps)
+            read = (c[0] for c in model.read_by_prior(context))
+            path = interpolation.in_base(model.prior, first, last, steps, *read)
         else:
             # Of a density the ends are base points already.
             bent = way == "sphere" or (way == "base" and model.posterior.observed)

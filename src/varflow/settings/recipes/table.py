@@ -3,12 +3,15 @@
 from varflow.settings.recipes.recipe import Recipe
 from varflow.settings.spec import RunSpec
 
-_NETWORK = {"latent": 8, "hidden": 128, "layers": 2, "batch": 128, "lr": 1e-3, "steps": 10_000, "patience": "auto"}
+_VAE = RunSpec().replace(
+    data="table.csv", likelihood="columns", latent=8, hidden=128, layers=2, batch=128, lr=1e-3, steps=10_000,
+    patience="auto",
+)  # fmt: skip
 
 TABLE = Recipe(
     "table",
-    "VAE of a table: each column by its kind, cells may be missing (--data t.csv, --column age:count, --condition sex)",
-    RunSpec().replace(data="table.csv", likelihood="columns", **_NETWORK),
+    "VAE of a table, each column by its kind; cells may be missing (--data t.csv --column age:count)",
+    _VAE,
     "Nazábal, Olmos, Ghahramani and Valera 2020 (HI-VAE), the likelihoods of section 3.2",
     "one Gaussian prior instead of a mixture; kinds of columns are found; the encoder sees which cells are there",
 )
@@ -16,7 +19,7 @@ TABLE = Recipe(
 TABLE_MISSING = Recipe(
     "table-missing",
     "the same, trained by the importance-weighted bound of the cells that are there (MIWAE)",
-    RunSpec().replace(data="table.csv", likelihood="columns", objective="iwae", samples=20, **_NETWORK),
+    _VAE.replace(objective="iwae", samples=20),
     "Mattei and Frellsen 2019 (MIWAE), section 3",
     "any kinds of columns instead of real ones; the encoder sees which cells are there",
 )
