@@ -20,8 +20,8 @@ from pathlib import Path
 
 from varflow.core.files import cache_folder
 
-SOURCES = [Path(__file__).with_name(name) for name in ("planar.cpp", "bernoulli.cpp", "made.cpp")]
-HEADERS = [Path(__file__).with_name(name) for name in ("chain.h", "vector.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("planar.cpp", "planar_fit.cpp", "bernoulli.cpp", "made.cpp")]
+HEADERS = [Path(__file__).with_name(name) for name in ("chain.h", "energies.h", "vector.h")]
 #: No -ffast-math: it would drop NaN, and change how the whole process rounds and flushes.
 FLAGS = [
     *("-O2", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden"),

@@ -22,6 +22,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "planar_back": (_INT, [*[_SIZE] * 4, _INT, _REAL, *[_ADDRESS] * 10]),
     "bernoulli_sums": (None, [*[_SIZE] * 3, *[_ADDRESS] * 4]),
     "made_affine": (_INT, [*[_SIZE] * 3, *[_INT] * 3, _REAL, *[_ADDRESS] * 7]),
+    # fits, samples, K, steps, shift; energies, noise; weights, rates, taken; objective; optimizer; tensors, rows
+    "planar_fit": (
+        _INT,
+        [*[_SIZE] * 4, _REAL, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _ADDRESS, _SIZE, *[_INT] * 3, *[_REAL] * 4]
+        + [_INT, _REAL, _REAL, *[_ADDRESS] * 3, _SIZE],
+    ),
 }
 
 #: u ``[*sets, K, D]``, w ``[*sets, K, D]``, b ``[*sets, K]``; or one tensor ``[*sets, K (2D + 1)]`` of the three.
@@ -49,6 +55,10 @@ class Calls:
                 function.argtypes, function.restype = arguments, result
                 self._functions[name, dtype] = function
         self._check()
+
+    def function(self, name: str, dtype: torch.dtype) -> Any:
+        """One of them as C has it; it gives back whether it failed."""
+        return self._functions[name, dtype]
 
     def push(
         self, z: Tensor, parameters: Parameters, length: int, shift: float

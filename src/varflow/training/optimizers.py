@@ -11,6 +11,7 @@ from torch.optim import SGD, Adamax, AdamW, RMSprop
 
 from varflow.core.errors import SpecError
 from varflow.core.settings import Above, AtLeast, Between, Settings, settings
+from varflow.native import planar_fit
 
 __all__ = ["SGD", "AdamW", "Adamax", "FusedAdam", "OptimizerSettings", "RMSprop", "learning_rate"]
 
@@ -146,6 +147,35 @@ class FusedAdam(torch.optim.Adam):
         if len({parameter.dtype for parameter in lists[0]}) > 1:
             return None
         return lists
+
+
+def compiled(optimizer: torch.optim.Optimizer, clip: float | None, clip_eps: float) -> planar_fit.Update | None:
+    """What compiled code has of ``optimizer``, None where there is more to it or it has not; ``clip`` as of a spec."""
+    group = optimizer.param_groups[0]
+    special = ("amsgrad", "maximize", "capturable", "differentiable")
+    if (
+        len(optimizer.param_groups) > 1
+        or any(group.get(name) for name in special)
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+    ):
+        return None
+    common = {"eps": group["eps"], "weight_decay": group["weight_decay"]} if "eps" in group else {}
+    common |= {"clip": clip or 0.0, "clip_eps": clip_eps}
+    if type(optimizer) in (FusedAdam, AdamW):
+        kind: Literal["adam", "adamw"] = "adam" if type(optimizer) is FusedAdam else "adamw"
+        return planar_fit.Update(kind, *group["betas"], **common)
+    if type(optimizer) is RMSprop:
+        return planar_fit.Update("rmsprop", group["momentum"], group["alpha"], centered=group["centered"], **common)
+    return None
+
+
+#: What an optimizer keeps of each tensor, in the order that compiled code has it.
+COMPILED_STATES = {
+    "adam": ("exp_avg", "exp_avg_sq", None),
+    "adamw": ("exp_avg", "exp_avg_sq", None),
+    "rmsprop": ("square_avg", "momentum_buffer", "grad_avg"),
+}
 
 
 def _groups(model: nn.Module, weight_decay: float, gain_decay: float) -> list[dict[str, Any]]:
