@@ -138,77 +138,99 @@ struct Path {
   Vec<T> *x, *y, *h, *v, *p;
 };
 
-// The chain in the plane, all numbers in their usual range: z and ladj, and what the way back needs. `share` is
-// minus the gradient of the loss in ladj.
-template <class T, int N>
-INLINE void go(const Chain<T, T>& chain, Vec<T>* x, Vec<T>* y, Vec<T>* ladj, const Vec<T>* share, const Path<T>& path,
+#define EACH _Pragma("GCC unroll 8") for (int j = 0; j < N; ++j)
+
+// With e = exp(−2a) for a ≥ 0: (e − 1) / 2 and e / 2, both to full relative accuracy; e is 0 below the normal numbers.
+// exp_of_negative in fewer operations: the half, the −2 and the bias of the exponent are in the constants.
+template <class T>
+INLINE void half_exp(Vec<T> a, Vec<T>& minus_half, Vec<T>& half) {
+  using S = Numbers<T>;
+  constexpr T magic = S::magic + T(S::bias - 1), most = -S::lowest / 2;
+  const Vec<T> near = a > most ? all<T>(most) : a;
+  const Vec<T> shifted = near * T(-2 * 1.44269504088896340736) + magic, n = shifted - magic;
+  const Vec<T> t = (near + n * (S::ln2_high / 2)) + n * (S::ln2_low / 2);
+  const Vec<T> power = (Vec<T>)((typename S::Bits)shifted << S::mantissa);  // 2ⁿ⁻¹
+  // Taylor: e^(−2t) − 1 = −2t (1 − t (1 − 2t/3 (1 − …))).
+  T c[S::exp_terms + 1] = {T(-2)};
+#pragma GCC unroll 16
+  for (int i = 1; i <= S::exp_terms; ++i) c[i] = c[i - 1] * (T(-2) / T(i + 1));
+  Vec<T> q = all<T>(c[S::exp_terms]);
+#pragma GCC unroll 16
+  for (int i = S::exp_terms - 1; i >= 0; --i) q = q * t + c[i];
+  q = q * t;
+  minus_half = power * q + (power - T(0.5));
+  half = power * q + power;
+}
+
+// The chain in the plane, all numbers in their usual range: z and ladj, and what the way back needs. To grad_s goes
+// the sum of ½ ∂ladj/∂s; lanes that stand for no point are 0 in `alive`.
+template <class T, int N, bool full>
+INLINE void go(const Chain<T, T>& chain, Vec<T>* x, Vec<T>* y, Vec<T>* ladj, const Vec<T>* alive, const Path<T>& path,
                Vec<T>* grad_s) {
   using S = Numbers<T>;
   using Bits = typename S::Bits;
   using Int = typename S::Int;
   Vec<T> product[N], p[N];
   Int exponents[N] = {};
-  for (int j = 0; j < N; ++j) {
+  EACH {
     product[j] = all<T>(1);
-    p[j] = chain.w[0] * x[j] + chain.w[1] * y[j];
+    p[j] = chain.w[0] * x[j] + (chain.w[1] * y[j] + chain.b[0]);
   }
   for (ptrdiff_t k = 0; k < chain.K; ++k) {
-    const T b = chain.b[k], s = chain.c.s[k], s4 = 4 * s, hat0 = chain.hat[2 * k], hat1 = chain.hat[2 * k + 1];
     const ptrdiff_t after = k + 1 < chain.K ? k + 1 : k;
-    const T w0 = chain.w[2 * after], w1 = chain.w[2 * after + 1], twice = 2 * (1 - s);
-    const bool rescale = k % 4 == 3;
-    Vec<T> sum = Vec<T>{};
-    for (int j = 0; j < N; ++j) {
-      // With e = exp(−2|p|), d = e − 1, A = d + 2 and B = d² + 4 e s: |tanh p| = −d / A, its slope v = 4 e / A²,
-      // h² + v s = B / A². One division serves all.
-      const Vec<T> in = p[j] + b, a = magnitude<T>(in);
-      const Exp<T> e = exp_of_negative<T>(T(-2) * a);
-      const Vec<T> d = e.minus_one, A = d + T(2), B = d * d + e.value * s4, both = T(1) / (A * B);
-      const Vec<T> inverse = both * B, e4 = T(4) * e.value, v = e4 * inverse * inverse;
-      const Vec<T> h = (Vec<T>)((Bits)(-d * inverse) | ((Bits)in ^ (Bits)a));
-      product[j] = product[j] * (B * inverse * inverse);
-      if (rescale) {
-        const Bits high = (Bits)product[j] & (~typename S::Bit(0) >> 1) >> S::mantissa << S::mantissa;
-        exponents[j] += (Int)(high >> S::mantissa) - S::bias;
-        product[j] = product[j] * (Vec<T>)((typename S::Bit(2 * S::bias) << S::mantissa) - high);
-      }
-      const Vec<T> slope = share[j] * (both * A * e4);  // − ∂loss/∂s
+    const T s2 = 2 * chain.c.s[k], slope_h = 4 * (chain.c.s[k] - 1), hat0 = chain.hat[2 * k], hat1 = chain.hat[2 * k + 1];
+    const T w0 = chain.w[2 * after], w1 = chain.w[2 * after + 1], b = chain.b[after];
+    Vec<T> sum = grad_s[k];
+    EACH {
+      // With d = (e − 1)/2, g = e/2, A = 1 + d and B = d² + 2 g s: |tanh p| = −d / A, its slope v = 2 g / A²,
+      // h² + v s = B / A², and half of ∂ladj/∂s is g / B. One division serves all.
+      const Vec<T> a = magnitude<T>(p[j]);
+      Vec<T> d, g;
+      half_exp<T>(a, d, g);
+      const Vec<T> A = d + T(1), B = d * d + g * s2, both = T(1) / (A * B), inverse = both * B, square = inverse * inverse;
+      const Vec<T> h = (Vec<T>)((Bits)(-d * inverse) | ((Bits)p[j] ^ (Bits)a));
+      product[j] = product[j] * (B * square);
+      Vec<T> slope = both * A * g;
+      if (!full) slope = slope * alive[j];
       sum += slope;
       path.x[k * N + j] = x[j];
       path.y[k * N + j] = y[j];
       path.h[k * N + j] = h;
-      path.v[k * N + j] = v;
-      path.p[k * N + j] = -twice * h * slope;
+      path.v[k * N + j] = g * square;
+      path.p[k * N + j] = slope_h * h * slope;
       x[j] = x[j] + hat0 * h;
       y[j] = y[j] + hat1 * h;
-      p[j] = w0 * x[j] + w1 * y[j];
+      p[j] = w0 * x[j] + (w1 * y[j] + b);
     }
-    grad_s[k] -= sum;
+    grad_s[k] = sum;
+    if (k % 4 == 3) EACH {
+      const Bits high = (Bits)product[j] & (~typename S::Bit(0) >> 1) >> S::mantissa << S::mantissa;
+      exponents[j] += (Int)(high >> S::mantissa) - S::bias;
+      product[j] = product[j] * (Vec<T>)((typename S::Bit(2 * S::bias) << S::mantissa) - high);
+    }
   }
-  for (int j = 0; j < N; ++j) {
-    ladj[j] = __builtin_convertvector(exponents[j], Vec<T>) * T(0.69314718055994530942) + log_of_normal<T>(product[j]);
-  }
+  EACH ladj[j] =
+      __builtin_convertvector(exponents[j], Vec<T>) * T(0.69314718055994530942) + log_of_normal<T>(product[j]);
 }
 
-// Back: from the gradient of z′ to that of z₀; the parameters' go to `sums`.
+// Back: from the gradient of z′ to that of z₀, with 1 for every point's −ladj; the parameters' go to `sums`.
 template <class T, int N>
 INLINE void come_back(const Chain<T, T>& chain, Vec<T>* gx, Vec<T>* gy, const Path<T>& path, const Gradients<T>& sums) {
-  Vec<T> across[N];
+  Vec<T> across[N];  // twice û·∂/∂z
   const ptrdiff_t last = chain.K - 1;
-  for (int j = 0; j < N; ++j) across[j] = chain.hat[2 * last] * gx[j] + chain.hat[2 * last + 1] * gy[j];
+  EACH across[j] = 2 * chain.hat[2 * last] * gx[j] + 2 * chain.hat[2 * last + 1] * gy[j];
   for (ptrdiff_t k = last; k >= 0; --k) {
-    const ptrdiff_t before = k > 0 ? k - 1 : 0;
-    const T w0 = chain.w[2 * k], w1 = chain.w[2 * k + 1], hat0 = chain.hat[2 * before], hat1 = chain.hat[2 * before + 1];
+    const T *w = chain.w + 2 * k, *before = chain.hat + 2 * (k > 0 ? k - 1 : 0), hat0 = 2 * before[0], hat1 = 2 * before[1];
     Vec<T> u0 = sums.hat[2 * k], u1 = sums.hat[2 * k + 1], v0 = sums.w[2 * k], v1 = sums.w[2 * k + 1], b = sums.b[k];
-    for (int j = 0; j < N; ++j) {
+    EACH {
       const Vec<T> h = path.h[k * N + j], pk = path.p[k * N + j] + path.v[k * N + j] * across[j];
       b += pk;
       u0 += h * gx[j];
       u1 += h * gy[j];
       v0 += pk * path.x[k * N + j];
       v1 += pk * path.y[k * N + j];
-      gx[j] += pk * w0;
-      gy[j] += pk * w1;
+      gx[j] += pk * w[0];
+      gy[j] += pk * w[1];
       across[j] = hat0 * gx[j] + hat1 * gy[j];
     }
     sums.hat[2 * k] = u0, sums.hat[2 * k + 1] = u1, sums.w[2 * k] = v0, sums.w[2 * k + 1] = v1, sums.b[k] = b;
@@ -241,44 +263,42 @@ struct Base {
   T mean[kD], scale[kD];
 };
 
-// So many points at `noise`, at most N vectors: through the flow, the energy and back. The gradient of z₀ goes to
-// base_sums [mean ×2, log σ ×2]. A tile is never narrower: fewer vectors would wait for each other as long.
-template <class T, int N = kWide>
+// At most N vectors of points at `noise`: through the flow, the energy and back. Gradients are those of
+// Σ (log q − β log π), or of Σ (log q − log π − control); that of z₀ goes to base_sums [mean ×2, log σ ×2]. A tile is
+// never narrower: fewer vectors would wait for each other as long.
+template <class T, int N, bool full>
 void tile(const Call<T>& c, const Room<T>& room, const Base<T>& base, int energy, bool usual, const T* noise,
-          ptrdiff_t points, T weight, T each, Means& means, Vec<T>* base_sums) {
-  const T whole = c.objective.annealed ? T(1) : weight;
-  Vec<T> x0[N], y0[N], x[N], y[N], e0[N], e1[N], alive[N], share[N], ladj[N], gx[N], gy[N];
-  for (int j = 0; j < N; ++j) {
-    const T* from = noise + j * kD * kLanes<T>;
-    const ptrdiff_t left = points - j * kLanes<T>, lanes = left < 0 ? 0 : left;
-    T padded[kD * kLanes<T>];
+          ptrdiff_t points, T tempered, Means& means, Vec<T>* base_sums) {
+  constexpr int L = kLanes<T>;
+  Vec<T> x0[N], y0[N], x[N], y[N], e0[N], e1[N], alive[N], ladj[N], gx[N], gy[N];
+  EACH {
+    const T* from = noise + j * kD * L;
+    T padded[kD * L];
     alive[j] = all<T>(1);
-    if (lanes < kLanes<T>) {
+    if (!full && points < (j + 1) * L) {
+      const ptrdiff_t lanes = points > j * L ? points - j * L : 0;
       std::memset(padded, 0, sizeof padded);
-      if (lanes > 0) std::memcpy(padded, from, lanes * kD * sizeof(T));
+      if (lanes) std::memcpy(padded, from, lanes * kD * sizeof(T));
       from = padded;
-      for (ptrdiff_t l = lanes; l < kLanes<T>; ++l) alive[j][l] = 0;
+      for (ptrdiff_t l = lanes; l < L; ++l) alive[j][l] = 0;
     }
-    apart<T>(read<T>(from), read<T>(from + kLanes<T>), e0[j], e1[j]);
-    share[j] = alive[j] * each;
+    apart<T>(read<T>(from), read<T>(from + L), e0[j], e1[j]);
     x[j] = x0[j] = base.mean[0] + base.scale[0] * e0[j];
     y[j] = y0[j] = base.mean[1] + base.scale[1] * e1[j];
   }
   if (usual) {
-    Vec<T> of_ladj[N];
-    for (int j = 0; j < N; ++j) of_ladj[j] = share[j] * whole;
-    go<T, N>(room.chain, x, y, ladj, of_ladj, room.path, room.sums.s);
+    go<T, N, full>(room.chain, x, y, ladj, alive, room.path, room.sums.s);
   } else {
-    for (int j = 0; j < N; ++j) room.z[j] = room.again[j] = x[j], room.z[N + j] = room.again[N + j] = y[j];
+    EACH room.z[j] = x[j], room.z[N + j] = y[j];
     push_tile<T, T, N>(room.chain, room.z, ladj);
-    for (int j = 0; j < N; ++j) x[j] = room.z[j], y[j] = room.z[N + j];
+    EACH x[j] = room.z[j], y[j] = room.z[N + j];
   }
   Vec<T> sum_ladj = Vec<T>{}, sum_square = Vec<T>{}, sum_p = Vec<T>{}, sum_control = Vec<T>{};
   for (int j = 0; j < N; ++j) {
     Vec<T> log_p, dx, dy;
     log_prob<T>(energy, x[j], y[j], log_p, dx, dy);
-    gx[j] = -(share[j] * weight) * dx;
-    gy[j] = -(share[j] * weight) * dy;
+    gx[j] = -(alive[j] * tempered) * dx;
+    gy[j] = -(alive[j] * tempered) * dy;
     const Vec<T> square = e0[j] * e0[j] + e1[j] * e1[j];
     sum_ladj += alive[j] * ladj[j];
     sum_square += alive[j] * square;
@@ -291,18 +311,18 @@ void tile(const Call<T>& c, const Room<T>& room, const Base<T>& base, int energy
     come_back<T, N>(room.chain, gx, gy, room.path, room.sums);
   } else {
     Vec<T> of_ladj[N];
-    for (int j = 0; j < N; ++j) {
-      of_ladj[j] = -(share[j] * whole);
+    EACH {
+      of_ladj[j] = -alive[j];
       room.z[j] = room.again[j] = x0[j], room.z[N + j] = room.again[N + j] = y0[j];
       room.grad[j] = gx[j], room.grad[N + j] = gy[j];
     }
     pull_tile<T, T, N>(room.chain, room.z, room.again, room.grad, of_ladj, room.h, room.v, room.p, &room.sums);
-    for (int j = 0; j < N; ++j) gx[j] = room.grad[j], gy[j] = room.grad[N + j];
+    EACH gx[j] = room.grad[j], gy[j] = room.grad[N + j];
   }
-  for (int j = 0; j < N; ++j) {
+  EACH {
     if (c.objective.control) {
-      gx[j] -= (share[j] * weight) * x0[j];
-      gy[j] -= (share[j] * weight) * y0[j];
+      gx[j] -= alive[j] * x0[j];
+      gy[j] -= alive[j] * y0[j];
     }
     base_sums[0] += gx[j];
     base_sums[1] += gy[j];
@@ -350,7 +370,9 @@ void descend(const Call<T>& c, const Fit<T>& fit, const Room<T>& room, int energ
     base.mean[d] = fit.theta[at_mean + d];
     base.scale[d] = std::exp(fit.theta[at_mean + kD + d]);
   }
-  const T weight = T(beta), each = T(1) / T(c.S);
+  // Of an ELBO β weighs the whole.
+  const double whole = c.objective.annealed ? 1 : beta;
+  const T tempered = T(c.objective.annealed ? beta : 1);
   Means means;
   std::memset(fit.grad, 0, fit.padded * sizeof(T));
   for (ptrdiff_t k = 0; k < K; ++k) room.grad_s[k] = room.grad_log_s[k] = 0;
@@ -359,23 +381,28 @@ void descend(const Call<T>& c, const Fit<T>& fit, const Room<T>& room, int energ
     const ptrdiff_t until = r + kTilesInSums * kWide * L < c.S ? r + kTilesInSums * kWide * L : c.S;
     clear<T>(room.sums, K);
     Vec<T> base_sums[2 * kD] = {};
-    for (; r < until; r += kWide * L)
-      tile<T>(c, room, base, energy, usual, noise + r * kD, until - r, weight, each, means, base_sums);
+    for (; r < until; r += kWide * L) {
+      auto run = until - r < kWide * L ? tile<T, kWide, false> : tile<T, kWide, true>;
+      run(c, room, base, energy, usual, noise + r * kD, until - r, tempered, means, base_sums);
+    }
     add<T>(room.sums.hat, fit.grad + fit.u(), room.partial, kD * K);
     add<T>(room.sums.w, fit.grad + fit.w(), room.partial, kD * K);
     add<T>(room.sums.b, fit.grad + fit.b(), room.partial, K);
+    if (usual)
+      for (ptrdiff_t k = 0; k < K; ++k) room.sums.s[k] *= T(-2);
     add<T>(room.sums.s, room.grad_s, room.partial, K);
     if (!usual) add<T>(room.sums.log_s, room.grad_log_s, room.partial, K);
     for (int i = 0; learned && i < 2 * kD; ++i) fit.grad[at_mean + i] += T(total<T>(base_sums[i]));
   }
   unlift_all<T, T>(chain, fit.grad + fit.u(), fit.grad + fit.w(), room.grad_s, room.grad_log_s);
-  const double whole = c.objective.annealed ? 1 : beta;
+  const T each = T(whole / double(c.S));
+  for (ptrdiff_t i = 0; i < fit.size; ++i) fit.grad[i] *= each;
   double log_scales = 0, expected = 0;
   for (int d = 0; d < kD; ++d) {
     const double m = base.mean[d], s = base.scale[d];
     if (learned) {
       T *of_mean = fit.grad + at_mean + d, *of_scale = of_mean + kD;
-      const T control = c.objective.control ? weight : T(0);
+      const T control = c.objective.control ? T(beta) : T(0);
       *of_scale = *of_scale * base.scale[d] - T(whole) + control * base.scale[d] * base.scale[d];
       *of_mean += control * base.mean[d];
       log_scales += fit.theta[at_mean + kD + d];
