@@ -66,7 +66,7 @@ def join() -> None:
     Raises:
         SpecError: this PyTorch cannot connect processes.
     """
-    global _control
+    global _control, _reduced
     if _alone or _control is not None:
         return
     if not _connected():
@@ -79,6 +79,8 @@ def join() -> None:
         nccl = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
         atexit.register(_leave)
+    # No part of a compiled step. Only here: it imports the compiler, a second that one process alone need not wait.
+    _reduced = torch.compiler.disable(_reduced)
     _control = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
 
@@ -147,7 +149,6 @@ def copy_first(module: nn.Module) -> None:
             tensor.detach().copy_(plain)
 
 
-@torch.compiler.disable
 def _reduced(tensor: Tensor) -> Tensor:
     with _connection():
         dist.all_reduce(tensor)

@@ -89,9 +89,12 @@ def usable(*tensors: Tensor) -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-@torch.compiler.assume_constant_result
 def _in_use_for_compiler() -> bool:
     return in_use()
+
+
+# What torch.compiler.assume_constant_result writes, which imports the compiler for it: a second at every start.
+_in_use_for_compiler._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def loaded() -> Calls | None:

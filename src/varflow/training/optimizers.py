@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Annotated, Any, Literal
 
@@ -100,7 +101,14 @@ class FusedAdam(torch.optim.Adam):
 
     Those checks take 55 µs, as long as the whole forward pass of a flow in the plane. Whatever is out of the
     ordinary (other devices, several dtypes, the first step, a hook) goes torch's way.
+
+    torch wraps methods of its optimizers so that its compiler leaves them alone, and the first call of any imports the
+    compiler: a second of every fit. No step that is compiled here reaches into an optimizer, so they stand here bare.
     """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -109,7 +117,7 @@ class FusedAdam(torch.optim.Adam):
         if closure is not None or self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
             return super().step(closure)
         if any(found is None for found in lists):
-            return super().step()
+            return inspect.unwrap(torch.optim.Adam.step)(self)
         for group, found in zip(self.param_groups, lists, strict=True):
             if not found or not found[0]:
                 continue
