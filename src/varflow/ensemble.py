@@ -13,8 +13,8 @@ from torch.nn.utils import parametrize
 
 from varflow.core import random
 from varflow.core.errors import SpecError
-from varflow.native.planar_fit import Chain, Fits, declared
 from varflow.model import Model, Terms
+from varflow.native.planar_fit import Chain, Fits, declared
 from varflow.posteriors.posterior import Draw, Posterior
 
 #: Stands for the dot of a parameter's name, which torch keeps for submodules.

@@ -51,9 +51,8 @@ class Chain(NamedTuple):
 
     def within(self, prefix: str) -> Chain:
         """The same chain as a module sees it that holds its own under ``prefix``."""
-        u, w, b, mean, log_scale = (name and prefix + name for name in self.names)
-        assert u and w and b
-        return Chain(u, w, b, self.shift, mean, log_scale)
+        steps = (prefix + self.u, prefix + self.w, prefix + self.b)
+        return Chain(*steps, self.shift, self.mean and prefix + self.mean, self.log_scale and prefix + self.log_scale)
 
 
 @dataclass(frozen=True)
@@ -127,12 +126,11 @@ def loss(
     objective: Loss,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition, for one fit: :data:`ROWS` for ε ``[S, 2]`` and β = ``weight``; ``push`` is the flow."""
-    u, w, b, mean, log_scale = tensors
-    assert u is not None and w is not None and b is not None
+    *parameters, mean, log_scale = tensors
     mean = noise.new_zeros(2) if mean is None else mean
     log_scale = noise.new_zeros(2) if log_scale is None else log_scale
     z0 = mean + log_scale.exp() * noise
-    z, ladj = push(z0, (u, w, b))
+    z, ladj = push(z0, tuple(x for x in parameters if x is not None))
     log_q = -0.5 * noise.square().sum(-1) - math.log(2 * math.pi) - log_scale.sum() - ladj
     log_p = log_prob(z)
     kl = log_q - log_p

@@ -5,8 +5,8 @@ ELBO or the annealed ELBO with the total derivative, and Adam, AdamW or RMSprop:
 Everything else, and the first update of a fit, which makes the optimizer's state, goes through
 :meth:`varflow.training.loop.Loop.update`. Both read the same random numbers and agree up to rounding.
 
-Parts say themselves what compiled code has of them, by a method ``compiled`` of their own class; a subclass has to say
-it anew.
+Parts say themselves what compiled code has of them, by a method ``compiled`` of their own class; a subclass has to
+say it anew.
 """
 
 from __future__ import annotations
@@ -102,14 +102,12 @@ class Blocks:
             loss, KL and ladj of each, means over the fits: ``[len(weights), 3]``, float64. None where the optimizer
             has no state yet.
         """
-        states = [[self.optimizer.state.get(tensor) for tensor in group.tensors] for group in self.groups]
-        learned = [tensor for group in self.groups for tensor in group.tensors if tensor is not None]
-        counts = [self.optimizer.state[t]["step"] for t in learned if self.optimizer.state.get(t)]
-        if len(counts) < len(learned):
+        counts = [state["step"] for state in map(self._state, self._learned()) if state]
+        if len(counts) < len(self._learned()):
             return None
         names = optimizers.COMPILED_STATES[self.update_rule.kind]
         kept = [
-            [[state and name and state.get(name) for name in names] for state in of_group] for of_group in states
+            [[self._state(tensor).get(name) for name in names] for tensor in group.tensors] for group in self.groups
         ]
         noise = self._drawn(step, len(weights))
         rows = planar_fit.take(
@@ -120,6 +118,14 @@ class Blocks:
         for group in self.optimizer.param_groups:
             group["lr"] = rates[-1]
         return rows.mean(1)
+
+    def _learned(self) -> list[Tensor]:
+        return [tensor for group in self.groups for tensor in group.tensors if tensor is not None]
+
+    def _state(self, tensor: Tensor | None) -> dict[str | None, Tensor]:
+        """What the optimizer keeps of it; the optimizer has other tensors after a state was loaded."""
+        found: dict[str | None, Tensor] = {} if tensor is None else self.optimizer.state.get(tensor, {})
+        return found
 
     def _drawn(self, step: int, count: int) -> list[Tensor]:
         """What the posteriors draw in each step: ``[count, F, S, 2]`` of each group."""

@@ -102,8 +102,8 @@ class FusedAdam(torch.optim.Adam):
     Those checks take 55 µs, as long as the whole forward pass of a flow in the plane. Whatever is out of the
     ordinary (other devices, several dtypes, the first step, a hook) goes torch's way.
 
-    torch wraps methods of its optimizers so that its compiler leaves them alone, and the first call of any imports the
-    compiler: a second of every fit. No step that is compiled here reaches into an optimizer, so they stand here bare.
+    torch wraps methods of its optimizers so that its compiler leaves them alone, and the first call of any imports
+    the compiler: a second of every fit. No step that is compiled here reaches into an optimizer: here they are bare.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
@@ -158,7 +158,7 @@ class FusedAdam(torch.optim.Adam):
 
 
 def compiled(optimizer: torch.optim.Optimizer, clip: float | None, clip_eps: float) -> planar_fit.Update | None:
-    """What compiled code has of ``optimizer``, None where there is more to it or it has not; ``clip`` as of a spec."""
+    """What compiled code has of ``optimizer``, with ``clip`` of the spec; None where it has not the whole of it."""
     group = optimizer.param_groups[0]
     special = ("amsgrad", "maximize", "capturable", "differentiable")
     if (
