@@ -177,7 +177,7 @@ def test_updates_are_those_of_torch(update: Update, of_torch: Any, clip: float) 
             torch.nn.utils.clip_grad_norm_(own, clip)
         optimizer.param_groups[0]["lr"] = rates[step]
         optimizer.step()
-        values.append(float(value))
+        values.append(float(value.detach()))
     states = empty_states(fits)
     rows = [
         planar_fit.take([fits], [noise[part]], weights[part], rates[part], LOSSES[0], update, [states], part.start)
