@@ -74,19 +74,21 @@ def divergence(model: Any, samples: int) -> float:
 def commands(options: argparse.Namespace, folder: str, evaluate: int = 0) -> dict[str, dict[str, list[str]]]:
     """By question and contestant."""
     steps, threads = ["--steps", str(options.steps)], ["--threads", str(options.threads)]
+    # One fit, and many small operations of torch, are for one thread: two wait for each other on a busy machine.
+    alone = ["--threads", "1"]
     fit = [sys.executable, "-m", "varflow", "fit", "energy", "--out", folder, "--overwrite", "--quiet"]
-    fit += [*steps, *threads]
+    fit += [*steps, *alone]
     kl = ["--evaluate", str(evaluate)]
-    here = [sys.executable, "-m", MODULE, "--folder", folder, *steps, *threads, *kl]
+    here = [sys.executable, "-m", MODULE, "--folder", folder, *steps, *kl]
     found = {
         ONE: {
             "varflow fit energy, with its report": fit,
             "varflow fit energy --no-report": [*fit, "--no-report"],
-            "varflow, step by step": [*here, "--work", "one", "--step-by-step"],
+            "varflow, step by step": [*here, *alone, "--work", "one", "--step-by-step"],
         },
         ALL: {
-            "varflow": [*here, "--work", "all"],
-            "varflow, step by step": [*here, "--work", "all", "--step-by-step"],
+            "varflow": [*here, *threads, "--work", "all"],
+            "varflow, step by step": [*here, *alone, "--work", "all", "--step-by-step"],
         },
     }
     python = os.environ.get("VARFLOW_JAX")
