@@ -79,9 +79,9 @@ def join() -> None:
         nccl = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
         atexit.register(_leave)
-    # No part of a compiled step. Only here: it imports the compiler, a second that one process alone need not wait.
-    _reduced = torch.compiler.disable(_reduced)
     _control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    # Only now: it imports the compiler, which takes a second that one process alone can do without.
+    _reduced = torch.compiler.disable(_reduced)
 
 
 def share(name: str, whole: int) -> int:

@@ -94,7 +94,7 @@ def _in_use_for_compiler() -> bool:
     return in_use()
 
 
-# What torch.compiler.assume_constant_result writes, which imports the compiler for it: a second at every start.
+# What torch.compiler.assume_constant_result does; that function imports the compiler, more than a second.
 _in_use_for_compiler._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
