@@ -97,6 +97,12 @@ def test_losses_and_gradients(loss: Loss, dtype: torch.dtype, length: int, sampl
         assert_same(found, by_definition(fits, noise, 0.7, loss), dtype)
 
 
+def test_the_constraint_of_the_paper() -> None:
+    fits = replace(made(NAMES, 5), shift=0.0)
+    noise = torch.randn(len(NAMES), 64, 2, dtype=torch.float64)
+    assert_same(gradients(fits, noise, 1.0, LOSSES[0]), by_definition(fits, noise, 1.0, LOSSES[0]))
+
+
 @pytest.mark.parametrize("lean", [-40.0, -25.0, 25.0, 1e5, 1e9])
 def test_steps_whose_determinants_leave_the_usual_range(lean: float) -> None:
     """wᵀu far from 0: 1 + wᵀû down to e⁻⁴⁰ and up to 10⁹."""
@@ -395,6 +401,14 @@ def test_parts_of_ones_own_are_not_taken_for_others(monkeypatch: pytest.MonkeyPa
     assert blocks(monkeypatch, vf.Model(Tilted(), None, posterior), **common) is None
     with_hook = lambda model: model.posterior.register_forward_hook(lambda *_: None)  # noqa: E731
     assert blocks(monkeypatch, hook=with_hook) is None
+    seen: list[int] = []
+
+    class Watches(vf.training.Callback):
+        def started(self, fitting: Any) -> None:
+            fitting.model.posterior.register_forward_hook(lambda *_: seen.append(1))
+
+    fitted(steps=12, callbacks=[Watches()])
+    assert len(seen) >= 12
     flow.b.requires_grad_(False)
     assert blocks(monkeypatch, vf.Model(vf.targets.U2(), None, posterior), **common) is None
 

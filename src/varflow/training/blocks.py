@@ -35,7 +35,8 @@ class Blocks:
     """Takes several updates at once. Made by :meth:`of`.
 
     Args:
-        groups: the fits.
+        model: what learns.
+        groups: its fits.
         loss: what is minimised.
         update: how.
         optimizer: keeps the state.
@@ -46,6 +47,7 @@ class Blocks:
 
     def __init__(
         self,
+        model: Model | Ensemble,
         groups: list[planar_fit.Fits],
         loss: planar_fit.Loss,
         update: planar_fit.Update,
@@ -54,7 +56,8 @@ class Blocks:
         samples: int,
         threads: int,
     ) -> None:
-        self.groups, self.loss, self.update_rule, self.optimizer = groups, loss, update, optimizer
+        self.model, self.groups = model, groups
+        self.loss, self.update_rule, self.optimizer = loss, update, optimizer
         self.seed, self.samples = seed, samples
         fits = sum(len(group.energies) for group in groups)
         self.most = max(1, _POINTS // (samples * fits))
@@ -88,7 +91,7 @@ class Blocks:
             return None
         if not all(native.usable(tensor) and tensor.is_contiguous() for tensor in learned):
             return None
-        return Blocks(groups, loss, update, optimizer, seed, samples, engine.threads)
+        return Blocks(model, groups, loss, update, optimizer, seed, samples, engine.threads)
 
     @torch.no_grad()
     def __call__(self, step: int, weights: list[float], rates: list[float]) -> Tensor | None:
@@ -100,8 +103,10 @@ class Blocks:
 
         Returns:
             loss, KL and ladj of each, means over the fits: ``[len(weights), 3]``, float64. None where the optimizer
-            has no state yet.
+            has no state yet, or somebody looks on at what modules compute.
         """
+        if _hooked(self.model):
+            return None
         counts = [state["step"] for state in map(self._state, self._learned()) if state]
         if len(counts) < len(self._learned()):
             return None
