@@ -7,7 +7,7 @@ import sys
 
 QUESTIONS = (
     "startup", "diagonal", "planar_static", "planar_amortized", "long_run", "batches", "adam", "likelihood",
-    "energy", "gaussian_model", "hvae", "codes", "sampling",
+    "energy", "energies", "gaussian_model", "hvae", "codes", "sampling",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from varflow.core import random
 from varflow.core.errors import SpecError
 from varflow.core.observed import Examples
 from varflow.model import Model, Terms
+from varflow.native.planar_fit import Chain, Fits, declared
 from varflow.posteriors.posterior import Draw, Posterior
 
 #: Stands for the dot of a parameter's name, which torch keeps for submodules.
@@ -83,6 +84,11 @@ class _Stack(nn.Module):
         self.fits = list(fits)
         #: No fit's module differs from another's in any number.
         self.alike = not parameters and all(bool((b == b[:1]).all()) for b in buffers.values())
+
+    @property
+    def skeleton(self) -> Any:
+        """One of the modules, whose tensors mean nothing."""
+        return self._skeleton[0]
 
     def member(self, fit: int) -> nn.Module:
         """One of the modules, with tensors of its own."""
@@ -248,6 +254,27 @@ class Ensemble(nn.Module):
         for label, tensor in found.items():
             for fit, values in enumerate(tensor.unbind(1)):
                 yield f"term {label} of fit {fit}", values
+
+    def compiled(self) -> list[Fits] | None:
+        """As :meth:`varflow.Model.compiled`, each stack of posteriors for itself."""
+        energies: dict[int, str] = {}
+        for stack in self.scores:
+            scores = stack.skeleton
+            energy = declared(scores.prior)
+            if scores.likelihood is not None or not isinstance(energy, str):
+                return None
+            energies |= dict.fromkeys(stack.fits, energy)
+        found = []
+        for stack in self.draws:
+            chain = declared(stack.skeleton.posterior)
+            if not isinstance(chain, Chain):
+                return None
+            tensors = {name.replace(_DOT, "."): tensor for name, tensor in stack.named_parameters()}
+            found.append(Fits.of(chain.within("posterior."), tensors, [energies[fit] for fit in stack.fits]))
+        return None if len(self.wholes) else found
+
+    #: Added to the norm that a gradient is divided by when it is clipped.
+    clip_eps = 0.0
 
     def clip_gradients(self, norm: float) -> None:
         """Scale the gradient of each fit to at most ``norm``."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from varflow.core.errors import SpecError
 from varflow.core.observed import Examples, Observed, observed, parts_of
+from varflow.native.planar_fit import Chain, Fits, declared
 from varflow.posteriors.posterior import Conditional, Draw, Posterior
 from varflow.priors.prior import Prior
 
@@ -159,6 +160,16 @@ class Model(nn.Module):
             errors = self.likelihood.errors()._asdict()
             found |= {name: value for name, value in errors.items() if value is not None}
         return found | self.posterior.monitor()
+
+    def compiled(self) -> list[Fits] | None:
+        """What compiled code has of it: q(z) of planar steps fitted to an energy."""
+        chain, energy = declared(self.posterior), declared(self.prior)
+        if self.likelihood is not None or not isinstance(chain, Chain) or not isinstance(energy, str):
+            return None
+        return [Fits.of(chain.within("posterior."), dict(self.named_parameters()), [energy])]
+
+    #: Added to the norm that a gradient is divided by when it is clipped.
+    clip_eps = 1e-6
 
     def clip_gradients(self, norm: float) -> None:
         """Scale the gradient to a norm of at most ``norm``."""

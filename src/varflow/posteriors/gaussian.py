@@ -22,6 +22,7 @@ from varflow.core.errors import ShapeError, SpecError, positive, unknown
 from varflow.core.observed import Examples
 from varflow.core.settings import Settings, Size, settings
 from varflow.flows.flow import Flow, Local, full_precision, without_autocast
+from varflow.native.planar_fit import Chain, declared
 from varflow.networks.context import conditions_of, encode
 from varflow.networks.linear import Linear
 from varflow.networks.sizes import output_features
@@ -316,6 +317,14 @@ class Gaussian(Posterior):
     def from_local(self, local: tuple[Tensor, ...]) -> GaussianConditional:
         mean, log_scale, *rest = local
         return GaussianConditional(mean, log_scale, self.flow, tuple(rest))
+
+    def compiled(self) -> Chain | None:
+        """What compiled code has of it: a chain of planar steps that reads no x, by the names of its tensors."""
+        steps = None if self.encoder is not None or self.flow is None else declared(self.flow)
+        if not isinstance(steps, Chain):
+            return None
+        base = (None, None) if self.mean is None else ("mean", "log_scale")
+        return Chain(*steps.within("flow.")[:4], *base)
 
     def _context(self, hidden: Tensor | None, mean: Tensor, log_scale: Tensor) -> Tensor | None:
         if self.flow is None or not self.flow.context_features or hidden is None:

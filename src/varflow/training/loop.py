@@ -28,6 +28,7 @@ from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.settings.spec import RunSpec
 from varflow.training import guard
+from varflow.training.blocks import Blocks
 from varflow.training.callbacks import Callbacks, Fitting
 from varflow.training.engine import Engine
 from varflow.training.exchange import Exchange, Signals
@@ -136,6 +137,10 @@ class Loop:
         self._signals = Signals()
         self.forward = Forward(model, self.objective, engine, self.samples)
         self.optimizer = spec.optimizer.build(model)
+        self._blocks = Blocks.of(
+            model, dataset, self.objective, self.optimizer, spec.optimizer.clip, engine, spec.training.seed,
+            self.samples,
+        )  # fmt: skip
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.validation = Validation(model, dataset, self.objective, engine, spec.objective.samples)
         self.validate_every = self.steps
@@ -242,8 +247,7 @@ class Loop:
             validated = self.step % self.validate_every == 0
             if validated and self.best.is_over(self.step, self.patience, self.objective.settled):
                 return f"no better validation ELBO since step {self.best.step}"
-            self._buffer[self._filled] = self.update()
-            self._filled += 1
+            self._advance()
             validate = self.step % self.validate_every == 0 or self.step == self.steps
             if not (validate or self._filled == BOUNDARY):
                 continue
@@ -258,6 +262,33 @@ class Loop:
                 saved = time.monotonic()
             self._clock = time.perf_counter()
         return "the budget is used"
+
+    def _advance(self) -> None:
+        """The next update; where compiled code has the whole of it, all before the next look at the terms."""
+        count = min(BOUNDARY - self._filled, self.steps - self.step, self._until_validation())
+        rows = None if self._blocks is None else self._take(self._blocks, min(count, self._blocks.most))
+        if rows is None:
+            rows = self.update().unsqueeze(0)
+        self._buffer[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
+
+    def _take(self, blocks: Blocks, count: int) -> Tensor | None:
+        """So many updates at once: their rows of metrics, as :meth:`update` has one."""
+        steps = range(self.step, self.step + count)
+        rates = [
+            learning_rate(self.spec.optimizer, step, self.steps, self.steps_per_epoch) for step in steps
+        ]
+        found = blocks(self.step, [self.objective.weight(step) for step in steps], rates)
+        if found is None:
+            return None
+        loss, kl, ladj = found.unbind(1)
+        nothing = torch.zeros_like(kl)
+        self.step += count
+        # As METRICS has them: nothing is observed, and nothing preprocessed.
+        return torch.stack([loss, -kl, nothing, kl, ladj, nothing], 1)
+
+    def _until_validation(self) -> int:
+        return self.validate_every - self.step % self.validate_every
 
     def _start_rows(self, split: str) -> Examples:
         """Rows that a part may begin at: the first of a split, as the model sees them, under noise of their own."""
