@@ -89,9 +89,12 @@ def usable(*tensors: Tensor) -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-@torch.compiler.assume_constant_result
 def _in_use_for_compiler() -> bool:
     return in_use()
+
+
+# What torch.compiler.assume_constant_result does; that function imports the compiler, more than a second.
+_in_use_for_compiler._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def loaded() -> Calls | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adamax, AdamW, RMSprop
 
 from varflow.core.errors import SpecError
 from varflow.core.settings import Above, AtLeast, Between, Settings, settings
@@ -94,7 +94,42 @@ class SGDSettings(OptimizerSettings):
         return {"fused": True, "momentum": self.momentum, "nesterov": self.nesterov}
 
 
-class FusedAdam(torch.optim.Adam):
+def _light(method: Any) -> Any:
+    """A method of torch's optimizers without the wrapper that keeps it out of compiled code.
+
+    The wrapper imports the compiler when it is first called, more than a second, and nothing here compiles an
+    optimizer. Torch's own ``step`` loses its ``no_grad`` with it.
+    """
+    return inspect.unwrap(method)
+
+
+class _Light(torch.optim.Optimizer):
+    """torch's optimizers, that do not import the compiler."""
+
+    add_param_group = _light(torch.optim.Optimizer.add_param_group)
+    state_dict = _light(torch.optim.Optimizer.state_dict)
+    load_state_dict = _light(torch.optim.Optimizer.load_state_dict)
+    zero_grad = _light(torch.optim.Optimizer.zero_grad)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "step" not in vars(cls):
+            cls.step = torch.no_grad()(_light(cls.step))  # type: ignore[method-assign]
+
+
+class SGD(_Light, torch.optim.SGD): ...
+
+
+class AdamW(_Light, torch.optim.AdamW): ...
+
+
+class Adamax(_Light, torch.optim.Adamax): ...
+
+
+class RMSprop(_Light, torch.optim.RMSprop): ...
+
+
+class FusedAdam(_Light, torch.optim.Adam):
     """torch's fused Adam, to the bit, without what torch checks again at every step.
 
     Those checks take 55 µs, as long as the whole forward pass of a flow in the plane. Whatever is out of the
@@ -106,9 +141,9 @@ class FusedAdam(torch.optim.Adam):
         # torch counts the steps of each tensor in a tensor.
         lists = [self._lists(group) for group in self.param_groups]
         if closure is not None or self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
-            return super().step(closure)
+            return _hooked_step(self, closure)
         if any(found is None for found in lists):
-            return super().step()
+            return _adam_step(self)
         for group, found in zip(self.param_groups, lists, strict=True):
             if not found or not found[0]:
                 continue
@@ -146,6 +181,10 @@ class FusedAdam(torch.optim.Adam):
         if len({parameter.dtype for parameter in lists[0]}) > 1:
             return None
         return lists
+
+
+_adam_step = torch.no_grad()(_light(torch.optim.Adam.step))
+_hooked_step = torch.optim.Optimizer.profile_hook_step(_adam_step)
 
 
 def _groups(model: nn.Module, weight_decay: float, gain_decay: float) -> list[dict[str, Any]]:
