@@ -22,8 +22,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +278,7 @@ def peak(device: str) -> Iterator[list[str]]:
         found[0] = f"{torch.cuda.max_memory_allocated() / 2**20:.0f}"
 
 
-def measure(row: Row, mode: str, cache: Cache, seconds: float, references: dict[str, Any]) -> list[str]:
+def measure(row: Row, mode: str, cache: Cache, references: dict[str, Any], seconds: float) -> list[str]:
     device = cache.options.device
     with peak(device) as most:
         loop = loop_of(row, mode, cache)
@@ -451,14 +452,16 @@ def table(result: Result, clock: Clock, cache: Cache) -> None:
     on_cuda = options.device.startswith("cuda")
     references: dict[str, Any] = {}
     work: list[tuple[str, Callable[[float], list[str]]]] = []
+
+    def add(row: Row, modes: Sequence[str]) -> None:
+        for mode in modes:
+            work.append((f"{row.name}: {mode}", partial(measure, row, mode, cache, references)))
+
     for row in ROWS:
-        for mode in ("eager", "graph") if on_cuda else ("eager",):
-            work.append((f"{row.name}: {mode}", lambda s, r=row, m=mode: measure(r, m, cache, s, references)))
-        work += [(f"{row.name}: {n}", lambda s, r=row, n=n: rival(r, n, cache, s)) for n in row.rivals]
-    if not options.quick:
-        for row in ROWS:
-            for mode in ("compiled", "compiled graph") if on_cuda else ("compiled",):
-                work.append((f"{row.name}: {mode}", lambda s, r=row, m=mode: measure(r, m, cache, s, references)))
+        add(row, ("eager", "graph") if on_cuda else ("eager",))
+        work += [(f"{row.name}: {name}", partial(rival, row, name, cache)) for name in row.rivals]
+    for row in () if options.quick else ROWS:
+        add(row, ("compiled", "compiled graph"))
     for number, (name, act) in enumerate(work):
         if number < options.begin:
             continue
@@ -470,7 +473,7 @@ def table(result: Result, clock: Clock, cache: Cache) -> None:
             result.left_out.append(f"{name}: no time was left")
             continue
         share = min(2.0, clock.left / (len(work) - number) / 2)
-        found = attempt(result, name, lambda act=act, share=share: act(share))
+        found = attempt(result, name, partial(act, share))
         if found is None and on_cuda and not _works(options.device):
             result.hand_over()
             words = ["--device", options.device, "--minutes", str(clock.left / 60), "--begin", str(number + 1)]

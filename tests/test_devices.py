@@ -6,6 +6,7 @@ A part computes there what it computes on the CPU; a fit is repeatable, resumes,
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,8 @@ def test_terms_and_gradients_are_those_of_the_cpu(name, device):
     found, _ = terms_and_gradients(name, device, noise)
     assert found.keys() == expected.keys()
     for key, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[key], rtol=1e-6, atol=1e-8, msg=lambda why, key=key: f"{key}: {why}")
+        named = partial("{}: {}".format, key)
+        torch.testing.assert_close(tensor, expected[key], rtol=1e-6, atol=1e-8, msg=named)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=CUDA) for name in sorted(CASES)])

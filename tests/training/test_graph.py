@@ -188,7 +188,10 @@ def test_a_captured_fit_is_resumed_and_validated_like_an_eager_one(torch_alone):
 def test_what_cannot_be_captured_says_so_and_runs_eagerly_or_is_refused(torch_alone):
     class Fails(Tape):
         def capture(self):
-            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+            try:
+                raise RuntimeError("operation not permitted when stream is capturing\nand more")
+            finally:
+                raise RuntimeError("the capture was invalidated")
 
     eager, loop = pair(Case("digits", pictures()))
     said = []

@@ -67,9 +67,13 @@ class Cuda:
 
     @contextmanager
     def capture(self) -> Iterator[Recording]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            yield graph
+        graph, outside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.stream.device)
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                yield graph
+        finally:
+            # A capture that fails does not leave its stream.
+            torch.cuda.set_stream(outside)
 
 
 class Graphed:
@@ -142,7 +146,11 @@ class Graphed:
             with self._recorder.capture() as recording:
                 self._row = self._with(random.Replay(self._noise), self._rows, self._weight)
         except (RuntimeError, NotImplementedError) as error:
-            self._give_up(str(error).strip().partition("\n")[0])
+            # The end of a capture that has failed is an error, too; the first of them says why.
+            cause: BaseException = error
+            while cause.__context__ is not None:
+                cause = cause.__context__
+            self._give_up(str(cause).strip().partition("\n")[0] or type(cause).__name__)
         else:
             self._recording = recording
 

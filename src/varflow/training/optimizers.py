@@ -48,7 +48,7 @@ class OptimizerSettings(Settings):
         """The optimizer over the parameters of ``model`` that require gradients."""
         groups = _groups(model, self.weight_decay, self.gain_decay)
         options = self.options()
-        if self.counts and groups[0]["params"][0].is_cuda:
+        if self.counts and any(p.is_cuda for group in groups for p in group["params"]):
             # The count of updates stays on the device, where a captured step can count.
             options["capturable"] = True
         made: torch.optim.Optimizer = part(
