@@ -84,9 +84,9 @@ def event(likelihood, *batch, dtype=double):
 
 
 @every
-def test_log_prob_is_that_of_torch(name, options):
-    likelihood = make(name, options)
-    x, z = event(likelihood, 7), torch.randn(3, 7, 4, dtype=double)
+def test_log_prob_is_that_of_torch(name, options, device):
+    likelihood = make(name, options).to(device)
+    x, z = event(likelihood, 7).to(device), torch.randn(3, 7, 4, dtype=double).to(device)
     expected = likelihood.distribution(z).log_prob(x)
     torch.testing.assert_close(likelihood.log_prob(x, z), expected, rtol=1e-12, atol=1e-12)
 
@@ -187,10 +187,10 @@ def test_float32_sums_of_a_picture_are_accurate():
 
 
 @every
-def test_twice_differentiable(name, options):
-    likelihood = make(name, options)
-    x = event(likelihood, 2)
-    z = torch.randn(3, 2, 4, dtype=double, requires_grad=True)
+def test_twice_differentiable(name, options, device):
+    likelihood = make(name, options).to(device)
+    x = event(likelihood, 2).to(device)
+    z = torch.randn(3, 2, 4, dtype=double).to(device).requires_grad_()
 
     def value(z, *parameters):
         named = dict(zip(dict(likelihood.named_parameters()), parameters, strict=True))
@@ -210,10 +210,10 @@ def test_the_gradient_in_x_is_right_too(name):
 
 
 @every
-def test_many_likelihoods_in_one_program(name, options):
-    several = [make(name, options, seed=seed) for seed in range(3)]
+def test_many_likelihoods_in_one_program(name, options, device):
+    several = [make(name, options, seed=seed).to(device) for seed in range(3)]
     parameters, _ = torch.func.stack_module_state(several)
-    x, z = event(several[0], 3, 5), torch.randn(3, 2, 5, 4, dtype=double)
+    x, z = event(several[0], 3, 5).to(device), torch.randn(3, 2, 5, 4, dtype=double).to(device)
     together = torch.func.vmap(
         lambda p, x, z: torch.func.functional_call(several[0], p, (x, z)),
     )(parameters, x, z)

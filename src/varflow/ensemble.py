@@ -114,8 +114,11 @@ class _Stack(nn.Module):
             return tuple(tensor for tensor in found if tensor is not None)
 
         if self.alike and given == (None,) and z is not None and not noise:
-            # A target takes points of any batch shape: one call, without vmap's share of each operation.
-            return list(self._skeleton[0](None, z))
+            # A target takes points of any batch shape: one call, without vmap's share of each operation. The numbers
+            # of the skeleton itself stay where it was made, in the dtype of that time.
+            first = {name: buffer[0] for name, buffer in state[1].items()}
+            skeleton = self._skeleton[0]
+            return list(torch.func.functional_call(skeleton, first, (None, z)) if first else skeleton(None, z))
 
         dims = (0, 0, None if z is None else 1)
         if not (any(state) or noise or z is not None):

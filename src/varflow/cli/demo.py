@@ -73,7 +73,7 @@ def demo(out: Path, epochs: float = 200.0, seed: int = 0, quiet: bool = False) -
         say(f"{number} of {len(_POSTERIORS)}: {title}")
         run = fitting.fit(chosen, out=out / name, overwrite=True, quiet=quiet, recipe="digits")
         result = run.evaluate(samples=500)
-        run.report()
+        run.report("few")
         reference = plain.setdefault(latent, result)
         paired = (
             "" if result is reference else _shown(evaluation.paired(result, reference, "log_px"))

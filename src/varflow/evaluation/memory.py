@@ -125,6 +125,11 @@ class _Sizes(TorchDispatchMode):
         super().__init__()
         self.sizes: list[int] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # To skip the compiler is to import it, more than a second; nothing is compiled here.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from varflow.core import random
-from varflow.core.files import write_json
+from varflow.core.errors import RunError
+from varflow.core.files import read_json, write_json
 from varflow.core.observed import Examples, parts_of
 from varflow.figures.base import save
 from varflow.model import Model
@@ -46,9 +47,20 @@ def keep(name: str, drawn: Drawn, folder: Path) -> Entry:
 
 
 def write_index(folder: Path, entries: Iterable[Entry]) -> None:
-    """``index.json``: file, title and caption of each figure, in the order to look at them."""
+    """``index.json``: file, title and caption of each figure, in the order to look at them.
+
+    Figures that were listed before and are not drawn now are of earlier weights, and go.
+    """
     listed = [{"file": e.path.name, "title": e.title, "caption": e.caption} for e in entries]
-    write_json(folder / "index.json", listed)
+    index, kept = folder / "index.json", {e["file"] for e in listed}
+    try:
+        before = [Path(str(e["file"])).name for e in read_json(index)] if index.exists() else []
+    except (RunError, TypeError, KeyError):
+        before = []
+    for name in before:
+        if name not in kept and Path(name).suffix in (".png", ".gif"):
+            (folder / name).unlink(missing_ok=True)
+    write_json(index, listed)
 
 
 @dataclass(frozen=True)

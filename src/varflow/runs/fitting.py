@@ -21,7 +21,7 @@ from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.report.card import write_card
-from varflow.runs import code_prior
+from varflow.runs import code_prior, training_rows
 from varflow.runs import own as own_parts
 from varflow.runs.assemble import build, for_target, form_of, spec_data
 from varflow.runs.environment import environment
@@ -44,9 +44,7 @@ from varflow.runs.folder import (
     write_start,
 )
 from varflow.runs.hub import is_address
-from varflow.runs.latent_space import write_embeddings
 from varflow.runs.run import Run
-from varflow.runs.scores import write_training_scores
 from varflow.runs.trackers import choice as trackers
 from varflow.settings import recipes
 from varflow.settings.keywords import BudgetKeywords, Keywords, RecipeName
@@ -397,8 +395,7 @@ class _Fit:
         if self.folder is None or not self.writes or run.infers_target:
             return
         try:
-            write_training_scores(run, self.folder)
-            write_embeddings(run, self.folder)
+            training_rows.keep(run, self.folder)
         except NonFiniteError as error:
             self.progress.say(f"note: the training rows could not be scored: {error}")
 

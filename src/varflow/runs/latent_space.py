@@ -300,8 +300,10 @@ def _few_latents(run: Run, dataset: Dataset, seconds: float = math.inf) -> tuple
     return torch.cat(parts), order[:done]
 
 
-def write_embeddings(run: Run, folder: Path) -> None:
-    """Embed training rows for a second, and keep their latents in the folder, with the place and label of each."""
+def write_embeddings(run: Run, folder: Path, share: float = 1.0) -> None:
+    """Embed training rows for a ``share`` of a second, and keep their latents in the folder, with the place and label
+    of each.
+    """
     from safetensors.torch import save
 
     model, dataset = run.members()[0], run.dataset
@@ -310,7 +312,7 @@ def write_embeddings(run: Run, folder: Path) -> None:
         _choices(model)
     except SpecError:
         return
-    points, index = _few_latents(run, dataset, _SECONDS)
+    points, index = _few_latents(run, dataset, share * _SECONDS)
     held = {"codes": points.to(torch.int32)} if model.posterior.discrete else {"centre": points.float()}
     origins = dataset.origins("train", index)
     if isinstance(origins[0], str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import torch
 from numpy.typing import NDArray
@@ -200,7 +200,8 @@ class Run:
         Args:
             x, samples, seed, memory, given: as there.
             anomaly: add the rank of each row among the training rows that the folder has the scores of. A fit scores
-                as many as it can in a second, up to 2,000, with 100 samples where the density is not exact.
+                as many as it can in a second, up to 2,000, with 100 samples where the density is not exact; one of a
+                few seconds takes a tenth of its time, and :meth:`evaluate` goes on.
             training_rows: score so many training rows now and rank among them; the data must be at hand. A folder
                 keeps their scores.
             progress: called with (rows done, rows).
@@ -494,23 +495,33 @@ class Run:
             )
         if self.folder is not None and self.keeps:
             from varflow.report.card import write_card
+            from varflow.runs import training_rows
 
             result.save(self.folder)
             Chunks(options.get("folder"), IMPORTANCE).clear()
+            if not self.infers_target:
+                training_rows.complete(self, self.folder)
             write_card(self.folder)
         return result
 
     @ranks.by_first
-    def report(self) -> Path:
+    def report(self, figures: Literal["all", "few"] = "all") -> Path:
         """Draw every figure that applies and write report.html; returns its path.
+
+        Args:
+            figures: ``"few"`` leaves out those that take long, and what was drawn of them before: a page in a second
+                or two.
 
         Raises:
             RunError: the run has no folder.
+            SpecError: another word for ``figures``.
         """
+        if figures not in ("all", "few"):
+            raise unknown("figures", str(figures), ("all", "few"))
         if self.folder is None:
             raise RunError("folder: this run is in memory; fit with out=... to have files")
-        from varflow import figures
         from varflow.evaluation import Evaluation
+        from varflow.figures import gallery_data, gallery_target
         from varflow.report.card import write_card
         from varflow.report.page import write_report
         from varflow.runs.hub import check_writable
@@ -521,17 +532,22 @@ class Run:
         # A run from the hub comes without the results of single examples.
         evaluated = (self.folder / "evaluation" / f"{split}.npz").exists()
         evaluation = Evaluation.load(self.folder, split) if evaluated else None
-        folder = self.folder / "figures"
+        folder, few = self.folder / "figures", figures == "few"
         if self.infers_target:
-            figures.target_gallery(
-                self.model, self.metrics, folder, snapshots(self.folder), evaluation=evaluation
+            gallery_target.target_gallery(
+                self.model,
+                self.metrics,
+                folder,
+                () if few else snapshots(self.folder),
+                evaluation=evaluation,
+                names=gallery_target.FEW if few else None,
             )
         else:
             assert isinstance(self.model, Model)
             assert isinstance(self.dataset, Dataset)
             drawn = (self.folder / "evaluation" / "test-curve.npz").exists()
             curve = Evaluation.load(self.folder, "test-curve") if drawn else None
-            figures.gallery(
+            gallery_data.gallery(
                 self.model,
                 self.dataset,
                 self.metrics,
@@ -539,6 +555,7 @@ class Run:
                 evaluation=evaluation,
                 curve=curve,
                 code_prior_metrics=self.code_prior_metrics,
+                names=gallery_data.FEW if few else None,
             )
         return write_report(self.folder)
 

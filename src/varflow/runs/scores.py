@@ -195,13 +195,20 @@ def training_order(dataset: Dataset) -> Tensor:
     return torch.randperm(dataset.sizes["train"], generator=random.generator(0, "training rows"))
 
 
-def write_training_scores(run: Run, folder: Path) -> None:
-    """Score training rows for a second, and keep what came of it in the folder."""
-    log_prob, samples = score_training_rows(run, seconds=_SECONDS)
-    _write(run, folder, log_prob, samples)
+def write_training_scores(run: Run, folder: Path, share: float = 1.0) -> None:
+    """Score training rows for a ``share`` of a second, and keep what came of it in the folder."""
+    log_prob, samples = score_training_rows(run, seconds=share * _SECONDS)
+    _write(run, folder, log_prob, samples, share < 1 and len(log_prob) < _ROWS)
 
 
-def _write(run: Run, folder: Path, log_prob: Tensor, samples: int) -> None:
+def few_are_scored(folder: Path) -> bool:
+    """Whether the end of a short fit left fewer scores than there was to be time for."""
+    path = folder / TRAINING_SCORES
+    return path.exists() and bool(read_json(path).get("brief"))
+
+
+def _write(run: Run, folder: Path, log_prob: Tensor, samples: int, brief: bool = False) -> None:
     seed = run.spec.training.seed
     facts = {"unit": "nats", "samples": samples, "seed": seed, "log_prob": log_prob.tolist()}
+    facts |= {"brief": True} if brief else {}
     write_json(folder / TRAINING_SCORES, facts)

@@ -164,6 +164,7 @@ class Keywords(TypedDict, total=False):
     device: str
     precision: Literal["float32", "float64", "bf16"]
     compile: bool
+    graph: Literal["auto", "on", "off"]
     threads: int | None
     fits: int
 

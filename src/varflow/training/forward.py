@@ -38,7 +38,7 @@ class Forward:
         # Filled anew at each compiled step: to make a tensor of a number is a copy to the device, and waits for it.
         self._weight = torch.zeros((), device=engine.device, dtype=engine.dtype)
 
-    def __call__(self, batch: Any, weight: float, source: random.Source) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Any, weight: float | Tensor, source: random.Source) -> tuple[Tensor, Tensor]:
         """(loss, :data:`METRICS`) of a batch, both on the device.
 
         Args:

@@ -33,7 +33,8 @@ from varflow.training.callbacks import Callbacks, Fitting
 from varflow.training.engine import Engine
 from varflow.training.exchange import Exchange, Signals
 from varflow.training.forward import METRICS, Forward
-from varflow.training.optimizers import learning_rate
+from varflow.training.graph import Cuda, Graphed
+from varflow.training.optimizers import Rate, learning_rate
 from varflow.training.progress import Progress, Record
 from varflow.training.stopping import Best
 from varflow.training.validation import Validation
@@ -142,6 +143,11 @@ class Loop:
             self.samples,
         )  # fmt: skip
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._rate = Rate(engine.device, spec.optimizer.lr)
+        self._graph: Graphed | None = None
+        if engine.graph != "off":
+            self._graph = Graphed(self._whole_step, engine.graph, Cuda(engine.device), engine.dtype, progress.say)
+        self._steps = self._graph or self._whole_step
         self.validation = Validation(model, dataset, self.objective, engine, spec.objective.samples)
         self.validate_every = self.steps
         if self.validation.size:
@@ -168,23 +174,25 @@ class Loop:
 
     def update(self) -> Tensor:
         """One step: returns the row of metrics, still on the device."""
+        if self.spec.optimizer.decay != "none":
+            rate = learning_rate(self.spec.optimizer, self.step, self.steps, self.steps_per_epoch)
+            self._rate.set(self.optimizer, rate)
         with self.noise() as noise:
-            batch = self.batch_of(self.step)
-            loss, row = self.forward(batch, self.objective.weight(self.step), noise)
+            row = self._steps(self.own_rows(self.step), self.objective.weight(self.step), noise)
+        self.step += 1
+        return row
+
+    def _whole_step(self, rows: Tensor, weight: float | Tensor, noise: random.Source) -> Tensor:
+        """From the rows of a step to the update: what a CUDA graph captures."""
+        loss, row = self.forward(self.dataset.batch("train", rows), weight, noise)
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
         if self._exchange is not None:
             row = self._exchange(row, self._signals.received)
-        settings = self.spec.optimizer
-        if settings.clip is not None:
-            self.model.clip_gradients(settings.clip)
-        if settings.decay != "none":
-            rate = learning_rate(settings, self.step, self.steps, self.steps_per_epoch)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+        if self.spec.optimizer.clip is not None:
+            self.model.clip_gradients(self.spec.optimizer.clip)
         self.optimizer.step()
-        self.step += 1
         return row
 
     def noise(self) -> AbstractContextManager[random.Source]:
@@ -193,10 +201,14 @@ class Loop:
 
     def batch_of(self, step: int) -> Any:
         """What this process reads in a step."""
+        return self.dataset.batch("train", self.own_rows(step))
+
+    def own_rows(self, step: int) -> Tensor:
+        """The rows of a step that this process takes."""
         rows = self.indices(step)
         if self._share < self.batch:
             rows = rows[ranks.rank() * self._share : (ranks.rank() + 1) * self._share]
-        return self.dataset.batch("train", rows)
+        return rows
 
     def indices(self, step: int) -> Tensor:
         """Rows of the training split in a step: a fresh permutation each epoch."""
@@ -311,7 +323,7 @@ class Loop:
             # Of every update; six digits, so that the file stays small.
             "elbos": [float(f"{elbo:.6g}") for elbo in rows[:, METRICS.index("elbo")].tolist()],
             "beta": self.objective.weight(self.step - 1),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
             "steps_per_second": (self._filled - self._carried) / took if took else 0.0,
             **self.model.monitor(),
         }
@@ -421,6 +433,9 @@ class Loop:
                 f"state: does not fit the model of this run's spec ({error}); fit again"
             ) from error
         self.step, self.seconds, self._resumed = state["step"], state["seconds"], True
+        if self._graph is not None:
+            # The optimizer has new tensors.
+            self._graph.forget()
         self.best.load_state(state["best"])
         self._next_snapshot = state["next_snapshot"]
         pending = state["pending"]
@@ -434,6 +449,8 @@ class Loop:
     def restore(self) -> None:
         """Go back to the last boundary where everything was finite."""
         self.step, self._filled = self._good.restore(), 0
+        if self._graph is not None:
+            self._graph.forget("a step that is looked at runs eagerly")
 
     def kept_weights(self) -> dict[str, Tensor]:
         """The weights that the run stands for: best on validation, or the last."""

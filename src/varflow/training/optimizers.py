@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ class OptimizerSettings(Settings):
         float | None, "Largest norm of the whole gradient; without it no clipping.", Above(0)
     ] = None
 
+    #: Whether the optimizer counts its updates.
+    counts: ClassVar[bool] = True
+
     def options(self) -> dict[str, Any]:
         """What torch's optimizer takes beside the rate and the penalty."""
         return {"foreach": True}
@@ -45,8 +48,12 @@ class OptimizerSettings(Settings):
     def build(self, part: Any, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer over the parameters of ``model`` that require gradients."""
         groups = _groups(model, self.weight_decay, self.gain_decay)
+        options = self.options()
+        if self.counts and any(p.is_cuda for group in groups for p in group["params"]):
+            # The count of updates stays on the device, where a captured step can count.
+            options["capturable"] = True
         made: torch.optim.Optimizer = part(
-            groups, lr=self.lr, weight_decay=self.weight_decay, **self.options()
+            groups, lr=self.lr, weight_decay=self.weight_decay, **options
         )
         return made
 
@@ -84,6 +91,7 @@ class RMSpropSettings(OptimizerSettings):
 
 @settings("SGD")
 class SGDSettings(OptimizerSettings):
+    counts: ClassVar[bool] = False
     momentum: Annotated[float, "Momentum.", AtLeast(0)] = 0.0
     nesterov: Annotated[bool, "Nesterov momentum."] = False
 
@@ -233,6 +241,22 @@ def _groups(model: nn.Module, weight_decay: float, gain_decay: float) -> list[di
         {"params": others},
         {"params": gains, "weight_decay": weight_decay + gain_decay},
     ]
+
+
+class Rate:
+    """The learning rate of an optimizer, as it changes: a number on a CPU; on other devices one tensor, which a
+    captured step reads anew each time. There it is float32, which torch's fused updates ask for: 6e-8 of it are
+    rounding.
+    """
+
+    def __init__(self, device: str, lr: float) -> None:
+        self._tensor = None if device == "cpu" else torch.tensor(lr, device=device, dtype=torch.float32)
+
+    def set(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """Let the next update take ``rate``."""
+        held = rate if self._tensor is None else self._tensor.fill_(rate)
+        for group in optimizer.param_groups:
+            group["lr"] = held
 
 
 def learning_rate(spec: Any, step: int, steps: int, steps_per_epoch: int = 1) -> float:
