@@ -49,6 +49,7 @@ _EXPORTS = {
     "Dataset": "varflow.data.dataset:Dataset",
     "load": "varflow.data.loading:load",
     "from_tensor": "varflow.data.loading:from_tensor",
+    "Observed": "varflow.core.observed:Observed",
     "from_codes": "varflow.data.codes:from_codes",
     "download": "varflow.data.fetch:download",
     "overview": "varflow.data.named:overview",
@@ -57,6 +58,7 @@ _EXPORTS = {
 
 if TYPE_CHECKING:
     # Written by tests/typing/generate.py from _EXPORTS.
+    from varflow.core.observed import Observed as Observed
     from varflow.data.codes import from_codes as from_codes
     from varflow.data.dataset import Batch as Batch
     from varflow.data.dataset import Dataset as Dataset
