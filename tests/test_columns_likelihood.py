@@ -588,3 +588,26 @@ def test_training_finds_what_columns_have_in_common():
     assert (found[hidden, 4] == x[hidden, 4]).float().mean() > 0.75
     hidden = ~mask[:, 0]
     assert torch.corrcoef(torch.stack([found[hidden, 0], x[hidden, 0]]))[0, 1] > 0.75
+
+
+def test_discrete_heads_start_at_the_shares_of_the_training_rows():
+    """With a decoder that puts out zeros the probabilities are the shares."""
+    shares = (0.7, 0.2, 0.1)
+    columns = [
+        Column("a", "category", ("x", "y", "z"), shares=shares),
+        Column("b", "ordinal", ("low", "middle", "high"), shares=shares),
+        Column("c", "binary", ("no", "yes"), shares=(0.9, 0.1)),
+    ]
+    decoder = MLP(2, Columns.decoder_shape(3, columns=columns), hidden=())
+    for parameter in decoder.parameters():
+        nn.init.zeros_(parameter)
+    likelihood = Columns(decoder, 3, columns).double()
+    z = torch.zeros(1, 2, dtype=torch.float64)
+    for name, expected in (("a", shares), ("b", shares), ("c", (0.9, 0.1))):
+        found = likelihood.probabilities(z, name)[0]
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
+    with random.stream(0):
+        drawn = likelihood.sample(torch.zeros(4000, 2, dtype=torch.float64))
+    error = 5 * (0.25 / 4000) ** 0.5
+    assert abs(float((drawn[:, 0] == 0).double().mean()) - 0.7) < error
+    assert abs(float(drawn[:, 2].mean()) - 0.1) < error

@@ -175,6 +175,24 @@ def test_pictures_under_their_labels(tmp_path, prior):
     assert run.report().exists()
 
 
+def test_a_category_is_summed_out():
+    """p(x) = Σ π_k p(x|k), exact for a density; integrates to 1 on a grid."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 3, (600,), generator=generator)
+    x = (y.float() - 1)[:, None] * 2 + 0.5 * torch.randn(600, 1, generator=generator)
+    data = vf.data.from_tensor(x, protocol="standardize", context=y, column=("c0:category",))
+    run = vf.fit("conditional-density", data=data, steps=100, lr=1e-2, prior="triangular", quiet=True, threads=1)
+    grid = torch.linspace(-12, 12, 4001, dtype=torch.float64)[:, None]
+    density = run.log_prob(grid, given="marginal").exp()
+    assert abs(float(torch.trapezoid(density, grid[:, 0])) - 1) < 1e-3
+    column = run.conditions.columns[0]
+    each = torch.stack([run.log_prob(grid, given={"c0": k}) for k in range(3)])
+    expected = (each + torch.tensor(column.shares).log()[:, None]).logsumexp(0)
+    torch.testing.assert_close(density.log(), expected)
+    with pytest.raises(SpecError, match=r"given: was 'all'; use name → value, or 'marginal'"):
+        run.log_prob(grid, given="all")
+
+
 def test_a_table_of_kinds_under_some_of_its_columns(tmp_path):
     held = {**rows(300), "visits": np.random.default_rng(3).poisson(2.0, 300)}
     path = write(tmp_path / "t.csv", held)

@@ -111,7 +111,8 @@ class GivenOptions(RunOptions):
     resize: int | None = None
     """Height and width for pictures of several sizes."""
     given: str | None = None
-    """What all rows are conditioned on: dose=3,sex=f. Without it columns of the file, or its labels."""
+    """What all rows are conditioned on: dose=3,sex=f. Without it columns of the file, or its labels. marginal: the
+    sum over the values of a condition that is a category (score)."""
 
     def conditions(self, rows: Any) -> Any:
         """What the rows are conditioned on."""
@@ -208,10 +209,12 @@ class AnnealingOptions(EstimateOptions):
         return Annealing(self.chains, self.temperatures, self.leapfrog, start=self.start, **more)
 
 
-def conditions_of(text: str | None) -> dict[str, Any] | None:
+def conditions_of(text: str | None) -> dict[str, Any] | str | None:
     """name → value of ``dose=3,sex=f``. Raises SpecError for anything else."""
     if text is None:
         return None
+    if text == "marginal":
+        return text
     found: dict[str, Any] = {}
     for part in text.split(","):
         name, equals, value = (word.strip() for word in part.partition("="))

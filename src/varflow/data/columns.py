@@ -210,6 +210,12 @@ class Columns(Protocol):
         return cls(name, None, columns, tuple(forms), {str(k): str(v) for k, v in dropped.items()})
 
 
+def shares_of(codes: Tensor, size: int) -> tuple[float, ...]:
+    """The share of each value, counted half a cell more than it was, so that none is ruled out."""
+    counts = torch.bincount(codes.long(), minlength=size).double() + 0.5
+    return tuple((counts / counts.sum()).tolist())
+
+
 def _learned(column: Column, cells: Tensor) -> Column:
     """A column with what its training cells say."""
     there = ~cells.isnan()
@@ -221,7 +227,7 @@ def _learned(column: Column, cells: Tensor) -> Column:
             f"x: column {name} has no cell in the training rows; drop it ({column.name}:drop), or give more rows"
         )
     if column.kind in NAMED:
-        return replace(column, missing=missing)
+        return replace(column, missing=missing, shares=shares_of(v, len(column.categories)))
     if bool((v == v[0]).all()):
         raise DataError(
             f"x: column {name} has one value in the training rows ({float(v[0]):g}), so its scale would be 0; drop "

@@ -20,7 +20,7 @@ from varflow.core.columns import Column
 from varflow.core.errors import DataError, ShapeError, SpecError, suggestion
 from varflow.data import kinds, reading
 from varflow.data.cells import Cells, text_cells
-from varflow.data.columns import Columns
+from varflow.data.columns import Columns, shares_of
 from varflow.data.named import LABEL_HEADS
 from varflow.networks.columns import ColumnFeatures
 
@@ -167,7 +167,8 @@ class Conditions:
         names = tuple(classes) or tuple(str(number) for number in range(size))
         if len(names) < 2:
             raise DataError("condition: all labels are the same; there is nothing to condition on")
-        column = Column(LABEL, "category", names)
+        shares = shares_of(values["train"].flatten(), len(names))
+        column = Column(LABEL, "category", names, shares=shares)
         return cls(Columns("columns", None, (column,), ("text" if classes else "whole",)), values)
 
 
@@ -182,7 +183,7 @@ def _learned(column: Column, cells: Tensor) -> Column:
             f"condition: column '{column.name}' does not vary in the training rows; choose another, or leave it out"
         )
     if not column.continuous and column.kind != "count":
-        return replace(column, missing=missing)
+        return replace(column, missing=missing, shares=shares_of(v, len(column.categories)))
     v = v.log1p() if column.kind == "count" else v.log() if column.kind == "positive" else v
     scale, loc = torch.std_mean(v, correction=0)
     return replace(column, loc=float(loc), scale=float(scale), missing=missing)

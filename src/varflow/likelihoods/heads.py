@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -211,27 +211,35 @@ def _start(column: Column) -> tuple[float, float]:
 
 
 class Binary(Head):
-    """log p = x l − log(1 + exp l) with a logit l."""
+    """log p = x l − log(1 + exp l) with a logit l, which starts at the shares of the training rows, where known."""
+
+    start: Tensor
+
+    def __init__(self, columns: Sequence[Column], decoded: bool) -> None:
+        super().__init__(columns, decoded)
+        starts = [math.log(c.shares[1] / c.shares[0]) if c.shares else 0.0 for c in columns]
+        self.register_buffer("start", torch.tensor(starts), persistent=False)
 
     @classmethod
     def owners_of(cls, columns: Sequence[Column], decoded: bool) -> list[int]:
         return [*range(len(columns))]
 
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
+        out = out + self.start
         return x * out - F.softplus(out, threshold=40.0)
 
     def mean(self, out: Tensor) -> Tensor:
-        return (out > 0).to(out.dtype)
+        return (out + self.start > 0).to(out.dtype)
 
     def sample(self, out: Tensor, batch_dim: int | None) -> Tensor:
-        return (_draw("uniform", out, batch_dim) < torch.sigmoid(out)).to(out.dtype)
+        return (_draw("uniform", out, batch_dim) < torch.sigmoid(out + self.start)).to(out.dtype)
 
     def distribution(self, out: Tensor, column: int) -> torch.distributions.Distribution:
-        return torch.distributions.Bernoulli(logits=out[..., column])
+        return torch.distributions.Bernoulli(logits=out[..., column] + self.start[column])
 
     def log_masses(self, out: Tensor, column: int) -> Tensor:
         """log p of 0 and of 1, ``[..., 2]``."""
-        logit = out[..., column]
+        logit = out[..., column] + self.start[column]
         return F.logsigmoid(torch.stack([-logit, logit], -1))
 
     def wrong(self, x: Tensor) -> Tensor:
@@ -268,7 +276,12 @@ class Coded(Head):
 
 
 class Categories(Coded):
-    """log p(k) = lₖ − log Σⱼ exp lⱼ with K logits; columns of fewer categories are filled up with −∞."""
+    """log p(k) = lₖ − log Σⱼ exp lⱼ with K logits, which start at the shares of the training rows, where known.
+
+    Columns of fewer categories are filled up with −∞.
+    """
+
+    start: Tensor
 
     place: Tensor
     filler: Tensor
@@ -286,6 +299,8 @@ class Categories(Coded):
         self.register_buffer("first", torch.tensor(first), persistent=False)
         self.register_buffer("place", torch.tensor(places).flatten(), persistent=False)
         self.register_buffer("filler", torch.tensor(fillers), persistent=False)
+        known = [c.shares or (1.0,) * len(c.categories) for c in columns]
+        self.register_buffer("start", torch.tensor([math.log(p) for own in known for p in own]), persistent=False)
         self._full = min(self.sizes) == widest
 
     @classmethod
@@ -295,6 +310,7 @@ class Categories(Coded):
     def _logits(self, out: Tensor) -> Tensor:
         """``[..., d, K]``."""
         shape = tuple(self.filler.shape)
+        out = out + self.start
         if self._full:
             return out.unflatten(-1, shape)
         logits = out.index_select(-1, self.place).unflatten(-1, shape)
@@ -303,7 +319,7 @@ class Categories(Coded):
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
         place = x.round().long() + self.first
         lead = torch.broadcast_shapes(place.shape[:-1], out.shape[:-1])
-        chosen = out.expand(*lead, -1).gather(-1, place.expand(*lead, -1))
+        chosen = (out + self.start).expand(*lead, -1).gather(-1, place.expand(*lead, -1))
         return chosen - self._logits(out).logsumexp(-1)
 
     def mean(self, out: Tensor) -> Tensor:
@@ -319,6 +335,12 @@ class Categories(Coded):
         return self._logits(out)[..., column, : self.sizes[column]].log_softmax(-1)
 
 
+def _cuts(shares: Sequence[float]) -> list[float]:
+    """The cut points that give codes these shares at f = 0: the logits of their cumulative sums."""
+    below = list(accumulate(shares))
+    return [math.log(p / (below[-1] - p)) for p in below[:-1]]
+
+
 class Ordered(Coded):
     """P(x ≤ k) = σ((cₖ₊₁ − f)/s) with cut points c₁ < … < c_{K−1} of each column and a location f from the decoder.
 
@@ -326,8 +348,8 @@ class Ordered(Coded):
 
         log p(k) = log σ((cₖ₊₁ − f)/s) + log σ((f − cₖ)/s) + log(1 − exp(−w)),
 
-    no difference of close numbers at any width. The cut points start where all codes are as likely. s is 1, or
-    decoded.
+    no difference of close numbers at any width. The cut points start where codes have the shares of the training
+    rows, or are all as likely where these are not known. s is 1, or decoded.
 
     Source: McCullagh 1980, "Regression models for ordinal data", section 2.
     """
@@ -338,7 +360,7 @@ class Ordered(Coded):
 
     def __init__(self, columns: Sequence[Column], decoded: bool) -> None:
         super().__init__(columns, decoded)
-        cuts = [[math.log(k / (size - k)) for k in range(1, size)] for size in self.sizes]
+        cuts = [_cuts(column.shares or (1 / size,) * size) for column, size in zip(columns, self.sizes, strict=True)]
         widest = max(1, *map(len, cuts))
         known: list[list[bool]] = []
         place: list[list[int]] = []

@@ -109,11 +109,6 @@ def _observed(spec: RunSpec, form: Form, own: Mapping[str, Any]) -> tuple[Any, A
                 f"{name}: given as an object, and likelihood=identity fits the prior to the data themselves; give a "
                 "prior alone, or choose another likelihood"
             )
-    if form.columns:
-        raise SpecError(
-            "likelihood: identity fits a density to rows of numbers, and these are columns of several kinds or with "
-            "missing cells; use likelihood=columns"
-        )
     observed = DataAsLatents(form.event_shape)
     prior = own.get("prior") or _prior(spec, math.prod(form.event_shape), form, context_features(form))
     return prior, spec.likelihood.build(form), observed

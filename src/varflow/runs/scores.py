@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varflow.core import random
-from varflow.core.errors import RunError, positive
+from varflow.core.errors import RunError, SpecError, positive
 from varflow.core.files import read_json, write_json
 from varflow.data.dataset import Dataset
 from varflow.evaluation.importance import POINTS, importance_sample
@@ -78,6 +78,8 @@ def score(
     given: Any = None,
 ) -> Scores:
     """See :meth:`varflow.Run.scores`."""
+    if isinstance(given, str):
+        return _summed_out(run, x, given, samples, seed, memory, anomaly or training_rows is not None, progress)
     model = one_model(run, "log_prob", "use run.log_q(z), or run.evaluate()")
     certain = model.posterior.observed or model.posterior.discrete
     drawn = SAMPLES if samples is None else samples
@@ -102,6 +104,35 @@ def score(
     if reference is None:
         return Scores(log_prob, error, khat, None, drawn, scored)
     return Scores(log_prob, error, khat, _rank(log_prob, reference), drawn, scored, len(reference))
+
+
+def _summed_out(
+    run: Run, x: Any, given: str, samples: int | None, seed: int, memory: int, ranked: bool, progress: Progress | None
+) -> Scores:
+    """log p(x) = log Σ_k π_k p(x | c = k) over the values k of the one condition, π their shares in training."""
+    if given != "marginal" or run.conditions is None:
+        raise SpecError(
+            f"given: was '{given}'; use name → value, or 'marginal' for the sum over the values of a condition"
+        )
+    column, *more = run.conditions.columns
+    if more or not column.shares:
+        names = ", ".join(run.conditions.names)
+        raise SpecError(
+            f"given: 'marginal' sums over the values of one condition that is a category, and this run has {names}; "
+            "give values"
+        )
+    if ranked:
+        raise SpecError("given: 'marginal' has no rank, as training rows are scored under their own conditions")
+    values = ({column.name: name} for name in column.categories)
+    parts = [score(run, x, samples, seed, memory, progress=progress, given=value) for value in values]
+    weights = torch.tensor(column.shares, dtype=torch.float64).log()[:, None]
+    joint = torch.stack([part.log_prob for part in parts]) + weights
+    log_prob = joint.logsumexp(0)
+    # What each value has of the sum; the errors of the parts are independent.
+    share = (joint - log_prob).exp()
+    error = (share * torch.stack([part.error for part in parts])).square().sum(0).sqrt()
+    khat = torch.stack([part.khat for part in parts]).gather(0, share.argmax(0)[None])[0]
+    return Scores(log_prob, error, khat, None, parts[0].samples, parts[0].scored)
 
 
 def _blocks(rows: int, size: int) -> Iterator[tuple[int, Tensor]]:

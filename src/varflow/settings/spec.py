@@ -156,8 +156,12 @@ class RunSpec:
         return out
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested values: the version of the format, then role → choice and settings."""
-        return {"version": SPEC_VERSION, **{name: part.values() for name, part in self._parts.items()}}
+        """Plain nested values, as JSON has them: the version of the format, then role → choice and settings."""
+        parts = {
+            role: {name: list(value) if isinstance(value, tuple) else value for name, value in part.values().items()}
+            for role, part in self._parts.items()
+        }
+        return {"version": SPEC_VERSION, **parts}
 
     @staticmethod
     def from_dict(values: Any) -> RunSpec:
