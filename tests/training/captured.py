@@ -106,7 +106,7 @@ def cases() -> dict[str, Case]:
         if name not in ("normal", "vamp"):
             found[f"density {name}"] = Case("density", points(), {"prior": name})
     for name in likelihoods.TABLE:
-        data = points() if name in ("gaussian", "student-t") else pictures()
+        data = pictures() if name in ("bernoulli", "logistics", "categorical") else points()
         found[f"likelihood {name}"] = Case("digits", data, {"likelihood": name})
     for name in targets.TABLE:
         found[f"target {name}"] = Case("energy", None, {"target": name})
@@ -142,7 +142,7 @@ def _data(recipe: str) -> Tensor | None:
         return None
     if recipe in ("planar-2d", "vae-2d", "nf-clusters"):
         return points(2)
-    if recipe == "density":
+    if recipe == "density" or str(spec.get("data")).endswith(".csv"):
         return points()
     colour = spec.get("data") in ("cifar10", "svhn")
     return pictures(3 if colour else 1, 8 if spec.get("network") == "mlp" else 16)

@@ -1,5 +1,7 @@
 """A step that can be one CUDA graph: what it may not do, held for every recipe and part, without a GPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from captured import Case, Tape, Watch, cases, loop_of, pictures, points
@@ -11,6 +13,7 @@ from varflow.core.errors import SpecError
 from varflow.settings import recipes
 from varflow.training.engine import Engine
 from varflow.training.graph import WARM_UP, Graphed
+from varflow.training.loop import Loop
 from varflow.training.optimizers import Rate
 from varflow.training.settings import TrainingSettings
 
@@ -242,6 +245,24 @@ def test_a_fit_that_went_astray_is_diagnosed_eagerly(torch_alone):
     with pytest.raises(vf.errors.NonFiniteError):
         loop.run()
     assert graph.reason == "a step that is looked at runs eagerly"
+
+
+def test_rows_that_are_read_as_they_come_are_not_captured():
+    """A graph would read those of its capture again and again."""
+    loop, said = loop_of("digits", pictures()), []
+    loop.dataset.resident = False
+    loop.progress.say = said.append
+    for graph in ("auto", "on"):
+        engine = replace(loop.engine, graph=graph)
+        parts = (loop.model, loop.dataset, loop.spec, engine, loop.sink, loop.progress)
+        if graph == "on":
+            with pytest.raises(SpecError, match=r"graph: was on, .*rows do not lie on the device"):
+                Loop(*parts)
+        else:
+            Loop(*parts).update()
+    assert said == [
+        "note: the step is not captured as a CUDA graph (its rows do not lie on the device); it runs eagerly"
+    ]
 
 
 def test_graph_on_needs_a_cuda_device_and_auto_is_off_without_one():

@@ -72,6 +72,8 @@ class Dataset:
     shared = "batch"
     #: Whether the weights are kept now and then on the way.
     keeps_snapshots = False
+    #: Whether the rows lie on the device, where a step gathers them by itself; not where they are read as they come.
+    resident = True
 
     def __init__(
         self,

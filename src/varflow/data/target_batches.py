@@ -41,6 +41,8 @@ class TargetBatches:
     shared = "samples"
     #: The weights of a fit to a target become an animation.
     keeps_snapshots = True
+    #: No rows but the model's own, which are on its device.
+    resident = True
 
     def __init__(
         self,

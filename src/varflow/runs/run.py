@@ -175,8 +175,8 @@ class Run:
             memory: bytes that decoding may take.
             given: what p(x|c) is conditioned on, where the run has conditions: name → a value for all rows or one for
                 each, a frame, or stored values ``[N, columns]``. A frame x may have the columns itself.
-                ``"marginal"``: log Σ_k π_k p(x|c = k) over the values of a condition that is a category, π their shares
-                in training.
+                ``"marginal"``: log Σ_k π_k p(x|c = k) over the values of a condition that is a category, π their
+                shares in training.
 
         Raises:
             SpecError: a fit to a target, which has no x (see :meth:`log_q`).

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -56,7 +57,11 @@ class Cuda:
     """CUDA graphs of torch, on a stream of their own."""
 
     def __init__(self, device: str) -> None:
-        self.stream = torch.cuda.Stream(device)
+        self.device = device
+
+    @cached_property
+    def stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.device)
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -135,7 +140,7 @@ class Graphed:
             row = self._with(noted, rows, weight)
         self._done, self._requests = self._done + 1, noted.requests
         if self._done >= WARM_UP and noted.requests != asked:
-            self._give_up("it asks for other random numbers from one step to the next")
+            self.give_up("it asks for other random numbers from one step to the next")
         return row
 
     def _capture(self, rows: Tensor, weight: float) -> None:
@@ -150,7 +155,7 @@ class Graphed:
             cause: BaseException = error
             while cause.__context__ is not None:
                 cause = cause.__context__
-            self._give_up(str(cause).strip().partition("\n")[0] or type(cause).__name__)
+            self.give_up(str(cause).strip().partition("\n")[0] or type(cause).__name__)
         else:
             self._recording = recording
 
@@ -158,7 +163,8 @@ class Graphed:
         with random.use(source):
             return self._step(rows, weight, source)
 
-    def _give_up(self, reason: str) -> None:
+    def give_up(self, reason: str) -> None:
+        """Run eagerly from here on, and say why. Raises as :meth:`__call__`."""
         self.forget(reason)
         if self._setting == "on":
             raise SpecError(

@@ -147,6 +147,9 @@ class Loop:
         self._graph: Graphed | None = None
         if engine.graph != "off":
             self._graph = Graphed(self._whole_step, engine.graph, Cuda(engine.device), engine.dtype, progress.say)
+            if not dataset.resident:
+                # A graph would read the rows of its capture for ever.
+                self._graph.give_up("its rows do not lie on the device")
         self._steps = self._graph or self._whole_step
         self.validation = Validation(model, dataset, self.objective, engine, spec.objective.samples)
         self.validate_every = self.steps
