@@ -18,7 +18,10 @@ SMALL = {"latent": 2, "hidden": 8, "layers": 1, "steps": 3, "quiet": True}
 WORDS = ["--steps", "3", "--threads", "1", "--quiet", "--out"]
 
 
-@pytest.mark.parametrize("recipe", ["digits", "energy", "density"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["digits", pytest.param("energy", marks=pytest.mark.slow), pytest.param("density", marks=pytest.mark.slow)],
+)
 def test_a_fit_imports_neither_the_compiler_nor_what_draws(recipe, tmp_path):
     """Each costs more than a second: torch's compiler, and matplotlib where no report is asked for."""
     script = (

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from varflow import flows, likelihoods, priors, targets
 from varflow.runs.assemble import build, for_target, spec_data
@@ -260,7 +261,9 @@ class Tape(_Mode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        self.calls.append((func, args, kwargs, out))
+        if torch.Tag.inplace_view not in func.tags:
+            # As they are now: autograd changes shapes in place.
+            self.calls.append(tree_map(_now, (func, args, kwargs, out)))
         return out
 
     @torch.no_grad()
@@ -273,6 +276,10 @@ class Tape(_Mode):
             again = func(*args, **kwargs)
             olds, news = (x if isinstance(x, tuple | list) else (x,) for x in (out, again))
             for old, new in zip(olds, news, strict=True):
-                if isinstance(old, Tensor) and old is not new and not old._is_zerotensor():
-                    # Its shape may have been changed in place since.
-                    old.copy_(new.reshape(old.shape))
+                if isinstance(old, Tensor) and not old._is_zerotensor():
+                    old.copy_(new)
+
+
+def _now(value: Any) -> Any:
+    """The same memory, seen in the shape that it has now."""
+    return value.detach() if isinstance(value, Tensor) and not value._is_zerotensor() else value

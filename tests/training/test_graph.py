@@ -55,18 +55,24 @@ def on_meta(name: str) -> None:
     assert not watch.found
 
 
-#: Parts that stand in another place, too.
-AGAIN = [name for name in CASES if name.startswith(("amortized", "target by", "density "))]
+#: Each recipe, and each part of some rooms; the others, and parts in another place, are slow tests.
+FIRST = [name for name in CASES if name in recipes.TABLE or name.startswith(("flow ", "target ", "likelihood "))]
+FIRST = [name for name in FIRST if not name.startswith("target by")]
+#: What is captured, and watched on the CPU, in each run of the suite.
+FEW = (
+    "digits", "dense-amortized", "conv-static", "vq-vae", "density", "energy", "gaussian-separate", "amortized iaf",
+    "flow nice", "three fits u2", "clipped fits", "optimizer adam", "warmup=8 steps",
+)  # fmt: skip
 
 
-@every(name for name in CASES if name not in AGAIN)
+@every(FIRST)
 def test_a_step_reads_no_number_and_takes_none_from_the_host(name, meta):
     """On a device without numbers, on the ways that are not for CPUs."""
     on_meta(name)
 
 
 @pytest.mark.slow
-@every(AGAIN)
+@every(name for name in CASES if name not in FIRST)
 def test_no_part_reads_a_number_in_its_other_places(name, meta):
     on_meta(name)
 
@@ -81,13 +87,13 @@ def watched(case: Case) -> list[str]:
     return watch.found
 
 
-@every(recipes.TABLE)
+@every(FEW)
 def test_a_step_on_the_cpu_reads_no_number_and_leaves_all_other_random_states_alone(name):
     assert not watched(CASES[name])
 
 
 @pytest.mark.slow
-@every(name for name in CASES if name not in recipes.TABLE)
+@every(name for name in CASES if name not in FEW)
 def test_no_part_reads_a_number_on_the_cpu(name):
     assert not watched(CASES[name])
 
@@ -149,12 +155,6 @@ def torch_alone():
     native.use(False)
     yield
     native.use(before)
-
-
-FEW = (
-    "digits", "dense-amortized", "conv-static", "vq-vae", "density", "energy", "gaussian-separate", "amortized iaf",
-    "flow nice", "three fits u2", "clipped fits", "optimizer adam", "warmup=8 steps",
-)  # fmt: skip
 
 
 @every(FEW)
