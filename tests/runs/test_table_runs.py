@@ -94,7 +94,9 @@ def test_the_form_of_the_data_has_the_columns(run: vf.Run, alone: vf.Run) -> Non
     assert {c.name: c.kind for c in run.form.columns} == KINDS
     assert alone.form == run.form
     assert alone.columns == tuple(KINDS)
-    assert run.form.columns[3] == Column("sex", "binary", ("f", "m"), missing=0.0)
+    sex = run.form.columns[3]
+    assert sex == Column("sex", "binary", ("f", "m"), missing=0.0, shares=sex.shares)
+    assert sum(sex.shares) == pytest.approx(1)
 
 
 def test_what_was_found_is_said_aloud(frame: Any, capsys: pytest.CaptureFixture[str]) -> None:
