@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DONE := $(VENV)/.installed
 
-.PHONY: demo test test-portable test-wheel slow lint types clean
+.PHONY: demo test test-portable test-wheel slow gpu lint types clean
 
 demo: $(DONE)
 	$(VENV)/bin/varflow demo --out demo
@@ -22,6 +22,10 @@ test-wheel: $(DONE)
 
 slow: $(DONE)
 	$(RUN) -m pytest -m slow --timeout 1800 $(ARGS)
+
+# On a machine with a CUDA device: its slice of the tests, then a table of steps, in eight minutes at most.
+gpu: $(DONE)
+	$(RUN) -m benchmarks.gpu
 
 lint: $(DONE)
 	$(VENV)/bin/ruff check src tests benchmarks experiments

@@ -47,6 +47,15 @@ def _seeded() -> None:
     torch.manual_seed(SEED)
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where a test computes: on the CPU, and on a CUDA device where there is one (``make gpu``)."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("this machine has no CUDA device")
+    chosen: str = request.param
+    return chosen
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     """Numbers without a dtype are float64 in a test."""

@@ -95,7 +95,7 @@ def test_equal_logits_score_log2_of_the_levels_exactly(dtype, levels):
         torch.randint(0, levels, (40, 6), dtype=torch.uint8), None, "levels", levels
     ).to("cpu", dtype)
     likelihood = Categorical(Given((6 * levels,)), 6, levels)
-    x, ladj = data.batch("train", torch.arange(8))
+    x, ladj, *_ = data.batch("train", torch.arange(8))
     bits = data.bits_per_dim(likelihood.log_prob(x, x.new_full((8, 6 * levels), 0.7)), ladj)
     eps = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(bits, torch.full_like(bits, math.log2(levels)), rtol=eps, atol=0)

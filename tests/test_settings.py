@@ -109,7 +109,8 @@ def test_another_part_takes_over_what_it_shares():
     spec = RunSpec().replace(prior="maf", prior_length=3, prior_hidden=16)
     assert spec.replace(prior="iaf").prior.values() == {**spec.prior.values(), "prior": "iaf"}
     kept = spec.replace(prior="planar").prior.values()
-    assert kept == {"prior": "planar", "prior_length": 3, "prior_base": "normal", "prior_defensive": 0.0}
+    own = {"prior_base": "normal", "prior_context": False, "prior_defensive": 0.0}
+    assert kept == {"prior": "planar", "prior_length": 3, **own}
     assert spec.replace(prior="mixture").prior.values() == {"prior": "mixture", "components": 100}
     assert spec.replace(flow="iaf").get("prior_length") == 3
     moved = RunSpec().replace(leapfrog=3, initial_step=0.1)

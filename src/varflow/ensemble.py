@@ -13,7 +13,9 @@ from torch.nn.utils import parametrize
 
 from varflow.core import random
 from varflow.core.errors import SpecError
+from varflow.core.observed import Examples
 from varflow.model import Model, Terms
+from varflow.native.planar_fit import Chain, Fits, declared
 from varflow.posteriors.posterior import Draw, Posterior
 
 #: Stands for the dot of a parameter's name, which torch keeps for submodules.
@@ -83,6 +85,11 @@ class _Stack(nn.Module):
         #: No fit's module differs from another's in any number.
         self.alike = not parameters and all(bool((b == b[:1]).all()) for b in buffers.values())
 
+    @property
+    def skeleton(self) -> Any:
+        """One of the modules, whose tensors mean nothing."""
+        return self._skeleton[0]
+
     def member(self, fit: int) -> nn.Module:
         """One of the modules, with tensors of its own."""
         index = self.fits.index(fit)
@@ -107,8 +114,11 @@ class _Stack(nn.Module):
             return tuple(tensor for tensor in found if tensor is not None)
 
         if self.alike and given == (None,) and z is not None and not noise:
-            # A target takes points of any batch shape: one call, without vmap's share of each operation.
-            return list(self._skeleton[0](None, z))
+            # A target takes points of any batch shape: one call, without vmap's share of each operation. The numbers
+            # of the skeleton itself stay where it was made, in the dtype of that time.
+            first = {name: buffer[0] for name, buffer in state[1].items()}
+            skeleton = self._skeleton[0]
+            return list(torch.func.functional_call(skeleton, first, (None, z)) if first else skeleton(None, z))
 
         dims = (0, 0, None if z is None else 1)
         if not (any(state) or noise or z is not None):
@@ -190,7 +200,7 @@ class Ensemble(nn.Module):
         """All of them, in the order they were given."""
         return [self.member(index) for index in range(self.fits)]
 
-    def terms(self, x: Tensor | None = None, samples: int = 1, **options: bool) -> Terms:
+    def terms(self, x: Examples | None = None, samples: int = 1, **options: bool) -> Terms:
         """The terms of every fit: z ``[S, fits, D]`` and ``[S, fits]`` for the others."""
         parts = [(stack.fits, stack((samples, options))) for stack in self.draws]
         drawn = _in_order(parts) if parts else []
@@ -215,10 +225,10 @@ class Ensemble(nn.Module):
         assert log_prior is not None
         return Terms(z, log_likelihood, log_prior, log_q, Draw(z, log_q, z0, ladj, control))
 
-    def forward(self, x: Tensor | None = None, samples: int = 1) -> Terms:
+    def forward(self, x: Examples | None = None, samples: int = 1) -> Terms:
         return self.terms(x, samples)
 
-    def start(self, draw: Callable[[str], Tensor]) -> None:
+    def start(self, draw: Callable[[str], Examples]) -> None:
         """Fits to targets have no data to begin at."""
 
     #: Stacked latents are no codes.
@@ -234,7 +244,7 @@ class Ensemble(nn.Module):
                 found.setdefault(name, []).append(value)
         return found
 
-    def in_order(self, x: Tensor | None, samples: int) -> Iterator[tuple[str, Tensor]]:
+    def in_order(self, x: Examples | None, samples: int) -> Iterator[tuple[str, Tensor]]:
         """What a step computes, each with its name and fit, in the order of computation."""
         terms = self.terms(x, samples)
         found = {
@@ -247,6 +257,27 @@ class Ensemble(nn.Module):
         for label, tensor in found.items():
             for fit, values in enumerate(tensor.unbind(1)):
                 yield f"term {label} of fit {fit}", values
+
+    def compiled(self) -> list[Fits] | None:
+        """As :meth:`varflow.Model.compiled`, each stack of posteriors for itself."""
+        energies: dict[int, str] = {}
+        for stack in self.scores:
+            scores = stack.skeleton
+            energy = declared(scores.prior)
+            if scores.likelihood is not None or not isinstance(energy, str):
+                return None
+            energies |= dict.fromkeys(stack.fits, energy)
+        found = []
+        for stack in self.draws:
+            chain = declared(stack.skeleton.posterior)
+            if not isinstance(chain, Chain):
+                return None
+            tensors = {name.replace(_DOT, "."): tensor for name, tensor in stack.named_parameters()}
+            found.append(Fits.of(chain.within("posterior."), tensors, [energies[fit] for fit in stack.fits]))
+        return None if len(self.wholes) else found
+
+    #: Added to the norm that a gradient is divided by when it is clipped.
+    clip_eps = 0.0
 
     def clip_gradients(self, norm: float) -> None:
         """Scale the gradient of each fit to at most ``norm``."""

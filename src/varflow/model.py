@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from varflow.core.conditions import refuse_unread
 from varflow.core.errors import SpecError
+from varflow.core.observed import Examples, Observed, observed, parts_of
+from varflow.native.planar_fit import Chain, Fits, declared
 from varflow.posteriors.posterior import Conditional, Draw, Posterior
 from varflow.priors.prior import Prior
 
@@ -64,9 +65,9 @@ class LogJoint:
         affine_gradient: (b, a), each ``[D]``, where ∇ log p(x, z) = b − a ⊙ z for all z; else None.
     """
 
-    def __init__(self, model: Model, x: Tensor | None) -> None:
+    def __init__(self, model: Model, x: Examples | None) -> None:
         self.model: Model = model
-        self.x: Tensor | None = x
+        self.x: Examples | None = x
 
     def __call__(self, z: Tensor) -> Tensor:
         return self.model.log_joint(z, self.x)
@@ -74,7 +75,7 @@ class LogJoint:
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
         """(log p(x, z), its gradient in z) in forward operations, or None where a part does not write it."""
         explicit = getattr(self.model.likelihood, "value_and_gradient", None)
-        if explicit is None or not self.model.prior.standard:
+        if explicit is None or not self.model.prior.standard or isinstance(self.x, Observed):
             return None
         found = explicit(self.x, z)
         return found and (found[0] + self.model.prior.log_prob(z), found[1] - z)
@@ -82,7 +83,7 @@ class LogJoint:
     @property
     def affine_gradient(self) -> tuple[Tensor, Tensor] | None:
         of = getattr(self.model.likelihood, "affine_gradient", None)
-        if of is None or not self.model.prior.standard:
+        if of is None or not self.model.prior.standard or isinstance(self.x, Observed):
             return None
         b, a = of(self.x)
         return b, a + 1
@@ -138,10 +139,10 @@ class Model(nn.Module):
         """The models in it: itself."""
         return [self]
 
-    def start(self, draw: Callable[[str], Tensor]) -> None:
+    def start(self, draw: Callable[[str], Examples]) -> None:
         """Let a prior of x itself begin at the data, before the first update; ``draw(split)`` is x of its rows."""
         if self.posterior.observed:
-            self.prior.start(lambda split: draw(split).flatten(1))
+            self.prior.start(lambda split: parts_of(draw(split))[0].flatten(1))
 
     @property
     def codes(self) -> int:
@@ -160,11 +161,21 @@ class Model(nn.Module):
             found |= {name: value for name, value in errors.items() if value is not None}
         return found | self.posterior.monitor()
 
+    def compiled(self) -> list[Fits] | None:
+        """What compiled code has of it: q(z) of planar steps fitted to an energy."""
+        chain, energy = declared(self.posterior), declared(self.prior)
+        if self.likelihood is not None or not isinstance(chain, Chain) or not isinstance(energy, str):
+            return None
+        return [Fits.of(chain.within("posterior."), dict(self.named_parameters()), [energy])]
+
+    #: Added to the norm that a gradient is divided by when it is clipped.
+    clip_eps = 1e-6
+
     def clip_gradients(self, norm: float) -> None:
         """Scale the gradient to a norm of at most ``norm``."""
         nn.utils.clip_grad_norm_(self.parameters(), norm)
 
-    def in_order(self, x: Tensor | None, samples: int) -> Iterator[tuple[str, Tensor]]:
+    def in_order(self, x: Examples | None, samples: int) -> Iterator[tuple[str, Tensor]]:
         """What a step computes, each with its name, in the order of computation."""
         q = self.infer(x)
         for index, tensor in enumerate(q.local):
@@ -182,27 +193,47 @@ class Model(nn.Module):
         for name in ("z", "ladj", "log_q"):
             yield f"term {name} (module '{moved}')", getattr(draw, name)
         if self.likelihood is not None:
-            yield "term log_likelihood (module 'likelihood')", self.likelihood.log_prob(x, draw.z)
-        yield "term log_prior (module 'prior')", self.log_prior(q, draw.z)
+            yield "term log_likelihood (module 'likelihood')", self.log_likelihood(draw.z, x)
+        yield "term log_prior (module 'prior')", self.log_prior(q, draw.z, parts_of(x)[1])
         for name, tensor in q.auxiliary.items():
             yield f"the {name} loss (module 'posterior')", tensor
 
     def log_joint(
-        self, z: Float[Tensor, "..."], x: Shaped[Tensor, "..."] | None = None
+        self, z: Float[Tensor, "..."], x: Shaped[Tensor, "..."] | Observed | None = None
     ) -> Float[Tensor, "..."]:
-        """log p(x, z) = log p(x|z) + log p(z): z ``[S, B, D]``, x ``[B, *event]`` → ``[S, B]``, nats."""
-        log_prior = self.prior.log_prob(z)
+        """log p(x, z | c) = log p(x | z, c) + log p(z | c): z ``[S, B, D]``, x ``[B, *event]`` → ``[S, B]``, nats."""
+        context = parts_of(x)[1]
+        log_prior = self.prior.log_prob(z, *self.read_by_prior(context))
         if self.likelihood is None:
             return log_prior
-        return self.likelihood.log_prob(x, z) + log_prior
+        return self.log_likelihood(z, x) + log_prior
 
-    def infer(self, x: Shaped[Tensor, "..."] | None = None) -> Conditional:
-        """q(z|x), or q(z) where the posterior does not read x."""
+    def log_likelihood(
+        self, z: Float[Tensor, "..."], x: Shaped[Tensor, "..."] | Observed | None = None
+    ) -> Float[Tensor, "..."]:
+        """log p(x | z, c) of the cells that are there: z ``[S, B, D]``, x ``[B, *event]`` → ``[S, B]``, nats."""
+        x, context, mask = parts_of(x)
+        z = self.beside(z, context)
+        found: Tensor = self.likelihood.log_prob(x, z) if mask is None else self.likelihood.log_prob(x, z, mask=mask)
+        return found
+
+    def beside(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """What the decoder reads: z, or z and c side by side, where the likelihood reads c."""
+        if context is None or "context" not in getattr(self.likelihood, "reads", ()):
+            return z
+        return torch.cat([z, context.to(z.dtype).expand(*z.shape[:-1], context.shape[-1])], -1)
+
+    def read_by_prior(self, context: Tensor | None) -> tuple[Tensor, ...]:
+        """c as a further argument of the prior, where it reads one."""
+        return (context,) if context is not None and "context" in self.prior.reads else ()
+
+    def infer(self, x: Shaped[Tensor, "..."] | Observed | None = None) -> Conditional:
+        """q(z | x, c), or q(z) where the posterior does not read x."""
         return self.posterior(x if self.posterior.reads_x else None)
 
     def terms(
         self,
-        x: Shaped[Tensor, "..."] | None = None,
+        x: Shaped[Tensor, "..."] | Observed | None = None,
         samples: int = 1,
         q: Conditional | None = None,
         hold: bool = False,
@@ -214,19 +245,24 @@ class Model(nn.Module):
 
         Args:
             x: a batch, as the data set's protocol gives it; None for a target. A model of global latents takes
-                what its likelihood reads, and its terms are ``[S]``.
+                what its likelihood reads, and its terms are ``[S]``. Or all that is observed of the examples in
+                one: :class:`varflow.data.Observed`.
             samples: S.
             q: q(z|x) where it is already there (refined, or encoded before); else :meth:`infer`.
             hold: see :meth:`varflow.posteriors.Conditional.draw`.
             groups: fill ``kl_groups``.
-            context: c ``[B, C]`` of a model that is conditioned: p(x|c), p(z|c).
-            mask: which cells of x are there; no part reads one yet.
+            context: c ``[B, C]`` of a model that is conditioned: p(x|z, c), q(z|x, c), p(z) or p(z|c).
+            mask: ``[B, *event]``, True where a cell of x is there. log p(x|z) is then of these cells, all others
+                summed or integrated out.
 
         Raises:
-            SpecError: a context or a mask, and a part that does not read it.
+            SpecError: a context that neither prior nor likelihood reads, or one that is missing; a mask that the
+                likelihood or the posterior does not read.
         """
         if context is not None or mask is not None:
-            self._refuse_unread(context, mask)
+            x = observed(parts_of(x)[0], context, mask)
+        _, context, mask = parts_of(x)
+        self._check_conditions(context, mask)
         q = self.infer(x) if q is None else q
         draw = q.draw(samples, log_joint=LogJoint(self, x), hold=hold)
         log_prior = self.log_prior(q, draw.z, context)
@@ -235,70 +271,92 @@ class Model(nn.Module):
         elif draw.log_joint is not None:
             log_likelihood = draw.log_joint - log_prior
         else:
-            log_likelihood = self.likelihood.log_prob(x, draw.z)
+            log_likelihood = self.log_likelihood(draw.z, x)
         kl_groups = q.kl_groups(self.prior) if groups else None
         return Terms(
             draw.z, log_likelihood, log_prior, draw.log_q, draw, kl_groups, dict(q.auxiliary), q.codes
         )
 
-    def _refuse_unread(self, context: Tensor | None, mask: Tensor | None) -> None:
-        for role in ("prior", "likelihood", "posterior"):
-            part = getattr(self, role)
-            if part is not None:
-                refuse_unread(part, role, context=context, mask=mask)
+    @property
+    def conditioned(self) -> bool:
+        """Whether x has a context: p(x|c)."""
+        return any("context" in getattr(part, "reads", ()) for part in (self.prior, self.likelihood))
+
+    def _check_conditions(self, context: Tensor | None, mask: Tensor | None) -> None:
+        if context is not None and not self.conditioned:
+            raise SpecError(
+                f"context: neither the prior {type(self.prior).__name__} nor the likelihood "
+                f"{type(self.likelihood).__name__} reads one; leave it out, or build one of them for a context"
+            )
+        if context is None and self.conditioned and not self.posterior.discrete:
+            raise SpecError("context: missing; this model is p(x|c), give c [B, C]")
+        if mask is None:
+            return
+        for role, part in (("likelihood", self.likelihood), ("posterior", self.posterior)):
+            if "mask" not in getattr(part, "reads", ()):
+                raise SpecError(
+                    f"mask: the {role} {type(part).__name__} reads none, so no cell of x may be missing; impute "
+                    "them, or use likelihood=columns"
+                )
 
     def log_prior(self, q: Conditional, z: Tensor, context: Tensor | None = None) -> Tensor:
         """log p(z), or log p(z|c), of samples of q ``[S, B, D]``, or of the codes that stand for them: ``[S, B]``,
         nats.
         """
         if q.codes is None:
-            return self.prior.log_prob(z) if context is None else self.prior.log_prob(z, context)
+            return self.prior.log_prob(z, *self.read_by_prior(context))
         context = q.context if q.context is None else q.context.expand(len(z), *q.context.shape)
         return self.prior.log_prob(q.codes.expand(len(z), *q.codes.shape), context)
 
-    def forward(self, x: Tensor | None = None, samples: int = 1, **options: bool) -> Terms:
+    def forward(self, x: Examples | None = None, samples: int = 1, **options: bool) -> Terms:
         return self.terms(x, samples, **options)  # type: ignore[arg-type]
 
     if TYPE_CHECKING:
         # torch types every call of a module as Any.
-        def __call__(self, x: Tensor | None = None, samples: int = 1, **options: bool) -> Terms: ...
+        def __call__(self, x: Examples | None = None, samples: int = 1, **options: bool) -> Terms: ...
 
     @torch.no_grad()
-    def sample(self, count: int, mean: bool = False, **options: Any) -> Tensor:
-        """x ~ p(x): ``[count, *event]``; with ``mean`` the likelihood's mean instead of its noise.
+    def sample(self, count: int, mean: bool = False, context: Tensor | None = None, **options: Any) -> Tensor:
+        """x ~ p(x), or p(x|c): ``[count, *event]``; with ``mean`` the likelihood's mean instead of its noise.
 
         Args:
             count: how many.
             mean: decode without the likelihood's noise.
+            context: c ``[count, C]`` of a model that is conditioned.
             **options: of the prior's ``sample``: temperature, top_k and labels of a prior over codes.
 
         Raises:
-            SpecError: there is no likelihood; a target is sampled by ``target.sample``.
+            SpecError: there is no likelihood; a target is sampled by ``target.sample``. Or a context is missing.
         """
-        return self.decode(self.prior.sample((count,), **options), mean)
+        if context is None and self.conditioned and not self.prior.discrete:
+            raise SpecError("context: missing; this model is p(x|c), give c [count, C]")
+        if self.read_by_prior(context):
+            options["context"] = context
+        return self.decode(self.prior.sample((count,), **options), mean, context)
 
     @torch.no_grad()
-    def decode(self, z: Tensor, mean: bool = False) -> Tensor:
-        """x ~ p(x|z) for z of the prior, or its mean: ``[..., *event]``. Raises as :meth:`sample`."""
+    def decode(self, z: Tensor, mean: bool = False, context: Tensor | None = None) -> Tensor:
+        """x ~ p(x|z, c) for z of the prior, or its mean: ``[..., *event]``. Raises as :meth:`sample`."""
         if self.posterior.discrete:
             z = self.posterior.decode_codes(z)  # type: ignore[operator]
-        return self._observe(z, mean)
+        return self._observe(z, mean, context)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, mean: bool = True) -> Tensor:
-        """One z ~ q(z|x) for each example, decoded: ``[B, *event]``. Raises as :meth:`sample`."""
-        return self._observe(self.encode(x).z[0], mean)
+    def reconstruct(self, x: Examples, mean: bool = True) -> Tensor:
+        """One z ~ q(z|x, c) for each example, decoded: ``[B, *event]``. Raises as :meth:`sample`."""
+        return self._observe(self.encode(x).z[0], mean, parts_of(x)[1])
 
-    def encode(self, x: Tensor | None = None, samples: int = 1) -> Draw:
-        """Samples of q(z|x) with their densities; no gradients."""
+    def encode(self, x: Examples | None = None, samples: int = 1) -> Draw:
+        """Samples of q(z|x, c) with their densities; no gradients."""
         with torch.no_grad():
             return self.infer(x).draw(samples, log_joint=LogJoint(self, x))
 
-    def _observe(self, z: Tensor, mean: bool) -> Tensor:
+    def _observe(self, z: Tensor, mean: bool, context: Tensor | None = None) -> Tensor:
         if self.likelihood is None:
             raise SpecError(
                 "likelihood: this model has none, so there is no x to draw; use model.encode() for samples of "
                 "q(z), or model.prior.sample((n,)) for exact ones"
             )
+        z = self.beside(z, context)
         x: Tensor = self.likelihood.mean(z) if mean else self.likelihood.sample(z)
         return x

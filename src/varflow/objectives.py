@@ -17,6 +17,7 @@ from varflow.core import ranks
 from varflow.core.durations import DURATION
 from varflow.core.errors import SpecError
 from varflow.core.settings import AtLeast, Settings, settings
+from varflow.native.planar_fit import Loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,6 +183,10 @@ class ELBO(Objective):
         """β_t at an update (the first is 0)."""
         return self.beta * min(1.0, step / self.warmup) if self.warmup else self.beta
 
+    def compiled(self) -> Loss | None:
+        """What compiled code has of it."""
+        return None if self.hold or self.free_bits else Loss("elbo", self.control)
+
     def __call__(self, terms: Terms, weight: float | Tensor) -> Tensor:
         if self.free_bits:
             if terms.kl_groups is None:
@@ -223,6 +228,10 @@ class AnnealedELBO(Objective):
     def weight(self, step: int) -> float:
         """β_t at an update (the first is 0)."""
         return min(1.0, self.start + step / self.steps) if self.steps else 1.0
+
+    def compiled(self) -> Loss | None:
+        """What compiled code has of it."""
+        return None if self.hold else Loss("annealed")
 
     def __call__(self, terms: Terms, weight: float | Tensor) -> Tensor:
         return (terms.log_q - weight * (terms.log_likelihood + terms.log_prior)).mean()

@@ -59,7 +59,7 @@ def test_pixels_between_minus_one_and_one(levels):
     values = torch.arange(levels, dtype=torch.uint8).repeat(3, 1)[:, None, None, :].contiguous()
     data = from_tensor(dict.fromkeys(SPLITS, values), protocol="symmetric", levels=levels)
     assert data.support == "real"
-    x, ladj = data.batch("test", torch.arange(3))
+    x, ladj, *_ = data.batch("test", torch.arange(3))
     assert -1 < x.min() < -1 + 2 / levels
     assert 1 - 2 / levels < x.max() < 1
     torch.testing.assert_close(data.pictures(x), values / (levels - 1))

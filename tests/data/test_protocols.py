@@ -32,7 +32,7 @@ def dataset(protocol: str, levels: int = 256, rows: int = 40, **options: object)
 def test_uniform_scores_log2_levels(protocol: str, levels: int) -> None:
     data = dataset(protocol, levels).to("cpu", torch.float64)
     for split in data.sizes:
-        x, ladj = data.batch(split, torch.arange(4))
+        x, ladj, *_ = data.batch(split, torch.arange(4))
         d = x[0].numel()
         # A uniform density of v + u over [0, L]^D is L^−D, as a uniform mass is; log p(x) = −D log L − ladj.
         log_prob = (
@@ -173,7 +173,7 @@ def test_training_noise_has_sixteen_bits_of_a_purpose_and_is_shared_by_ranks() -
 
 def test_threshold_is_above_one_half() -> None:
     for levels, last_zero in ((256, 127), (17, 8), (2, 0)):
-        x, _ = dataset("threshold", levels).batch("test", torch.arange(1))
+        x, *_ = dataset("threshold", levels).batch("test", torch.arange(1))
         assert torch.equal(x[0, 0, 0], (torch.arange(levels) > last_zero).float())
 
 

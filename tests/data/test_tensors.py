@@ -19,7 +19,7 @@ def dataset(protocol: str) -> vd.Dataset:
 def test_standardize_has_its_ladj_and_its_inverse() -> None:
     x = torch.randn(200, 3, dtype=torch.float64) * torch.tensor([1e-3, 1.0, 50.0]) + 7
     data = vd.from_tensor(x, None, "standardize").to("cpu", torch.float64)
-    y, ladj = data.batch("train", torch.arange(160))
+    y, ladj, *_ = data.batch("train", torch.arange(160))
     torch.testing.assert_close(y.mean(0), torch.zeros(3, dtype=torch.float64), atol=1e-9, rtol=0)
     torch.testing.assert_close(y.std(0, correction=0), torch.ones(3, dtype=torch.float64))
     raw = data.raw("train")

@@ -55,6 +55,7 @@ def build(
     length: int = 2,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Flow:
     """A flow whose parameters are moved from their start by ``scale``, relative to their fan-in."""
     if d in REFUSED.get(name, ()):
@@ -64,17 +65,22 @@ def build(
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter += scale * torch.randn_like(parameter) * parameter.shape[-1] ** -0.5
-    return flow
+    return flow.to(device)
 
 
 def inputs(
-    d: int, context_features: int, *batch: int, dtype: torch.dtype = torch.float64, seed: int = 1
+    d: int,
+    context_features: int,
+    *batch: int,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 1,
+    device: str = "cpu",
 ) -> tuple[Tensor, Tensor | None]:
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(*batch, d, generator=generator, dtype=dtype)
+    z = torch.randn(*batch, d, generator=generator, dtype=dtype).to(device)
     if not context_features:
         return z, None
-    return z, torch.randn(*batch, context_features, generator=generator, dtype=dtype)
+    return z, torch.randn(*batch, context_features, generator=generator, dtype=dtype).to(device)
 
 
 def pick(context: Tensor | None, index: object) -> Tensor | None:
@@ -96,9 +102,9 @@ def jacobians(
 @names
 @contexts
 @dims
-def test_ladj_is_log_det_of_jacobian(name: str, context_features: int, d: int) -> None:
-    flow = build(name, d, context_features)
-    z, context = inputs(d, context_features, 3)
+def test_ladj_is_log_det_of_jacobian(name: str, context_features: int, d: int, device: str) -> None:
+    flow = build(name, d, context_features, device=device)
+    z, context = inputs(d, context_features, 3, device=device)
     sign, expected = torch.linalg.slogdet(jacobians(flow, z, context))
     assert (sign != 0).all()
     torch.testing.assert_close(flow(z, context)[1], expected, rtol=1e-8, atol=1e-8)
@@ -193,11 +199,13 @@ def test_examples_are_independent(name: str, context_features: int, training: bo
 @contexts
 @dims
 @dtypes
-def test_round_trip(name: str, context_features: int, d: int, dtype: torch.dtype) -> None:
+def test_round_trip(
+    name: str, context_features: int, d: int, dtype: torch.dtype, device: str
+) -> None:
     # In float32 the bound of 1e-5 holds for well-conditioned maps only.
     single = dtype == torch.float32
-    flow = build(name, d, context_features, scale=0.3 if single else 1.0, dtype=dtype)
-    z, context = inputs(d, context_features, 8, dtype=dtype)
+    flow = build(name, d, context_features, scale=0.3 if single else 1.0, dtype=dtype, device=device)
+    z, context = inputs(d, context_features, 8, dtype=dtype, device=device)
     tolerance = 1e-5 if single else 1e-9
     out, ladj = flow(z, context)
     back, ladj_back = flow.inverse(out, context)
@@ -315,7 +323,7 @@ def test_context_broadcasts(
 
 @names
 @contexts
-@pytest.mark.parametrize("device", ["meta", "cuda"])
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_stays_on_its_device(name: str, context_features: int, device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("this machine has no CUDA device")
@@ -364,9 +372,11 @@ def test_local_can_be_refined(name: str) -> None:
 @names
 @contexts
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
-def test_twice_differentiable(name: str, context_features: int, direction: str) -> None:
-    flow = build(name, 2, context_features)
-    z, context = inputs(2, context_features, 2)
+def test_twice_differentiable(
+    name: str, context_features: int, direction: str, device: str
+) -> None:
+    flow = build(name, 2, context_features, device=device)
+    z, context = inputs(2, context_features, 2, device=device)
     state = {key: value.detach().requires_grad_() for key, value in flow.named_parameters()}
     leaves = (z, *(() if context is None else (context,)), *state.values())
 
@@ -397,10 +407,15 @@ class _Way(torch.nn.Module):
 @names
 @contexts
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
-def test_vmap_over_parameters_is_a_loop(name: str, context_features: int, direction: str) -> None:
-    flows = [_Way(build(name, 3, context_features, seed=seed), direction) for seed in range(3)]
+def test_vmap_over_parameters_is_a_loop(
+    name: str, context_features: int, direction: str, device: str
+) -> None:
+    flows = [
+        _Way(build(name, 3, context_features, seed=seed, device=device), direction)
+        for seed in range(3)
+    ]
     parameters, buffers = stack_module_state(flows)
-    batches = [inputs(3, context_features, 4, seed=seed) for seed in range(3)]
+    batches = [inputs(3, context_features, 4, seed=seed, device=device) for seed in range(3)]
     args = tuple(
         torch.stack(tensors) for tensors in zip(*batches, strict=True) if tensors[0] is not None
     )

@@ -98,11 +98,14 @@ def test_a_missing_context_is_named() -> None:
         conditional(3, 2).log_prob(torch.zeros(4, 3))
 
 
-def test_a_model_refuses_what_a_part_does_not_read() -> None:
+def test_a_prior_alone_may_read_the_context() -> None:
+    """p(x|c) = ∫ p(x|z) p(z|c) dz."""
     likelihood = vf.likelihoods.Bernoulli(vf.networks.MLP(2, 6, hidden=(4,)), (6,))
     posterior = vf.posteriors.Gaussian(2, vf.networks.MLP(6, hidden=(4,)))
     model = vf.Model(conditional(2, 1), likelihood, posterior)
-    with pytest.raises(SpecError, match="context: the likelihood Bernoulli reads none"):
-        model.terms(torch.zeros(3, 6), context=torch.zeros(3, 1))
-    with pytest.raises(SpecError, match="mask: the prior Flow reads none"):
-        model.terms(torch.zeros(3, 6), mask=torch.ones(3, 6))
+    x, c = torch.zeros(3, 6), torch.zeros(3, 1)
+    terms = model.terms(x, context=c)
+    torch.testing.assert_close(terms.log_prior, model.prior.log_prob(terms.z, c))
+    torch.testing.assert_close(terms.log_likelihood, likelihood.log_prob(x, terms.z))
+    with pytest.raises(SpecError, match=r"context: missing; this model is p\(x\|c\)"):
+        model.terms(x)

@@ -150,8 +150,8 @@ def test_samples_fill_cells_in_proportion_to_their_mass(name: str) -> None:
 
 
 @names
-def test_twice_differentiable(name: str) -> None:
-    target, z = build(name), points().requires_grad_()
+def test_twice_differentiable(name: str, device: str) -> None:
+    target, z = build(name).to(device), points().to(device).requires_grad_()
     assert torch.autograd.gradcheck(target.log_prob, z)
     assert torch.autograd.gradgradcheck(target.log_prob, z)
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 SOURCE = Path(__file__).parents[2] / "src"
 sys.path.insert(0, str(SOURCE))
 
-from varflow.core.settings import OneOf, Setting, alternatives  # noqa: E402
+from varflow.core.settings import SEVERAL, OneOf, Setting, alternatives  # noqa: E402
 from varflow.settings.recipes import TABLE as RECIPES  # noqa: E402
 from varflow.settings.roles import ROLES  # noqa: E402
 
@@ -129,6 +129,7 @@ def written(options: list[Any]) -> str:
         plain.remove(int)
     kinds = [literal(words)] if words and str not in plain else []
     kinds += [option.__name__ for option in plain]
+    kinds += ["tuple[str, ...] | list[str]"] if SEVERAL in options else []
     return " | ".join([*kinds, *(["None"] if type(None) in options else [])])
 
 

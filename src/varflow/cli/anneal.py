@@ -42,9 +42,16 @@ def main(arguments: list[str]) -> int:
     found.save(run.folder)
     options.say(found.table())
     if options.simulated:
+        context = None
+        if run.dataset.conditions is not None:
+            import torch
+
+            rows = torch.arange(options.simulated) % run.dataset.sizes[options.split]
+            context = run.dataset.batch(options.split, rows).context
         with options.progress() as progress:
             beside = evaluation.sandwich_bounds(
-                run.model, options.simulated, settings, progress=progress, data=run.dataset.describe(), **common
+                run.model, options.simulated, settings, progress=progress, data=run.dataset.describe(),
+                context=context, **common,
             )  # fmt: skip
         beside.save(run.folder)
         options.say(

@@ -104,11 +104,19 @@ class GivenOptions(RunOptions):
     """Options of every verb that takes rows or pictures of the user's."""
 
     data: str | None = None
-    """A .csv, .tsv, .npy or .parquet file, a picture, a folder of pictures, a named data set; else the run's own."""
+    """A .csv, .tsv, .txt, .parquet, .feather, .arrow or .npy file, a picture, a folder of pictures, a named data
+    set; else the run's own."""
     split: Literal["test", "validation", "train"] = "test"
     """The split, of a named data set or of the run's own data."""
     resize: int | None = None
     """Height and width for pictures of several sizes."""
+    given: str | None = None
+    """What all rows are conditioned on: dose=3,sex=f. Without it columns of the file, or its labels. marginal: the
+    sum over the values of a condition that is a category (score)."""
+
+    def conditions(self, rows: Any) -> Any:
+        """What the rows are conditioned on."""
+        return rows.context if self.given is None else conditions_of(self.given)
 
     def read(self, run: Any) -> Any:
         """What was given, as :class:`varflow.data.loading.NamedRows`."""
@@ -201,20 +209,44 @@ class AnnealingOptions(EstimateOptions):
         return Annealing(self.chains, self.temperatures, self.leapfrog, start=self.start, **more)
 
 
+def conditions_of(text: str | None) -> dict[str, Any] | str | None:
+    """name → value of ``dose=3,sex=f``. Raises SpecError for anything else."""
+    if text is None:
+        return None
+    if text == "marginal":
+        return text
+    found: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not name or not equals or not value or name in found:
+            raise SpecError(f"given: was '{text}'; use name=value, several with commas: dose=3,sex=f")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
 def rows_for(run: Any, data: str | None, split: str, data_dir: str | None = None, resize: int | None = None) -> Any:
     """Rows for a run's model, their columns in the order of training: those of a file, a folder or a named data set;
     without one those of the run's own data.
     """
     import torch
 
+    from varflow.data.columns import Columns
     from varflow.data.given import Given, in_order
     from varflow.data.loading import NamedRows, rows_of
 
     if data is None:
         dataset = run.dataset
         names = dataset.origins(split, torch.arange(dataset.sizes[split]))
-        return NamedRows(dataset.raw(split), names, bool(names) and isinstance(names[0], str))
-    found = rows_of(data, split, data_dir, resize)
+        held = None if dataset.conditions is None else dataset.conditions.values[split]
+        return NamedRows(dataset.raw(split), names, bool(names) and isinstance(names[0], str), context=held)
+    kept = run.preprocessing
+    decimal = run.spec.get("decimal", "auto")
+    found = rows_of(data, split, data_dir, resize, kept, decimal, run.decimal, run.conditions)
+    if isinstance(kept, Columns):
+        return found
     return found._replace(values=in_order(Given(found.values, columns=found.columns), run.columns))
 
 
@@ -305,6 +337,10 @@ def write_pictures(folder: Path, x: Any, top: int) -> list[Path]:
 
 def _named_columns(run: Any, x: Any) -> dict[str, Any]:
     """The columns of rows by their heads; whole numbers as such where the column holds whole numbers alone."""
+    from varflow.data.columns import Columns
+
+    if isinstance(run.preprocessing, Columns):
+        return run.preprocessing.table(x)
     names = run.columns if len(run.columns) == x.shape[1] else [f"x{i}" for i in range(x.shape[1])]
     found = {}
     for name, column in zip(names, x.cpu().T, strict=True):

@@ -32,7 +32,7 @@ class Demo:
 
     out: str = "demo"
     """Folder for the runs and the pictures."""
-    epochs: float = 200.0
+    epochs: float = 150.0
     """Budget of each fit."""
     seed: int = 0
     """Seed of every fit."""
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def demo(out: Path, epochs: float = 200.0, seed: int = 0, quiet: bool = False) -> None:
+def demo(out: Path, epochs: float = 150.0, seed: int = 0, quiet: bool = False) -> None:
     """Fit, evaluate and report each posterior; print one table and where the pictures are."""
     from rich.console import Console
     from rich.table import Table
@@ -73,7 +73,7 @@ def demo(out: Path, epochs: float = 200.0, seed: int = 0, quiet: bool = False) -
         say(f"{number} of {len(_POSTERIORS)}: {title}")
         run = fitting.fit(chosen, out=out / name, overwrite=True, quiet=quiet, recipe="digits")
         result = run.evaluate(samples=500)
-        run.report()
+        run.report("few")
         reference = plain.setdefault(latent, result)
         paired = (
             "" if result is reference else _shown(evaluation.paired(result, reference, "log_px"))

@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> int:
     import numpy as np
 
     with options.progress("rows") as progress:
-        z = np.asarray(run.embed(given.values, what, options.samples, options.seed, progress))
+        conditions = options.conditions(given)
+        z = np.asarray(run.embed(given.values, what, options.samples, options.seed, progress, conditions))
     flat = z.reshape(len(z), -1)
     options.write(out, {given.heading: given.names, **{f"z{i}": flat[:, i] for i in range(flat.shape[1])}}, z)
     if out:

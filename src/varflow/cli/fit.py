@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from varflow.cli.common import beside, config_file
 from varflow.core.errors import SpecError, suggestion
@@ -32,7 +32,9 @@ class Fit:
     """Where curves, figures and settings go beside the folder: mlflow, wandb, trackio, tensorboard, or several with
     commas between; with --resume without it where the run was tracked before, and none to track no more."""
     report: bool = True
-    """Draw the figures and write report.html at the end."""
+    """Write report.html at the end."""
+    figures: Literal["few", "all"] = "few"
+    """Which figures it holds: a few that take a second, or all that apply; `varflow report RUN` draws all later."""
 
 
 #: A spec that has every budget.
@@ -97,12 +99,12 @@ def _finish(run: Any, command: Fit) -> int:
     if beside():
         if outcome["signal"] is None and command.report:
             # The first process draws; all have to be there.
-            run.report()
+            run.report(command.figures)
         return 0 if outcome["signal"] is None else 128 + int(outcome["signal"])
     if outcome["signal"] is not None:
         print(f"{outcome['reason']}; saved. Go on with: varflow fit --resume {run.folder}")
         return 128 + int(outcome["signal"])
-    drawn = run.report() if command.report else None
+    drawn = run.report(command.figures) if command.report else None
     if command.quiet:
         return 0
     if run.infers_target:
@@ -122,6 +124,8 @@ def _finish(run: Any, command: Fit) -> int:
         print(f"prior over codes: {took}, {second['reason']}; {best}")
     if drawn is not None:
         print(f"report: {drawn}")
+        if command.figures == "few":
+            print(f"all figures: varflow report {run.folder}")
     print(f"next: varflow evaluate {run.folder}")
     return 0
 

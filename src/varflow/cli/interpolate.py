@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from varflow.cli.common import RunOptions, at_least_one, rows_for, write_examples
+from varflow.cli.common import RunOptions, at_least_one, conditions_of, rows_for, write_examples
 from varflow.core.errors import SpecError
 from varflow.settings.flags import parse
 
@@ -26,6 +26,8 @@ class Interpolate(RunOptions):
     """Straight in z, along the sphere, or along the sphere of the base of a flow prior. auto: the base if it can."""
     seed: int = 0
     """Seed of the noise of the preprocessing."""
+    given: str | None = None
+    """What all points are conditioned on: dose=3,sex=f."""
     out: str | None = None
     """File: .png, .npy, .csv or .parquet; without it RUN/figures/interpolate."""
 
@@ -37,7 +39,8 @@ def main(arguments: list[str]) -> int:
     run = options.open()
     first, second = (_end(options, run, name) for name in ("a", "b"))
     way = None if options.way == "auto" else options.way
-    path = run.interpolate(first, second, options.steps, way, options.seed)
+    given = conditions_of(options.given)
+    path = run.interpolate(first, second, options.steps, way, options.seed, given)
     for written in write_examples(run, target, path, columns=options.steps):
         options.say(written)
     return 0

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     out = options.table_path(options.out)
     run = options.open()
     given = options.read(run)
-    found = run.nearest(given.values, options.k, seed=options.seed)
+    found = run.nearest(given.values, options.k, seed=options.seed, given=options.conditions(given))
     rows = len(found.rows)
     columns: dict[str, Any] = {
         given.heading: [name for name in given.names for _ in range(options.k)],

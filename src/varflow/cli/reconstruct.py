@@ -40,7 +40,10 @@ def main(arguments: list[str]) -> int:
     from varflow.data.loading import stored_rows
 
     x = stored_rows(given.values[:count], run.preprocessing, run.form.event_shape, run.picture)
-    again = run.reconstruct(x, seed=options.seed)
+    conditions = options.conditions(given)
+    if given.context is conditions and conditions is not None:
+        conditions = conditions[:count]
+    again = run.reconstruct(x, seed=options.seed, given=conditions)
     for path in write_examples(run, target, again, x):
         options.say(path)
     return 0

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varflow.cli.common import RunOptions, at_least_one, write_examples, write_pictures
+from varflow.cli.common import (
+    RunOptions,
+    at_least_one,
+    conditions_of,
+    write_examples,
+    write_pictures,
+)
 from varflow.core.errors import SpecError
 from varflow.settings.flags import parse
 
@@ -27,6 +33,8 @@ class Sample(RunOptions):
     """Prior over codes: draw among so many likeliest codes of a position."""
     label: int | None = None
     """Prior over codes with classes: the class of all draws; without it classes are drawn too."""
+    given: str | None = None
+    """What all draws are conditioned on: dose=3,sex=f."""
     seed: int = 0
     """Seed of the draws."""
     out: str | None = None
@@ -56,7 +64,7 @@ def main(arguments: list[str]) -> int:
         options.say(written)
     else:
         _no_codes(chosen)
-        x = run.sample(options.count, options.seed, options.mean)
+        x = run.sample(options.count, options.seed, options.mean, True, conditions_of(options.given))
     if options.pictures is not None:
         files = write_pictures(Path(options.pictures), x, run.preprocessing.top)
         options.say(f"{options.pictures}: {len(files)} pictures")

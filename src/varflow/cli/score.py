@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
             options.anomaly,
             options.training_rows,
             progress,
+            options.conditions(given),
         )
     columns: dict[str, Any] = {given.heading: given.names, **found.columns()}
     options.write(out, columns)

@@ -31,6 +31,8 @@ class Column:
         origin: a number on that grid.
         tail: ν of the Student-t that fits a real column with heavy tails; 0 where they are not heavy.
         missing: the share of training cells that are missing.
+        shares: of the values among the training cells of an ordinal, category or binary column, each counted half a
+            cell more than it was; empty where they are not known.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Column:
     origin: float = 0.0
     tail: float = 0.0
     missing: float = 0.0
+    shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -53,6 +56,10 @@ class Column:
                 f"{'needs them' if self.kind in NAMED else 'has none'}"
             )
 
+        if self.shares and len(self.shares) != len(self.categories):
+            size = len(self.categories)
+            raise SpecError(f"shares of '{self.name}': were {len(self.shares)} of {size} values; give one each")
+
     @property
     def continuous(self) -> bool:
         """Whether its values have a density."""
@@ -60,7 +67,7 @@ class Column:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self), "categories": list(self.categories)}
+        return {**asdict(self), "categories": list(self.categories), "shares": list(self.shares)}
 
     @classmethod
     def from_json(cls, held: Mapping[str, Any]) -> Column:
@@ -71,6 +78,7 @@ class Column:
         """
         try:
             values = {**held, "categories": tuple(str(name) for name in held["categories"])}
+            values["shares"] = tuple(float(share) for share in held.get("shares", ()))
             return cls(**values)
-        except (TypeError, KeyError, SpecError) as error:
+        except (TypeError, KeyError, ValueError, SpecError) as error:
             raise DataError(f"columns: cannot be read ({error}); restore the file or fit again") from error

@@ -165,6 +165,15 @@ def stream(seed: int, step: int = 0, rank: int = 0, world: int = 1) -> Iterator[
         yield source
 
 
+def normal_steps(out: Sequence[Tensor], seed: int, purpose: str, first: int) -> None:
+    """Fill ``out[0][i]``, ``out[1][i]``, … with what :func:`normal` draws, one after the other, in step first + i."""
+    source = torch.Generator()
+    for index, drawn in enumerate(zip(*out, strict=True)):
+        source.manual_seed(derive(seed, purpose, first + index))
+        for tensor in drawn:
+            tensor.normal_(generator=source)
+
+
 def _fill(request: Request, source: torch.Generator | None) -> Tensor:
     options = {"dtype": request.dtype, "device": request.device, "generator": source}
     if request.kind == "normal":

@@ -66,7 +66,7 @@ def join() -> None:
     Raises:
         SpecError: this PyTorch cannot connect processes.
     """
-    global _control
+    global _control, _reduced
     if _alone or _control is not None:
         return
     if not _connected():
@@ -80,6 +80,8 @@ def join() -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
         atexit.register(_leave)
     _control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    # Only now: it imports the compiler, which takes a second that one process alone can do without.
+    _reduced = torch.compiler.disable(_reduced)
 
 
 def share(name: str, whole: int) -> int:
@@ -147,7 +149,6 @@ def copy_first(module: nn.Module) -> None:
             tensor.detach().copy_(plain)
 
 
-@torch.compiler.disable
 def _reduced(tensor: Tensor) -> Tensor:
     with _connection():
         dist.all_reduce(tensor)

@@ -215,6 +215,12 @@ class Setting:
     limits: tuple[Any, ...]
     default: Any
 
+    def kept(self, value: Any) -> Any:
+        """A value as the setting keeps it: several words as a tuple, however they came."""
+        if self.kind != SEVERAL:
+            return value
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
     def check(self, name: str, value: Any) -> None:
         """Refuse a value of another type or beyond a limit; ``name`` is what the user calls it.
 
@@ -264,6 +270,10 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     Raises:
         SpecError: name, value, and what it should be.
     """
+    if kind == SEVERAL:
+        if not isinstance(value, tuple) or not all(isinstance(word, str) for word in value):
+            raise SpecError(f"{name}: was {value!r}; expected words, such as ('one', 'two')")
+        return
     options = alternatives(kind)
     names = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
     if isinstance(value, str) and (value in names or str in options):
@@ -285,11 +295,15 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     raise SpecError(f"{name}: was {value!r} ({type(value).__name__}); expected {wanted}")
 
 
+#: The type of a setting of several words, whose flag can be given more than once.
+SEVERAL = tuple[str, ...]
 _WORDS = {int: "int", float: "float", str: "str", bool: "bool", type(None): "nothing"}
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
     """The members of a union; of any other type itself."""
+    if kind == SEVERAL:
+        return (kind,)
     return get_args(kind) if get_origin(kind) is not Literal and get_args(kind) else (kind,)
 
 

@@ -36,6 +36,12 @@ PROTOCOLS = {
     "standardize": "real numbers less their training mean, over their standard deviation",
     "table": "real numbers standardized, where rounded columns have uniform noise of one step and heavy tails are "
     "taken away",
+    ""
+    ""
+    ""
+    ""
+    "columns": "each column by its kind: numbers standardized, counts, values by their codes, dates; cells may be "
+    "missing",
 }
 
 _EXPORTS = {
@@ -43,6 +49,7 @@ _EXPORTS = {
     "Dataset": "varflow.data.dataset:Dataset",
     "load": "varflow.data.loading:load",
     "from_tensor": "varflow.data.loading:from_tensor",
+    "Observed": "varflow.core.observed:Observed",
     "from_codes": "varflow.data.codes:from_codes",
     "download": "varflow.data.fetch:download",
     "overview": "varflow.data.named:overview",
@@ -51,6 +58,7 @@ _EXPORTS = {
 
 if TYPE_CHECKING:
     # Written by tests/typing/generate.py from _EXPORTS.
+    from varflow.core.observed import Observed as Observed
     from varflow.data.codes import from_codes as from_codes
     from varflow.data.dataset import Batch as Batch
     from varflow.data.dataset import Dataset as Dataset

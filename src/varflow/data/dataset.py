@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from varflow.core import errors, random
+from varflow.core.columns import Column
 from varflow.core.errors import ShapeError, SpecError
+from varflow.core.observed import Examples, observed
+from varflow.data.columns import Columns
+from varflow.data.conditions import Conditions
 from varflow.data.protocols import Protocol, Support
 
 SPLITS = ("train", "validation", "test")
@@ -25,11 +29,24 @@ class Batch(NamedTuple):
     """What a model sees of ``index``.
 
     ``x``: [B, *event]. ``ladj``: [B] nats; log p(x) + ladj is of the stored values, in the units of the data
-    (:mod:`varflow.data.protocols`); zeros where the protocol has no transform.
+    (:mod:`varflow.data.protocols`); zeros where the protocol has no transform. ``mask``: [B, D], True where a cell is
+    there; None where no cell of the data is missing. ``context``: [B, C], what the model is conditioned on; None
+    where it is not.
     """
 
     x: Float[Tensor, "batch ..."]
     ladj: Float[Tensor, " batch"]
+    mask: Bool[Tensor, "batch ..."] | None = None
+    context: Float[Tensor, "batch context"] | None = None
+
+    @property
+    def seen(self) -> Examples:
+        """What a model takes: x, with its context and its mask where there are such."""
+        return observed(self.x, self.context, self.mask)
+
+
+def _has_missing(protocol: Protocol, values: Tensor) -> bool:
+    return isinstance(protocol, Columns) and bool(values.isnan().any())
 
 
 class Dataset:
@@ -55,6 +72,8 @@ class Dataset:
     shared = "batch"
     #: Whether the weights are kept now and then on the way.
     keeps_snapshots = False
+    #: Whether the rows lie on the device, where a step gathers them by itself; not where they are read as they come.
+    resident = True
 
     def __init__(
         self,
@@ -92,8 +111,12 @@ class Dataset:
         self._first_row = first_row
         #: Whether every row gets the same fixed noise, so that equal rows stay equal.
         self._equal_noise = equal_noise
+        #: Whether batches come with a mask: all of them or none, so that a step has one form.
+        self._masked = any(_has_missing(protocol, x) for x in self._raw.values())
         self._drawn: dict[str, Tensor] = {}
         self._mean: Tensor | None = None
+        #: What each row is conditioned on; None where nothing is.
+        self.conditions: Conditions | None = None
 
     @property
     def protocol(self) -> str:
@@ -153,6 +176,11 @@ class Dataset:
         return tuple(self._facts.get("columns", ()))
 
     @property
+    def column_kinds(self) -> tuple[Column, ...]:
+        """What is known of each column of a table under the protocol columns; empty under any other."""
+        return self._protocol.columns if isinstance(self._protocol, Columns) else ()
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The names of the labels, where they have some."""
         return tuple(self._facts.get("classes", ()))
@@ -181,7 +209,9 @@ class Dataset:
                 drawn = self._protocol.draw(values, u)
         elif self._protocol.purpose is not None:
             drawn = self._fixed(split).index_select(0, index)
-        return Batch(*self._protocol.encode(values, drawn, self.dtype))
+        mask = self._protocol.observed(values) if self._masked else None
+        context = None if self.conditions is None else self.conditions.context(split, index, self.dtype)
+        return Batch(*self._protocol.encode(values, drawn, self.dtype), mask, context)
 
     def _flipped(self, values: Tensor) -> Tensor:
         coin = random.uniform(
@@ -257,13 +287,13 @@ class Dataset:
         return torch.from_numpy(self.truth.log_prob(values))
 
     def mean(self) -> Float[Tensor, " *event"]:
-        """The mean of x over the training split; the expected value where x is drawn."""
+        """The mean of x over the training split, of the cells that are there; the expected value where x is drawn."""
         if self._mean is None:
             train = self._raw["train"]
             total = torch.zeros(self.event_shape, dtype=torch.float64, device=self.device)
             for part in train.split(_ROWS):
                 total += self._protocol.expected(part).sum(0)
-            mean = total / len(train)
+            mean = total / (train.isfinite().sum(0).clamp(min=1) if self._masked else len(train))
             self._mean = (mean + mean.flip(-1)) / 2 if self.flip else mean
         return self._mean.to(self.dtype)
 
@@ -288,12 +318,30 @@ class Dataset:
         fewer._labels = {split: y[: given.get(split)] for split, y in self._labels.items()}
         fewer._places = {split: place[: given.get(split)] for split, place in self._places.items()}
         fewer._drawn, fewer._mean = {}, None
+        if self.conditions is not None:
+            fewer.conditions = self.conditions.first(**given)
         return fewer
+
+    def conditioned(self, conditions: Conditions) -> Dataset:
+        """The same rows, each conditioned on values of other columns."""
+        moved = copy.copy(self)
+        moved.conditions = conditions.to(torch.device(self.device))
+        return moved
+
+    @property
+    def context(self) -> tuple[Column, ...]:
+        """The columns that rows are conditioned on."""
+        return () if self.conditions is None else self.conditions.columns
+
+    def places(self, split: str) -> Int64[Tensor, " n"]:
+        """Where each row of ``split`` stood in what was given."""
+        return self._places[split]
 
     def under(self, preprocessing: Protocol) -> Dataset:
         """The same stored values under a preprocessing that was learned from other ones, e.g. in training."""
         moved = copy.copy(self)
         moved._protocol = preprocessing.to(torch.device(self.device))
+        moved._masked = any(_has_missing(preprocessing, x) for x in self._raw.values())
         moved._drawn, moved._mean = {}, None
         return moved
 
@@ -308,6 +356,8 @@ class Dataset:
         moved.device = torch.device(device)
         moved.dtype = dtype or self.dtype
         moved._protocol = self._protocol.to(moved.device)
+        if self.conditions is not None:
+            moved.conditions = self.conditions.to(moved.device)
         moved._raw = {split: x.to(device) for split, x in self._raw.items()}
         moved._labels = {split: y.to(device) for split, y in self._labels.items()}
         moved._drawn = {split: drawn.to(device) for split, drawn in self._drawn.items()}
@@ -326,6 +376,7 @@ class Dataset:
             "sizes": self.sizes,
             "seed_eval": self.seed_eval,
             "flip": self.flip,
+            **({} if self.conditions is None else {"condition": list(self.conditions.names)}),
             **self._protocol.treatment(self._facts.get("columns", ())),
             **self._facts,
         }

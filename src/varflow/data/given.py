@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from varflow.core.errors import DataError, ShapeError
+from varflow.data.kinds import ADVICE
 from varflow.data.named import LABEL_HEADS
 
 #: What a data set's items may call what they hold.
@@ -303,7 +304,7 @@ def _numbers(name: str, values: Any, missing: bool, kind: Any) -> np.ndarray[Any
         DataError: missing cells, something else than numbers, or whole numbers that float64 cannot hold.
     """
     if missing:
-        raise DataError(f"x: column '{name}' has missing cells; impute or remove such rows")
+        raise DataError(f"x: column '{name}' has missing cells; {ADVICE}, or impute or remove such rows")
     array = np.asarray(values)
     if array.dtype.kind == "O" and all(isinstance(v, numbers.Real | Decimal | np.bool_) for v in array):
         array = array.astype(np.float64)
@@ -318,7 +319,7 @@ def _numbers(name: str, values: Any, missing: bool, kind: Any) -> np.ndarray[Any
 
 
 def _no_numbers(name: str, kind: Any) -> DataError:
-    return DataError(f"x: column '{name}' holds {kind}, should be numbers; drop it, or turn it into numbers")
+    return DataError(f"x: column '{name}' holds {kind}, should be numbers; {ADVICE}, or drop it")
 
 
 def _hugging_face(x: Any) -> Given:

@@ -8,7 +8,7 @@ train); digits 1,297/250/250, whose classes are balanced to within 4 of 25 in th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,10 @@ class Arrays:
     truth: Any = None
     #: The file of each example, where they are files of their own.
     files: tuple[str, ...] = ()
+    #: The kinds of a table's columns, where the values are its stored values (:class:`varflow.data.kinds.Found`).
+    found: Any = None
+    #: Part → columns that are conditioned on (:class:`varflow.data.reading.Raw`).
+    context: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _find(folder: Path, *names: str) -> Path | None:

@@ -6,7 +6,6 @@ Each reader gives :class:`Arrays` whose ``values`` hold either the splits of the
 
 from __future__ import annotations
 
-import csv
 import io
 from collections import Counter
 from collections.abc import Mapping
@@ -17,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varflow.core.errors import DataError
-from varflow.data.named import LABEL_HEADS, Arrays
+from varflow.data.kinds import numbers_alone
+from varflow.data.named import Arrays
 from varflow.data.readers import content, need
+from varflow.data.reading import read_table
 
 PICTURES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -69,79 +70,14 @@ def numpy_file(path: Path) -> Arrays:
     return Arrays(path.name, values, {part: labels[part] for part in values if part in labels})
 
 
-def table(path: Path) -> Arrays:
-    """A row an example, numbers separated by tabs (.tsv), commas or semicolons (.csv).
+def table(path: Path, decimal: str = "auto") -> Arrays:
+    """A table of numbers, of any file that :func:`varflow.data.reading.read_table` reads.
 
-    A first row that holds no number is the head; a column headed label, labels, class, target or y
-    gives the labels if its values are whole.
+    A column headed label, labels, class, target or y gives the labels if its values are whole.
     """
-    try:
-        lines = [line for line in content(path).decode("utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file ({error})") from error
-    if not lines:
-        raise DataError(f"{path}: is empty; should hold a row of numbers an example")
-    semicolons = lines[0].count(";") > lines[0].count(",")
-    delimiter = "\t" if path.name.lower().endswith(".tsv") else ";" if semicolons else ","
-    first = next(csv.reader(lines[:1], delimiter=delimiter))
-    names = [] if any(map(_is_number, first)) else [cell.strip() for cell in first]
-    head = [name.lower() for name in names]
-    rows = lines[bool(head) :]
-    if not rows:
-        raise DataError(f"{path}: has a head but no rows")
-    try:
-        numbers = np.loadtxt(
-            rows, delimiter=delimiter, dtype=np.float64, ndmin=2, comments=None, quotechar='"'
-        )
-    except ValueError as error:
-        # numpy adds advice about its own arguments after a semicolon.
-        what = str(error).split(";")[0].rstrip(".")
-        raise DataError(
-            f"{path}: {what} (row 0 is the first after the head); give every row the same number of numbers"
-        ) from error
-    if head and len(head) != numbers.shape[1]:
-        raise DataError(f"{path}: {len(head)} heads over {numbers.shape[1]} columns")
-    columns = [i for i, cell in enumerate(head) if cell in LABEL_HEADS]
-    if len(columns) != 1 or not np.all(numbers[:, columns] % 1 == 0):
-        return Arrays(path.name, {"all": numbers}, facts={"columns": names} if names else {})
-    del names[columns[0]]
-    labels = numbers[:, columns[0]].astype(np.int64)
-    rest = np.delete(numbers, columns, 1)
-    return Arrays(path.name, {"all": rest}, {"all": labels}, facts={"columns": names})
-
-
-def arrow_file(path: Path) -> Arrays:
-    """The columns of a Parquet or Feather file; one headed label, labels, class, target or y gives the labels."""
-    try:
-        import pyarrow
-        from pyarrow import feather, parquet
-    except ImportError as error:
-        raise need("table", "pyarrow", f"reading {path.suffix}") from error
-    from varflow.data.given import given
-
-    try:
-        read = parquet.read_table if path.suffix.lower() == ".parquet" else feather.read_table
-        found = read(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read as {path.suffix} ({_first_line(error)})") from error
-    try:
-        held = given(found)
-    except DataError as error:
-        raise DataError(f"{path}: {str(error).removeprefix('x: ')}") from error
-    labels = {} if held.labels is None else {"all": held.labels}
-    return Arrays(path.name, {"all": held.values}, labels, facts={"columns": list(held.columns)})
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+    values, labels, names = numbers_alone(read_table(path, decimal))
+    facts = {"columns": list(names)} if names else {}
+    return Arrays(path.name, {"all": values}, {} if labels is None else {"all": labels}, facts=facts)
 
 
 def is_picture(path: Path) -> bool:

@@ -18,14 +18,16 @@ from varflow.data.protocols import LEVELS, column_name
 SPLIT_SEED = 0
 
 #: Protocols of real numbers.
-REAL = ("none", "standardize", "table")
+REAL = ("none", "standardize", "table", "columns")
 
 #: Channels of a colour picture.
 COLOUR = 3
 
 
-def plain(array: Any, split: str, names: Sequence[str] = ()) -> Tensor:
-    """A tensor of uint8 or floats, at least two-dimensional, not empty, finite."""
+def plain(array: Any, split: str, names: Sequence[str] = (), missing: bool = False) -> Tensor:
+    """A tensor of uint8 or floats, at least two-dimensional, not empty, finite; with ``missing`` NaN is a missing
+    cell.
+    """
     if isinstance(array, np.ndarray) and (
         array.dtype.kind not in "biuf" or array.dtype.itemsize > 8
     ):
@@ -65,13 +67,20 @@ def plain(array: Any, split: str, names: Sequence[str] = ()) -> Tensor:
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
     finite = x.flatten(1).isfinite()
+    if missing:
+        finite |= x.flatten(1).isnan()
     if not bool(finite.all()):
         row, column = (int(i) for i in (~finite).nonzero()[0])
         raise DataError(
             f"x{where}: {float(x.flatten(1)[row, column])} in row {row}, {column_name(column, names)}; remove or "
-            "impute such rows"
+            f"impute such rows{_reads_missing(x, row, column)}"
         )
     return x
+
+
+def _reads_missing(x: Tensor, row: int, column: int) -> str:
+    table = x.dim() == 2 and bool(x[row, column].isnan())
+    return ", or use likelihood=columns (recipe table), which reads missing cells of a table" if table else ""
 
 
 def plain_labels(array: Any, rows: int) -> Tensor:

@@ -14,18 +14,18 @@ fixed draws of validation and test 24.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from varflow.core.errors import DataError
 from varflow.core.lazy import resolve
 
-Support = Literal["binary", "grey", "levels", "unit", "real", "codes"]
+Support = Literal["binary", "grey", "levels", "unit", "real", "codes", "columns"]
 Encoded = tuple[Float[Tensor, "batch ..."], Float[Tensor, " batch"]]
 
 #: Dequantization noise is (k + 1/2)/GRID, k = 0 … GRID − 1: x lies strictly inside its bin, and far
@@ -74,6 +74,10 @@ class Protocol:
     ) -> Encoded:
         """x and ladj of ``values``, given what was drawn for them."""
         raise NotImplementedError
+
+    def observed(self, values: Shaped[Tensor, "batch ..."]) -> Bool[Tensor, "batch ..."] | None:
+        """Which cells are there; None of data that have no missing ones."""
+        return None
 
     def invert(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """What x stands for: a picture in [0, 1], or stored real numbers."""
@@ -133,10 +137,19 @@ class Protocol:
                 return "scale is not positive"
         return None
 
-    def learned(self) -> dict[str, list[Any]]:
-        """What was learned from the training split, as plain numbers; nothing, for most protocols."""
+    def learned(self) -> dict[str, Any]:
+        """What was learned from the training split, as plain values; nothing, for most protocols."""
         held = ((f.name, getattr(self, f.name)) for f in fields(self))
         return {name: value.tolist() for name, value in held if isinstance(value, Tensor)}
+
+    @classmethod
+    def restored(cls, name: str, learned: Mapping[str, Any]) -> Protocol:
+        """The protocol with what :meth:`learned` told of it.
+
+        Raises:
+            TypeError, ValueError, KeyError: values that are not what it learns.
+        """
+        return cls(name, None, **{key: torch.tensor(value, dtype=torch.float64) for key, value in learned.items()})
 
 
 def _dimensions(x: Tensor) -> int:
@@ -378,7 +391,7 @@ class Standardize(Protocol):
         return replace(self, loc=self.loc.to(device), scale=self.scale.to(device))
 
 
-def restored(name: str, levels: int | None, learned: dict[str, list[Any]]) -> Protocol:
+def restored(name: str, levels: int | None, learned: Mapping[str, Any]) -> Protocol:
     """The preprocessing of that name with what :meth:`Protocol.learned` told of it.
 
     Raises:
@@ -388,12 +401,10 @@ def restored(name: str, levels: int | None, learned: dict[str, list[Any]]) -> Pr
         if name in LEVELS:
             return LEVELS[name](name, levels)
         return Codes(name, levels) if name == "codes" else Identity(name, None)
-    kind = resolve(LEARNING[name])
     try:
-        held = {key: torch.tensor(value, dtype=torch.float64) for key, value in learned.items()}
-        made: Protocol = kind(name, None, **held)
+        made: Protocol = resolve(LEARNING[name]).restored(name, learned)
         return made
-    except (TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"preprocessing: '{name}' cannot be read from the run ({error}); restore the file or fit again"
         ) from error
@@ -403,6 +414,7 @@ def restored(name: str, levels: int | None, learned: dict[str, list[Any]]) -> Pr
 LEARNING = {
     "standardize": "varflow.data.protocols:Standardize",
     "table": "varflow.data.table:Table",
+    "columns": "varflow.data.columns:Columns",
 }
 
 #: name → class, for stored levels (and real numbers within [0, 1] where L may be None).

@@ -20,7 +20,7 @@ class DataSettings(Settings):
     protocol: Annotated[
         str,
         "How stored values become model inputs: dynamic, static, threshold, logit, uniform, symmetric, levels, grey, "
-        "none, standardize, or auto.",
+        "none, standardize, table, columns, or auto.",
         OneOf(PROTOCOLS),
     ] = "auto"
     data_dir: Annotated[
@@ -46,6 +46,20 @@ class DataSettings(Settings):
     validation_limit: Annotated[
         int | None, "The first examples of the validation split alone.", AtLeast(1)
     ] = None
+    decimal: Annotated[
+        str,
+        "Tables: what stands before decimals, a point or a comma; auto: what the file says.",
+        OneOf(("auto", ".", ",")),
+    ] = "auto"
+    column: Annotated[
+        tuple[str, ...],
+        "Tables under likelihood=columns: the kind of a column, name:kind, where it is not to be found: real, "
+        "positive, count, ordinal (size:ordinal=small|large), category, binary, date, or drop. Once for each column.",
+    ] = ()
+    condition: Annotated[
+        tuple[str, ...],
+        "What the model is conditioned on, p(x|c): columns of the table, or label. dose,sex, or once for each.",
+    ] = ()
     data_seed: Annotated[
         int, "Seed of the simulated data: gaussian-1, gaussian-2, three-clusters.", AtLeast(0)
     ] = 0

@@ -78,10 +78,10 @@ class Table(Protocol):
         loc, scale = plain.loc.cpu().clone(), plain.scale.cpu().clone()
         for number, column in enumerate(columns.T):
             origin[number] = column.min()
-            step[number] = _step(column, column_name(number, names))
+            step[number] = step_of(column, column_name(number, names))
             if step[number] > 0:
                 continue
-            found = _tail(column)
+            found = tail_of(column)
             if found is not None:
                 loc[number], scale[number], tail[number] = found
         if not bool((step > 0).any() or (tail > 0).any()):
@@ -143,10 +143,10 @@ def has_rounded_columns(train: Tensor, names: Sequence[str] = ()) -> bool:
     if train.dim() != 2:
         return False
     columns = train.double().cpu().T
-    return any(_step(column, column_name(number, names)) > 0 for number, column in enumerate(columns))
+    return any(step_of(column, column_name(number, names)) > 0 for number, column in enumerate(columns))
 
 
-def _step(column: Tensor, name: str) -> float:
+def step_of(column: Tensor, name: str) -> float:
     """The step of a rounded column's grid, 0 for a continuous column."""
     values, counts = column.unique(return_counts=True)
     if len(values) == 1:
@@ -171,17 +171,17 @@ def _step(column: Tensor, name: str) -> float:
     return 0.0
 
 
-def _tail(column: Tensor) -> tuple[float, float, float] | None:
+def tail_of(column: Tensor) -> tuple[float, float, float] | None:
     """(location, scale, ν) of the Student-t of highest likelihood, where its tail is heavy beyond chance."""
     gaussian = -len(column) * (column.std(correction=0).log().item() + 0.5 * math.log(2 * math.pi * math.e))
-    fits = [(*_student(column, nu), nu) for nu in _TAILS]
+    fits = [(*student(column, nu), nu) for nu in _TAILS]
     likelihood, loc, scale, nu = max(fits)
     if nu > _HEAVIEST or 2 * (likelihood - gaussian) < _GAIN:
         return None
     return loc, scale, nu
 
 
-def _student(column: Tensor, nu: float) -> tuple[float, float, float]:
+def student(column: Tensor, nu: float) -> tuple[float, float, float]:
     """(log-likelihood, location, scale) of a Student-t with ν degrees of freedom, by EM (Lange et al. 1989)."""
     loc = column.median()
     scale = (column - loc).abs().median() / 0.6745

@@ -16,6 +16,11 @@ class Rows(NamedTuple):
     x: Tensor | None
     ladj: None = None
 
+    @property
+    def seen(self) -> Tensor | None:
+        """What the model takes: x."""
+        return self.x
+
 
 class TargetBatches:
     """The batches of a model that has no data, or holds them.
@@ -36,6 +41,8 @@ class TargetBatches:
     shared = "samples"
     #: The weights of a fit to a target become an animation.
     keeps_snapshots = True
+    #: No rows but the model's own, which are on its device.
+    resident = True
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive, unknown
+from varflow.core.observed import Examples, Observed
 from varflow.evaluation.chunks import Chunks
 from varflow.evaluation.importance import log_excess, log_mean
 from varflow.evaluation.points import OnProgress, evaluating, not_a_weight, refuse
@@ -155,7 +156,7 @@ class Annealed:
 @torch.no_grad()
 def anneal(
     model: Model,
-    x: Shaped[Tensor, "points *event"],
+    x: Shaped[Tensor, "points *event"] | Observed,
     settings: Annealing | None = None,
     memory: int = 2**30,
     seed: int = 0,
@@ -237,7 +238,7 @@ class _Chunk:
     first: int
 
     def run(
-        self, x: Tensor, exact: Tensor | None, told: Callable[[float], object]
+        self, x: Examples, exact: Tensor | None, told: Callable[[float], object]
     ) -> dict[str, Tensor]:
         settings, number = self.settings, self.first // self.settings.chunk
         purpose = "annealing" if exact is None else "annealing/backwards"

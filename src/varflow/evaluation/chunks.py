@@ -18,16 +18,18 @@ import torch
 from torch import Tensor
 
 from varflow.core.files import make_folder, write_atomically
+from varflow.core.observed import Examples, parts_of
 from varflow.model import Model
 
 
-def digest(model: Model, tensors: Mapping[str, Tensor | None], **settings: Any) -> str:
+def digest(model: Model, tensors: Mapping[str, Examples | None], **settings: Any) -> str:
     """Twenty letters that stand for a model, tensors and plain values.
 
     Weights and the printed form of the modules make the model: a part of the user's own whose numbers stand
     in neither has to be told apart by its folder.
     """
     found = hashlib.blake2b(digest_size=10)
+    tensors = _plain(tensors)
     kind = {name: None if t is None else t.device.type for name, t in tensors.items()}
     found.update(json.dumps([settings, kind], sort_keys=True).encode() + repr(model).encode())
     for name, tensor in [*model.state_dict().items(), *tensors.items()]:
@@ -35,6 +37,17 @@ def digest(model: Model, tensors: Mapping[str, Tensor | None], **settings: Any) 
             found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return found.hexdigest()
+
+
+def _plain(tensors: Mapping[str, Examples | None]) -> dict[str, Tensor | None]:
+    """Each tensor by name, and those of a context or a mask beside x."""
+    found: dict[str, Tensor | None] = {}
+    for name, held in tensors.items():
+        x, context, mask = parts_of(held)
+        found[name] = x
+        more = {f"{name} context": context, f"{name} mask": mask}
+        found |= {key: tensor for key, tensor in more.items() if tensor is not None}
+    return found
 
 
 class Chunks:
@@ -52,7 +65,7 @@ class Chunks:
     def get(
         self,
         model: Model,
-        tensors: Mapping[str, Tensor | None],
+        tensors: Mapping[str, Examples | None],
         names: Collection[str],
         compute: Callable[[], Mapping[str, Tensor]],
         **settings: Any,

@@ -74,7 +74,7 @@ def evaluate_codes(
             index = torch.arange(start, min(start + _CHUNK, points))
             with random.stream(seed, number):
                 batch = dataset.batch(split, index)
-                terms = model.terms(batch.x, 1)
+                terms = model.terms(batch.seen, 1)
             for name, values in (("log p(x|z)", terms.log_likelihood), ("log p(codes)", terms.log_prior)):
                 refuse(name, values, ~values.isfinite(), start)
             found["likelihood"].append(terms.log_likelihood[0].double().cpu())

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varflow.core.errors import SpecError, positive
+from varflow.core.observed import Examples
 from varflow.evaluation.chunks import Chunks
 from varflow.evaluation.estimate import Estimates
 from varflow.evaluation.evaluation import Evaluation
@@ -111,7 +112,7 @@ def bound_curve(
     counts = list(counts or sorted({10**e for e in range(len(str(samples)))} | {samples}))
     chunks = Chunks(folder, CURVE)
 
-    def bounds(block: Tensor, start: int) -> dict[str, Tensor]:
+    def bounds(block: Examples, start: int) -> dict[str, Tensor]:
         sums = _Kept(samples, start)
         fill(sums, model, block, memory, seed)
         found = grouped_bounds(torch.cat(sums.kept), counts)

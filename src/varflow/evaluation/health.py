@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive
+from varflow.core.observed import Examples
 from varflow.evaluation.importance import POINTS
 from varflow.evaluation.memory import SlicedJoint
 from varflow.evaluation.points import evaluating
@@ -47,7 +49,7 @@ class Latents:
 @torch.no_grad()
 def latents(
     model: Model,
-    batches: Iterable[Tensor],
+    batches: Iterable[Examples],
     samples: int = 50,
     seed: int = 0,
     memory: int = 2**30,
@@ -185,11 +187,12 @@ class Aggregate:
 @torch.no_grad()
 def aggregated_distance(
     draws: Shaped[Tensor, "points latent"],
-    prior: Prior,
+    prior: Prior | Any,
     seed: int = 0,
     repetitions: int = 10,
     limit: int = 4096,
     memory: int = 2**28,
+    context: Tensor | None = None,
 ) -> Aggregate:
     """The energy distance of q(z) from p(z), from one z ~ q(z|x) for each test point.
 
@@ -203,6 +206,7 @@ def aggregated_distance(
         repetitions: pairs behind the noise level, at least 2.
         limit: more points than this are left out; the cost grows with the square.
         memory: bytes of the largest block of distances.
+        context: c ``[N, C]`` of the points, for a prior p(z|c); its samples are then of the mean of these.
 
     Raises:
         ShapeError: fewer than two points.
@@ -218,9 +222,12 @@ def aggregated_distance(
         raise ShapeError(f"draws: shape {tuple(draws.shape)}; a distance needs at least two points")
     z = draws[:limit].double()
 
+    given = () if context is None else (context[: len(z)],)
+
     def reference(step: int) -> Tensor:
         with random.stream(seed, step):
-            return prior.sample((len(z),)).double().flatten(1).to(z.device)
+            drawn: Tensor = prior.sample((len(z),), *given)
+            return drawn.double().flatten(1).to(z.device)
 
     p = reference(0)
     distance, gz, gp = _energy(z, p, memory)

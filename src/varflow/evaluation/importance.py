@@ -23,6 +23,7 @@ from torch import Tensor
 
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive
+from varflow.core.observed import Examples, Observed
 from varflow.evaluation import psis
 from varflow.evaluation.memory import SlicedJoint, rows_within, slices
 from varflow.evaluation.points import OnProgress, evaluating, not_a_weight, refuse
@@ -82,7 +83,7 @@ class Importance:
 @torch.no_grad()
 def importance_sample(
     model: Model,
-    x: Shaped[Tensor, points * event],
+    x: Shaped[Tensor, points * event] | Observed,
     samples: int = 1000,
     memory: int = 2**30,
     seed: int = 0,
@@ -132,7 +133,7 @@ def importance_sample(
 
 
 def fill(
-    sums: Sums, model: Model, x: Tensor, memory: int, seed: int, keys: Sequence[int] | None = None
+    sums: Sums, model: Model, x: Examples, memory: int, seed: int, keys: Sequence[int] | None = None
 ) -> None:
     """Draw and decode the samples that ``sums`` waits for, of a block of at most 128 points."""
     samples, first = sums.samples, sums.first

@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from varflow.core.errors import NonFiniteError, ShapeError, SpecError, positive
+from varflow.core.observed import Observed, parts_of
 from varflow.model import Model
 
 #: Nodes of a panel.
@@ -22,7 +23,7 @@ _CHUNK = 1 << 16
 @torch.no_grad()
 def quadrature(
     model: Model,
-    x: Shaped[Tensor, points * event],
+    x: Shaped[Tensor, points * event] | Observed,
     halfwidth: float = 9.0,
     nodes: int | None = None,
     tolerance: float = 1e-3,
@@ -57,12 +58,15 @@ def quadrature(
         raise SpecError(f"nodes: was {nodes}; use an odd number of at least 3")
     axis = torch.linspace(-halfwidth, halfwidth, nodes, dtype=x.dtype, device=x.device)
     grid = torch.cartesian_prod(*[axis] * features).reshape(-1, features)
-    log_prior = model.prior.log_prob(grid).double()
     fine, coarse = [], []
-    for point in x:
+    log_prior: Tensor | None = None
+    for number in range(len(x)):
+        point = x[number : number + 1]
+        if log_prior is None or model.conditioned:
+            log_prior = model.prior.log_prob(grid, *model.read_by_prior(parts_of(point)[1])).double()
         values = log_prior + torch.cat(
             [
-                model.likelihood.log_prob(point[None], part[:, None])[:, 0].double()
+                model.log_likelihood(part[:, None], point)[:, 0].double()
                 for part in grid.split(4096)
             ]
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from varflow import data
 from varflow.core import random
 from varflow.core.errors import positive
+from varflow.core.observed import Examples
 from varflow.data.dataset import SPLITS, Batch, Dataset
 from varflow.evaluation import health, psis
 from varflow.evaluation.chunks import Chunks
@@ -76,17 +77,19 @@ def evaluate(
             yield batch
 
     chunks, names = Chunks(folder, IMPORTANCE), Importance.__dataclass_fields__
-    parts, ladjs, means = [], [], []
+    parts, ladjs, means, contexts = [], [], [], []
 
-    def block(x: Tensor, first: int) -> dict[str, Tensor]:
+    def block(x: Examples, first: int) -> dict[str, Tensor]:
         return vars(importance_sample(model, x, samples, memory, seed, first))
 
-    for first, (x, ladj) in zip(range(0, points, POINTS), batches(), strict=True):
+    for first, batch in zip(range(0, points, POINTS), batches(), strict=True):
         asked = {"samples": samples, "seed": seed, "first": first}
-        kept = chunks.get(model, {"x": x}, names, partial(block, x, first), **asked)
+        kept = chunks.get(model, {"x": batch.seen}, names, partial(block, batch.seen, first), **asked)
         parts.append(Importance(**kept))
-        ladjs.append(ladj.double().cpu())
-        means.append(x.double().flatten(1).mean(1).cpu())
+        ladjs.append(batch.ladj.double().cpu())
+        if batch.context is not None and model.read_by_prior(batch.context):
+            contexts.append(batch.context)
+        means.append(batch.x.double().flatten(1).mean(1).cpu())
         if progress is not None:
             progress(min(first + POINTS, points), points)
     ladj = torch.cat(ladjs)
@@ -107,12 +110,14 @@ def evaluate(
         estimates.mean("nll_standardized", ladj - found.log_px, found.log_px_variance, how)
     per_latent: dict[str, np.ndarray] = {}
     if points > 1:
-        seen = (batch.x for batch in batches())
+        seen = (batch.seen for batch in batches())
+        context = torch.cat(contexts) if contexts else None
         if observed:
-            draws = torch.cat([x.flatten(1) for x in seen])
-            per_latent = _distance(estimates, draws, model, "the data as the model sees them", "p(x)")
+            draws = torch.cat([batch.x.flatten(1) for batch in batches()])
+            per_latent = _distance(estimates, draws, model, context, "the data as the model sees them", "p(x)")
         else:
-            per_latent = _latents(estimates, health.latents(model, seen, seed=seed, memory=memory), model)
+            found_latents = health.latents(model, seen, seed=seed, memory=memory)
+            per_latent = _latents(estimates, found_latents, model, context)
     per_example = {name: getattr(found, name).numpy() for name in names}
     per_example["index"] = np.arange(points, dtype=np.float64)
     per_example["x_mean"] = torch.cat(means).numpy()
@@ -187,7 +192,9 @@ def _truth(estimates: Estimates, found: Importance, dataset: Dataset, split: str
     estimates.mean("kl_true", exact - found.log_px, found.log_px_variance, how)
 
 
-def _latents(estimates: Estimates, found: health.Latents, model: Model) -> dict[str, np.ndarray]:
+def _latents(
+    estimates: Estimates, found: health.Latents, model: Model, context: Tensor | None
+) -> dict[str, np.ndarray]:
     """Which latents are active, and how far q(z) is from the prior; returns what belongs to each latent."""
     units = health.active_units(found)
     means = f"means of {found.samples} draws, corrected for their noise" if found.samples else "exact means"
@@ -201,17 +208,17 @@ def _latents(estimates: Estimates, found: health.Latents, model: Model) -> dict[
         samples=found.samples,
     )
     arrays = {"activity": units.activity.cpu().numpy()}
-    arrays |= _distance(estimates, found.draw, model, "q(z)", "p(z)")
+    arrays |= _distance(estimates, found.draw, model, context, "q(z)", "p(z)")
     if found.kl is not None:
         arrays["kl"] = found.kl.mean(0).cpu().numpy()
     return arrays
 
 
 def _distance(
-    estimates: Estimates, draws: Tensor, model: Model, what: str, prior: str
+    estimates: Estimates, draws: Tensor, model: Model, context: Tensor | None, what: str, prior: str
 ) -> dict[str, np.ndarray]:
     """How far ``draws`` are from the model's prior, in the units of the model."""
-    found = health.aggregated_distance(draws, model.prior, estimates.shared["seed"])
+    found = health.aggregated_distance(draws, model.prior, estimates.shared["seed"], context=context)
     estimates.add(
         "aggregated_distance",
         found.distance,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from varflow import hmc
 from varflow.core.errors import SpecError
+from varflow.core.observed import Examples, parts_of
 from varflow.model import LogJoint, Model
 from varflow.posteriors.posterior import Draw
 
@@ -31,9 +31,9 @@ class SlicedJoint(LogJoint):
         memory: bytes that a gradient may take. The bound does not change the result beyond rounding.
     """
 
-    def __init__(self, model: Model, x: Shaped[Tensor, "batch ..."], memory: int) -> None:
+    def __init__(self, model: Model, x: Examples, memory: int) -> None:
         super().__init__(model, x)
-        self.batch: Tensor = x
+        self.batch: Examples = x
         self.memory: int = memory
         self._rows = 0
 
@@ -56,7 +56,7 @@ class SlicedJoint(LogJoint):
         return value, gradient
 
 
-def gradient_rows(memory: int, model: Model, x: Tensor, z: Tensor) -> int:
+def gradient_rows(memory: int, model: Model, x: Examples, z: Tensor) -> int:
     """How many rows (samples × points) fit into ``memory`` bytes of decoding with a gradient.
 
     A gradient takes what decoding takes, and keeps what its way back needs; both are measured.
@@ -70,7 +70,7 @@ def gradient_rows(memory: int, model: Model, x: Tensor, z: Tensor) -> int:
     return _fit(memory, row, "the gradient of one latent", x)
 
 
-def rows_within(memory: int, model: Model, x: Tensor, draw: Draw) -> int:
+def rows_within(memory: int, model: Model, x: Examples, draw: Draw) -> int:
     """How many rows (samples × points) fit into ``memory`` bytes of decoding.
 
     The largest activation of a row is measured: the likelihood runs on one and on two rows, and what each of
@@ -83,28 +83,29 @@ def rows_within(memory: int, model: Model, x: Tensor, draw: Draw) -> int:
     return _fit(memory, COPIES * _largest(model, x[:1], one, two), "decoding one latent", x)
 
 
-def _fit(memory: int, row: int, what: str, x: Tensor) -> int:
+def _fit(memory: int, row: int, what: str, x: Examples) -> int:
     if memory < row:
         raise SpecError(f"memory: was {memory} bytes; {what} takes about {row}, use at least that")
     return memory // row if x.device.type != "cpu" else max(min(memory, CACHE) // row, 1)
 
 
-def _largest(model: Model, x: Tensor, one: Tensor, two: Tensor) -> int:
+def _largest(model: Model, x: Examples, one: Tensor, two: Tensor) -> int:
     """Bytes by which a row more makes the likelihood's largest tensor larger; x itself is one."""
     sizes = []
     for z in (one, two):
         with _Sizes() as made, torch.no_grad():
-            model.likelihood.log_prob(x, z)
+            model.log_likelihood(z, x)
         sizes.append(made.sizes)
     small, large = sizes
     if len(small) == len(large):
         grown = [b - a for a, b in zip(small, large, strict=True)]
     else:
         grown = [size for size in large if size not in small]
-    return max([x.numel() * x.element_size(), *grown])
+    values = parts_of(x)[0]
+    return max([values.numel() * values.element_size(), *grown])
 
 
-def _kept(model: Model, x: Tensor, z: Tensor) -> int:
+def _kept(model: Model, x: Examples, z: Tensor) -> int:
     """Bytes that the likelihood's gradient in z keeps on the way forward."""
     sizes: dict[int, int] = {}
 
@@ -113,7 +114,7 @@ def _kept(model: Model, x: Tensor, z: Tensor) -> int:
         return tensor
 
     with torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):
-        model.likelihood.log_prob(x, z.detach().requires_grad_())
+        model.log_likelihood(z.detach().requires_grad_(), x)
     return sum(sizes.values())
 
 
@@ -123,6 +124,11 @@ class _Sizes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.sizes: list[int] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # To skip the compiler is to import it, more than a second; nothing is compiled here.
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -14,6 +14,7 @@ from torch import Tensor
 from varflow import refusals
 from varflow.core import random
 from varflow.core.errors import NonFiniteError, SpecError, positive, unknown
+from varflow.core.observed import Examples
 from varflow.model import Model
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def check_points(
 
 def points_of(
     dataset: Dataset, model: Model, split: str, points: int, seed: int
-) -> tuple[Tensor, dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[Examples, dict[str, np.ndarray], dict[str, Any]]:
     """The first ``points`` x of a split; what identifies them and the ``data_ladj`` of their preprocessing; and what
     the data set says of itself.
 
@@ -54,9 +55,9 @@ def points_of(
     """
     check_points(dataset, model, split, points, "points")
     with random.stream(seed):
-        x, ladj = dataset.batch(split, torch.arange(points))
-    about = {**identity(x), "data_ladj": ladj.double().cpu().numpy()}
-    return x, about, {**dataset.describe(), "split": split}
+        batch = dataset.batch(split, torch.arange(points))
+    about = {**identity(batch.x), "data_ladj": batch.ladj.double().cpu().numpy()}
+    return batch.seen, about, {**dataset.describe(), "split": split}
 
 
 def protocol_of(dataset: Dataset, split: str) -> str:

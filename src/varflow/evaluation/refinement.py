@@ -15,6 +15,7 @@ from torch import Tensor
 
 from varflow.core import random
 from varflow.core.errors import SpecError, positive
+from varflow.core.observed import Examples, Observed
 from varflow.evaluation.chunks import Chunks
 from varflow.evaluation.importance import log_mean
 from varflow.evaluation.points import OnProgress, evaluating, not_a_weight, refuse
@@ -70,7 +71,7 @@ class Refined(NamedTuple):
 
 def refined_bounds(
     model: Model,
-    x: Shaped[Tensor, "points *event"],
+    x: Shaped[Tensor, "points *event"] | Observed,
     settings: Refinement | None = None,
     seed: int = 0,
     folder: Path | str | None = None,
@@ -104,7 +105,7 @@ def refined_bounds(
     return Refined(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def refine(model: Model, x: Tensor, settings: Refinement, seed: int, number: int) -> Local:
+def refine(model: Model, x: Examples, settings: Refinement, seed: int, number: int) -> Local:
     """The per-example tensors of q(z|x) that maximise each example's ELBO, by Adam from the encoder's.
 
     Parameters of the model stand still, those of a static flow and of leapfrog steps included: what is shared
@@ -157,7 +158,7 @@ def refine(model: Model, x: Tensor, settings: Refinement, seed: int, number: int
 
 
 def measure(
-    model: Model, x: Tensor, refined: Local, settings: Refinement, seed: int, number: int
+    model: Model, x: Examples, refined: Local, settings: Refinement, seed: int, number: int
 ) -> Refined:
     """ELBOs of q(z|x) and of the refined q from the same random numbers, which :func:`refine` did not use."""
     with torch.no_grad():
@@ -185,7 +186,7 @@ def measure(
 @torch.no_grad()
 def _weights(
     model: Model,
-    x: Tensor,
+    x: Examples,
     locals_: tuple[Local, Local],
     settings: Refinement,
     seed: int,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from varflow.core import random
 from varflow.core.errors import positive
+from varflow.core.observed import Examples, observed, parts_of
 from varflow.evaluation.annealing import Annealed, Annealing, anneal
 from varflow.evaluation.estimate import Estimates
 from varflow.evaluation.evaluation import Evaluation
@@ -92,11 +93,14 @@ def annealed_likelihood(
 
 
 @torch.no_grad()
-def simulate(model: Model, points: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """z ~ p(z) ``[N, D]`` and x ~ p(x|z) ``[N, *event]``: z is an exact sample of p(z|x)."""
+def simulate(
+    model: Model, points: int, seed: int = 0, context: Tensor | None = None
+) -> tuple[Tensor, Examples]:
+    """z ~ p(z|c) ``[N, D]`` and x ~ p(x|z, c) ``[N, *event]`` with its c: z is an exact sample of p(z|x, c)."""
+    prior: Any = model.prior
     with evaluating(model), random.stream(random.derive(seed, "simulate", 0)):
-        z = model.prior.sample((points,))
-        return z, model.likelihood.sample(z)
+        z = prior.sample((points,), *model.read_by_prior(context))
+        return z, observed(model.decode(z, context=context), context)
 
 
 def sandwich_bounds(
@@ -108,6 +112,7 @@ def sandwich_bounds(
     folder: Path | str | None = None,
     progress: OnProgress | None = None,
     data: dict[str, Any] | None = None,
+    context: Tensor | None = None,
 ) -> Evaluation:
     """Lower and upper bounds of log p(x) for simulated x, and their distance.
 
@@ -116,6 +121,7 @@ def sandwich_bounds(
         settings, memory, seed, folder, progress: of :func:`~varflow.evaluation.anneal`; each example is
             counted twice in the progress, once for each direction.
         data: what the run says of its data, kept with the result.
+        context: c ``[points, C]`` of the simulated examples, for a model that is conditioned.
 
     Returns:
         ``lower`` and ``upper``: E lower ≤ E log p(x) ≤ E upper over the chains; ``gap`` = upper − lower in pairs;
@@ -138,7 +144,7 @@ def sandwich_bounds(
     """
     positive(points=points)
     settings = settings or Annealing()
-    z, x = simulate(model, points, seed)
+    z, x = simulate(model, points, seed, context)
 
     lower = anneal(model, x, settings, memory, seed, None, folder, stage(progress, 0))
     upper = anneal(model, x, settings, memory, seed, z, folder, stage(progress, 1))
@@ -153,7 +159,7 @@ def sandwich_bounds(
     estimates.mean("gap", gap, None, "upper − lower on the same points")
     _acceptance(lower, estimates)
     arrays = {
-        **identity(x),
+        **identity(parts_of(x)[0]),
         "lower": lower.log_px.numpy(),
         "upper": upper.log_px.numpy(),
         "lower_variance": lower.log_px_variance.numpy(),

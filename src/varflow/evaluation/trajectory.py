@@ -12,6 +12,7 @@ from torch import Tensor
 from varflow import hmc
 from varflow.core import random
 from varflow.core.errors import SpecError, positive
+from varflow.core.observed import Observed
 from varflow.model import LogJoint, Model
 
 
@@ -31,7 +32,7 @@ class Trajectory(NamedTuple):
 
 @torch.no_grad()
 def hmc_trajectory(
-    model: Model, x: Shaped[Tensor, "batch ..."], steps: int = 15, warmup: int = 16, seed: int = 0
+    model: Model, x: Shaped[Tensor, "batch ..."] | Observed, steps: int = 15, warmup: int = 16, seed: int = 0
 ) -> Trajectory:
     """One trajectory of K leapfrog steps from a draw of q(z|x), for each example of x, under log p(x, z).
 

@@ -9,7 +9,7 @@ transition to the next: a new β is a new mixture of them, so L leapfrog steps c
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -18,10 +18,10 @@ from torch import Tensor
 from varflow import hmc
 from varflow.core import random
 from varflow.core.errors import SpecError
+from varflow.core.observed import Examples, Observed, parts_of
 from varflow.evaluation.memory import SlicedJoint
 from varflow.model import LogJoint, Model
 from varflow.posteriors.posterior import Conditional
-from varflow.priors.prior import Prior
 
 #: Draws of q or of the prior that its moments are taken from, and how many at once.
 _MOMENTS, _AT_ONCE = 256, 16
@@ -61,16 +61,22 @@ class PriorStart:
     mean: Tensor
     log_scale: Tensor
 
-    def __init__(self, model: Model, points: int) -> None:
-        self.prior: Prior = model.prior
-        self.points: int = points
-        self._slope = hmc.slope(self.prior.log_prob)
-        self.mean, self.log_scale = (
-            moment.expand(points, -1) for moment in _moments(self.prior.sample((_MOMENTS,)))
-        )
+    def __init__(self, model: Model, x: Examples) -> None:
+        self.prior: Any = model.prior
+        self.points: int = len(x)
+        # c, of a prior p(z|c).
+        self._given: tuple[Tensor, ...] = model.read_by_prior(parts_of(x)[1])
+        self._slope = hmc.slope(lambda z: self.prior.log_prob(z, *self._given))
+        if self._given:
+            self.mean, self.log_scale = _moments(self.draw(_MOMENTS))
+        else:
+            self.mean, self.log_scale = (
+                moment.expand(self.points, -1) for moment in _moments(self.prior.sample((_MOMENTS,)))
+            )
 
     def draw(self, chains: int) -> Tensor:
-        return self.prior.sample((chains, self.points))
+        drawn: Tensor = self.prior.sample((chains, self.points), *self._given)
+        return drawn
 
     def slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = self._slope(z)
@@ -81,7 +87,7 @@ class PriorStart:
 Start = GaussianStart | PriorStart
 
 
-def starts(model: Model, x: Tensor, kind: str) -> tuple[Start, Tensor]:
+def starts(model: Model, x: Examples, kind: str) -> tuple[Start, Tensor]:
     """The start, and log σ ``[B, D]`` of q(z|x), which says how wide the end of the road is.
 
     Raises:
@@ -98,10 +104,10 @@ def starts(model: Model, x: Tensor, kind: str) -> tuple[Start, Tensor]:
         return GaussianStart(mean, log_scale), log_scale
     if model.prior.standard:
         return GaussianStart(torch.zeros_like(mean), torch.zeros_like(mean)), log_scale
-    return PriorStart(model, len(x)), log_scale
+    return PriorStart(model, x), log_scale
 
 
-def _draws(model: Model, x: Tensor, q: Conditional) -> Tensor:
+def _draws(model: Model, x: Examples, q: Conditional) -> Tensor:
     joint = LogJoint(model, x)
     return torch.cat([q.draw(_AT_ONCE, joint).z for _ in range(_MOMENTS // _AT_ONCE)])
 
@@ -157,12 +163,12 @@ class GeometricPath:
     def __init__(
         self,
         model: Model,
-        x: Shaped[Tensor, "batch ..."],
+        x: Shaped[Tensor, "batch ..."] | Observed,
         start: Start,
         log_scale: Tensor,
         memory: int,
     ) -> None:
-        self.x: Tensor = x
+        self.x: Examples = x
         self.start: Start = start
         self.log_scale: Tensor = log_scale
         self._joint = SlicedJoint(model, x, memory)

@@ -148,6 +148,9 @@ def _in_plane(scene: Scene) -> bool:
     return scene.flow is not None and scene.flow.features == 2
 
 
+#: Those of a report at the end of a fit, which is not to be waited for.
+FEW = ("samples", "reconstructions", "code_maps", "plane", "pairs", "curves", "code_curves")
+
 #: Name of the file → whether the figure applies, and what draws it; in the order to look at them.
 FIGURES: dict[str, tuple[Callable[[Scene], Any], Callable[[Scene], Drawn]]] = {
     "samples": (lambda s: s.pictures, examples.samples),

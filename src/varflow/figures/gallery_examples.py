@@ -26,12 +26,12 @@ def samples(scene: Scene) -> Drawn:
     titles = {True: "mean of p(x|z)", False: "draw of p(x|z)"}
     for panel, (mean, title) in zip(axes[0], titles.items(), strict=True):
         with random.stream(scene.seed):
-            x = scene.model.sample(count, mean=mean)
+            x = scene.sample(count, mean=mean)
         pictures.image_grid(scene.dataset.pictures(x), panel).set_title(title)
     noise = type(scene.model.likelihood).__name__
     caption = (
         f"{count} draws of the prior. Left: the mean of the {noise} likelihood for each; right: "
-        "for the same latents a draw from it, which is what the model says data look like."
+        f"for the same latents a draw from it, which is what the model says data look like.{scene.under}"
     )
     return Drawn(figure, "Samples", caption)
 
@@ -41,7 +41,7 @@ def reconstructions(scene: Scene) -> Drawn:
     count = scene.size(40)
     x = scene.batch(0, count)
     with random.stream(scene.seed):
-        mean = scene.model.reconstruct(x, mean=True)
+        mean = scene.model.reconstruct(scene.seen(0, count), mean=True)
     figure, axes = canvas(1, 1, 7.2, 5.8)
     pictures.reconstructions(scene.dataset.pictures(x), scene.dataset.pictures(mean), axes[0, 0])
     caption = (
@@ -80,9 +80,9 @@ def plane(scene: Scene) -> Drawn:
     count = scene.size(_POINTS)
     shown = {f"{scene.split} data": scene.batch(0, count)}
     with random.stream(scene.seed):
-        z = scene.model.prior.sample((count,))
-        noisy = scene.model.likelihood.sample(z)
-    mean = scene.model.likelihood.mean(z)
+        noisy = scene.sample(count)
+    with random.stream(scene.seed):
+        mean = scene.sample(count, mean=True)
     shown["samples of p(x)"] = noisy
     if not torch.equal(mean, noisy):
         shown["without the likelihood's noise"] = mean
@@ -104,7 +104,7 @@ def pairs(scene: Scene) -> Drawn:
     count = scene.size(LATENTS)
     x = scene.batch(0, count).flatten(1)
     with random.stream(scene.seed):
-        samples = scene.model.sample(count).flatten(1)
+        samples = scene.sample(count).flatten(1)
     shown = min(4, x.shape[1])
     figure, axes = canvas(shown, shown, 1.0 + 2.0 * shown, 1.0 + 1.8 * shown)
     scatter.pairs(x, samples, axes)
@@ -122,13 +122,17 @@ def decoded(scene: Scene) -> Drawn:
     quantiles = pictures.prior_quantiles(side)
     vertical, horizontal = torch.meshgrid(quantiles, quantiles, indexing="ij")
     plane = torch.stack([horizontal, vertical], -1).reshape(-1, 2)
-    likelihood: Any = scene.model.likelihood
-    mean = likelihood.mean(plane.to(scene.model.prior.sample((0,))))
+    home = next(scene.model.parameters())
+    # One context for the whole plane.
+    context = scene.context(1)
+    plane = plane.to(home.device, home.dtype)
+    mean = scene.model.decode(plane, True, None if context is None else context.expand(len(plane), -1))
     figure, axes = canvas(1, 1, 7.0, 6.9)
     pictures.decoded_grid(scene.dataset.pictures(mean), quantiles, axes[0, 0])
     caption = (
         f"The likelihood's mean over the latent plane, at {side} × {side} points: in each "
         "direction the prior's quantiles from 2 % to 98 %, with equal mass between neighbours."
+        + (" All under the context of the first example." if scene.model.conditioned else "")
     )
     return Drawn(figure, "Decoded plane", caption)
 
@@ -144,11 +148,15 @@ def interpolations(scene: Scene) -> Drawn:
         "along the sphere": interpolation.spherical(a, b, _STEPS),
     }
     if hasattr(prior, "encode"):
-        ways["along the sphere of the prior's base"] = interpolation.in_base(prior, a, b, _STEPS)
-    likelihood: Any = scene.model.likelihood
+        ways["along the sphere of the prior's base"] = interpolation.in_base(
+            prior, a, b, _STEPS, *scene.model.read_by_prior(scene.context(rows))
+        )
     figure, axes = canvas(1, len(ways), 1.0 + 4.7 * len(ways), 5.1)
     for panel, (title, way) in zip(axes[0], ways.items(), strict=True):
-        mean = likelihood.mean(way.flatten(0, 1))
+        flat = way.flatten(0, 1)
+        context = scene.context(rows)
+        # The context of the example that a way begins at.
+        mean = scene.model.decode(flat, True, None if context is None else context.repeat_interleave(_STEPS, 0))
         shown = scene.dataset.pictures(mean)
         pictures.image_grid(shown, panel, columns=_STEPS).set_title(title)
     base = (

@@ -79,7 +79,7 @@ def flow(scene: Scene) -> Drawn:
     count = scene.size(3)
     figure, axes = canvas(1, count, 1.0 + 4.4 * count, 4.2)
     for k, panel in enumerate(axes[0]):
-        q: Any = scene.model.posterior(scene.batch(k, k + 1))
+        q: Any = scene.model.posterior(scene.seen(k, k + 1))
         mean, scale = q.mean[0].tolist(), (3 * q.log_scale[0].exp()).tolist()
         push = _with_local(flow, q)
         moved = push(q.mean)[0][0] - q.mean[0]
@@ -133,9 +133,9 @@ def aggregate(scene: Scene) -> Drawn:
 def trajectories(scene: Scene) -> Drawn:
     """The Hamiltonian posterior's own trajectories."""
     posterior: Any = scene.model.posterior
-    x = scene.batch(0, scene.size(_EXAMPLES))
+    x, seen = scene.batch(0, scene.size(_EXAMPLES)), scene.seen(0, scene.size(_EXAMPLES))
     with random.stream(scene.seed):
-        path = posterior(x).trajectory(LogJoint(scene.model, x))[:, 0]
+        path = posterior(seen).trajectory(LogJoint(scene.model, seen))[:, 0]
     figure = _sheet(scene, x, path)
     caption = (
         f"The posterior's own trajectories: one for each of the first {len(x)} {scene.examples}. z_0 is a draw of "
@@ -163,7 +163,7 @@ def hmc(scene: Scene) -> Drawn:
 
     x = scene.batch(0, scene.size(_EXAMPLES))
     steps = 15
-    path = hmc_trajectory(scene.model, x, steps, seed=scene.seed)
+    path = hmc_trajectory(scene.model, scene.seen(0, len(x)), steps, seed=scene.seed)
     sides = [f"{probability:.2f}" for probability in path.acceptance.tolist()]
     figure = _sheet(scene, x, path.z, sides)
     caption = (
@@ -178,9 +178,10 @@ def _sheet(scene: Scene, x: Tensor, path: Tensor, sides: list[str] | None = None
     """The data beside the decoded points of ``path`` ``[points, B, D]``, evenly chosen."""
     points = len(path)
     chosen = torch.linspace(0, points - 1, min(points, _POINTS)).round().long()
-    likelihood: Any = scene.model.likelihood
-    mean = likelihood.mean(path[chosen.to(path.device)])
-    shown = scene.dataset.pictures(mean.flatten(0, 1))
+    shown_at = path[chosen.to(path.device)].flatten(0, 1)
+    context = scene.context(len(x))
+    mean = scene.model.decode(shown_at, True, None if context is None else context.repeat(len(chosen), 1))
+    shown = scene.dataset.pictures(mean)
     steps = shown.unflatten(0, (len(chosen), len(x)))
     figure, axes = canvas(1, 1, 1.4 + 0.75 * len(chosen), 0.6 + 0.72 * len(x))
     labels = [f"$z_{{{k}}}$" for k in chosen.tolist()]
@@ -193,7 +194,7 @@ def code_usage(scene: Scene) -> Drawn:
     size = scene.dataset.sizes[scene.split]
     counts = torch.zeros_like(scene.codebook.counts, dtype=torch.float64)
     for start in range(0, min(size, LATENTS), CHUNK):
-        q: Any = scene.model.infer(scene.batch(start, min(start + CHUNK, size, LATENTS)))
+        q: Any = scene.model.infer(scene.seen(start, min(start + CHUNK, size, LATENTS)))
         counts += q.counts
     figure, axes = canvas(1, 1, 8.0, 3.4)
     curves.code_usage(counts, axes[0, 0])

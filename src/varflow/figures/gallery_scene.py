@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from varflow.core import random
-from varflow.core.files import write_json
+from varflow.core.errors import RunError
+from varflow.core.files import read_json, write_json
+from varflow.core.observed import Examples, parts_of
 from varflow.figures.base import save
 from varflow.model import Model
 
@@ -45,9 +47,20 @@ def keep(name: str, drawn: Drawn, folder: Path) -> Entry:
 
 
 def write_index(folder: Path, entries: Iterable[Entry]) -> None:
-    """``index.json``: file, title and caption of each figure, in the order to look at them."""
+    """``index.json``: file, title and caption of each figure, in the order to look at them.
+
+    Figures that were listed before and are not drawn now are of earlier weights, and go.
+    """
     listed = [{"file": e.path.name, "title": e.title, "caption": e.caption} for e in entries]
-    write_json(folder / "index.json", listed)
+    index, kept = folder / "index.json", {e["file"] for e in listed}
+    try:
+        before = [Path(str(e["file"])).name for e in read_json(index)] if index.exists() else []
+    except (RunError, TypeError, KeyError):
+        before = []
+    for name in before:
+        if name not in kept and Path(name).suffix in (".png", ".gif"):
+            (folder / name).unlink(missing_ok=True)
+    write_json(index, listed)
 
 
 @dataclass(frozen=True)
@@ -121,10 +134,36 @@ class Scene:
         """How many examples are shown of at most ``most``."""
         return min(most, self.dataset.sizes[self.split])
 
-    def batch(self, start: int, stop: int) -> Tensor:
+    def seen(self, start: int, stop: int) -> Examples:
+        """Examples with all that the model is given of them."""
         index = torch.arange(start, stop, device=self.dataset.raw(self.split).device)
-        x: Tensor = self.dataset.batch(self.split, index).x
+        found: Examples = self.dataset.batch(self.split, index).seen
+        return found
+
+    def batch(self, start: int, stop: int) -> Tensor:
+        """x of examples."""
+        x: Tensor = parts_of(self.seen(start, stop))[0]
         return x
+
+    def context(self, count: int) -> Tensor | None:
+        """What draws are conditioned on: the contexts of the first examples, again and again; None without any."""
+        found = parts_of(self.seen(0, self.size(count)))[1]
+        return None if found is None else found.repeat(-(-count // len(found)), 1)[:count]
+
+    def sample(self, count: int, mean: bool = False) -> Tensor:
+        """x of the model, under the contexts of the first examples where there are such."""
+        return self.model.sample(count, mean=mean, context=self.context(count))
+
+    def decode(self, z: Tensor, mean: bool = True) -> Tensor:
+        """x of latents ``[N, D]``, under the contexts of the first N examples where there are such."""
+        return self.model.decode(z, mean, self.context(len(z)))
+
+    @property
+    def under(self) -> str:
+        """What a caption says of the contexts."""
+        if not self.model.conditioned:
+            return ""
+        return f" Each under the context of one of the {self.examples}, in order."
 
     def labels(self, count: int) -> Any:
         """Of the first ``count`` examples, or None."""
@@ -141,7 +180,7 @@ class Scene:
         parts = []
         for chunk, start in enumerate(range(0, count, CHUNK)):
             with random.stream(self.seed, chunk):
-                draw = self.model.encode(self.batch(start, min(start + CHUNK, count)))
+                draw = self.model.encode(self.seen(start, min(start + CHUNK, count)))
             parts.append((draw.z0[0].flatten(1), draw.z[0].flatten(1)))
         z0, z = zip(*parts, strict=True)
         return torch.cat(z0), torch.cat(z)

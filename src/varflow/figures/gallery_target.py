@@ -25,6 +25,9 @@ from varflow.model import LogJoint, Model
 #: Fits that get a panel; samples behind a histogram; cells of a picture and of a frame.
 _SHOWN, _SAMPLES, _CELLS, _FRAME = 4, 400_000, 200, 120
 _FRAMES = 40
+FILM = "training"
+#: Those of a report at the end of a fit, which is not to be waited for.
+FEW = ("densities", "draws", "bound")
 _BLOCK = 50_000
 
 
@@ -70,6 +73,7 @@ def target_gallery(
     snapshots: Sequence[tuple[int, Mapping[str, Tensor]]] = (),
     seed: int = 0,
     evaluation: Any = None,
+    names: Sequence[str] | None = None,
 ) -> list[Entry]:
     """Draw every figure that applies to a fit, or fits, to a target.
 
@@ -84,6 +88,7 @@ def target_gallery(
         snapshots: (step, weights of ``model``) from the training, or none.
         seed: of all draws.
         evaluation: of :func:`varflow.evaluation.evaluate_target`, for the numbers in the panels.
+        names: of the figures to draw where they apply (``"training"`` is the animation); without it all of them.
 
     Returns:
         Path, title and caption of each figure.
@@ -97,11 +102,12 @@ def target_gallery(
     entries = []
     with torch.no_grad(), style():
         for name, draw in _FIGURES:
-            if (drawn := draw(scene)) is not None:
+            if (names is None or name in names) and (drawn := draw(scene)) is not None:
                 entries.append(keep(name, drawn, folder))
-        film = _film(scene, model, _with_the_end(snapshots, model, metrics), folder)
-        if film is not None:
-            entries.append(film)
+        if names is None or FILM in names:
+            film = _film(scene, model, _with_the_end(snapshots, model, metrics), folder)
+            if film is not None:
+                entries.append(film)
     write_index(folder, entries)
     return entries
 
@@ -313,7 +319,7 @@ def _film(
             again.load_state_dict(dict(weights))
             yield step, density_of(_members(again)[0], window, _FRAME, scene.seed)[0]
 
-    path = targets.animate(exact, frames(), window, folder / "training.gif", scene.name)
+    path = targets.animate(exact, frames(), window, folder / f"{FILM}.gif", scene.name)
     fit = " of the first fit" if len(scene.members) > 1 else ""
     caption = (
         f"Left: {scene.name}. Right: q{fit} at {len(chosen)} steps of training, ever further apart; "

@@ -19,6 +19,7 @@ from varflow.flows.determinants import log_det
 from varflow.flows.flow import Flow, Local, align
 from varflow.flows.tanh_units import inverse_pre_activations, pre_activations
 from varflow.native import planar as native
+from varflow.native.planar_fit import Chain
 from varflow.networks.linear import Linear
 
 
@@ -128,6 +129,10 @@ class Planar(Flow):
         if self.context_features:
             z, ladj = z.transpose(0, 1), ladj.t()
         return z.reshape(*batch, self.features), ladj.reshape(batch)
+
+    def compiled(self) -> Chain | None:
+        """What compiled code has of it: the names of its tensors, where they are its own."""
+        return None if self.context_features else Chain("u", "w", "b", self._shift)
 
     def _constrain(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return _constrain(u, w, self._shift)

@@ -11,6 +11,7 @@ TABLE = {
     "student-t": "varflow.likelihoods.student_t:StudentT",
     "logistics": "varflow.likelihoods.logistics:Logistics",
     "categorical": "varflow.likelihoods.categorical:Categorical",
+    "columns": "varflow.likelihoods.columns:Columns",
 }
 
 #: All names in a spec.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     # Written by tests/typing/generate.py from _EXPORTS.
     from varflow.likelihoods.bernoulli import Bernoulli as Bernoulli
     from varflow.likelihoods.categorical import Categorical as Categorical
+    from varflow.likelihoods.columns import Columns as Columns
     from varflow.likelihoods.gaussian import Gaussian as Gaussian
     from varflow.likelihoods.identity import Identity as Identity
     from varflow.likelihoods.likelihood import Likelihood as Likelihood

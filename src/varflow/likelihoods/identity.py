@@ -38,8 +38,7 @@ class Identity(nn.Module):
         codes: whether x and z are integers of that shape instead of vectors of real numbers.
     """
 
-    #: x is z whatever the context is.
-    reads: tuple[str, ...] = ("context",)
+    reads: tuple[str, ...] = ()
 
     def __init__(self, event_shape: int | Sequence[int], codes: bool = False) -> None:
         super().__init__()
@@ -61,6 +60,11 @@ class Identity(nn.Module):
         if self.codes and support not in self.support:
             raise SpecError(
                 f"data: are {support}, and this model is over grids of codes; use varflow.data.from_codes"
+            )
+        if support == "columns":
+            raise SpecError(
+                "data: are a table whose columns are each of a kind, and the prior were a density of all of them; "
+                "use protocol=table, or likelihood=columns"
             )
         if support not in self.support:
             raise SpecError(

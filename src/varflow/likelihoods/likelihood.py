@@ -59,13 +59,15 @@ class Likelihood(nn.Module, ABC):
 
     Args:
         decoder: a network ``[*lead, D] -> [*lead, *out_shape]``; its attribute ``out_shape``, where
-            it has one, must be :meth:`decoder_shape`.
+            it has one, must be :meth:`decoder_shape`. With an attribute ``context_features`` of C it reads z and a
+            context c side by side, ``[*lead, D + C]``, and this is p(x|z, c).
         event_shape: shape of one x.
         outputs: decoder outputs for each event element.
+        out_shape: of the decoder, where it is not so many outputs for each element.
 
     Attributes:
         support: what x may be: any of ``"binary"`` (0 and 1), ``"levels"`` (k/(L − 1)), ``"unit"`` ([0, 1]),
-            ``"real"``.
+            ``"real"``, ``"columns"`` (cells of a table).
         outputs: decoder outputs for each event element.
         reads: what it can be conditioned on beside z, among "context" and "mask".
 
@@ -81,12 +83,16 @@ class Likelihood(nn.Module, ABC):
     _ways_out: ClassVar[dict[str, str]] = {}
 
     def __init__(
-        self, decoder: nn.Module, event_shape: int | Sequence[int], outputs: int = 1
+        self,
+        decoder: nn.Module,
+        event_shape: int | Sequence[int],
+        outputs: int = 1,
+        out_shape: Shape | None = None,
     ) -> None:
         super().__init__()
         self.event_shape: Shape = _event_shape(event_shape)
         self.outputs = outputs
-        needed = (outputs * self.event_shape[0], *self.event_shape[1:])
+        needed = (outputs * self.event_shape[0], *self.event_shape[1:]) if out_shape is None else out_shape
         given = getattr(decoder, "out_shape", needed)
         if tuple(given) != needed:
             raise SpecError(
@@ -94,6 +100,8 @@ class Likelihood(nn.Module, ABC):
                 f"shape {self.event_shape} needs {needed}: build it with out_shape={needed}"
             )
         self.decoder = decoder
+        if getattr(decoder, "context_features", 0):
+            self.reads = (*self.reads, "context")
         self._event_dims = tuple(range(-len(self.event_shape), 0))
 
     @classmethod
@@ -142,9 +150,10 @@ class Likelihood(nn.Module, ABC):
         """
         if support not in self.support:
             name = type(self).__name__
+            of_tables = "use likelihood=columns, which takes each column by its kind"
+            way_out = of_tables if support == "columns" else self._ways_out.get(support, self._refusal)
             raise SpecError(
-                f"likelihood: {name} takes {' or '.join(self.support)} values of x, "
-                f"the data are {support}; {self._ways_out.get(support, self._refusal)}"
+                f"likelihood: {name} takes {' or '.join(self.support)} values of x, the data are {support}; {way_out}"
             )
 
     def check(self, x: Tensor) -> None:

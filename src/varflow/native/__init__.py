@@ -3,9 +3,10 @@
 Small flows are bound by the number of torch operations, not by arithmetic; one call of compiled code
 replaces about forty of them. The Bernoulli likelihood is bound by memory: one pass replaces four, or nine
 with the gradient. A masked autoregressive network that runs one feature after the other makes thousands
-of products of a few numbers, which are one call too. The code is compiled when first used (three or four
-seconds, once per machine) and agrees with the torch expression up to rounding. Without a compiler, or
-with ``VARFLOW_NATIVE=0`` in the environment, everything runs in torch, as it does on other devices.
+of products of a few numbers, which are one call too. Of a planar fit to an energy in the plane many updates,
+optimizer included, are one call. The code is compiled when first used (about six seconds, once per machine)
+and agrees with the torch expression up to rounding. Without a compiler, or with ``VARFLOW_NATIVE=0`` in the
+environment, everything runs in torch, as it does on other devices.
 
 Each of ``native.planar``, ``native.bernoulli`` and ``native.made`` has ``usable``, which says of tensors whether
 compiled code takes them, and the function itself. What they compute stands in torch beside each caller: it is what
@@ -89,9 +90,12 @@ def usable(*tensors: Tensor) -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-@torch.compiler.assume_constant_result
 def _in_use_for_compiler() -> bool:
     return in_use()
+
+
+# What torch.compiler.assume_constant_result does; that function imports the compiler, more than a second.
+_in_use_for_compiler._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def loaded() -> Calls | None:

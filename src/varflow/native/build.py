@@ -1,6 +1,6 @@
 """Compiles the C++ files once per machine, keeps the result in a cache folder, and loads it.
 
-The library uses nothing of torch, so that this takes three or four seconds and needs a C++ compiler only.
+The library uses nothing of torch, so that this takes about six seconds and needs a C++ compiler only.
 The cache is ``$VARFLOW_CACHE/native`` or ``~/.cache/varflow/native``. A file's name says what it was made
 from: source, flags, compiler and processor. Where the folder cannot be written, a temporary one serves.
 ``$CXX`` chooses the compiler; ``$VARFLOW_NATIVE_FLAGS`` adds options, such as ``-march=x86-64-v2``.
@@ -20,8 +20,8 @@ from pathlib import Path
 
 from varflow.core.files import cache_folder
 
-SOURCES = [Path(__file__).with_name(name) for name in ("planar.cpp", "bernoulli.cpp", "made.cpp")]
-HEADERS = [Path(__file__).with_name(name) for name in ("chain.h", "vector.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("planar.cpp", "planar_fit.cpp", "bernoulli.cpp", "made.cpp")]
+HEADERS = [Path(__file__).with_name(name) for name in ("chain.h", "energies.h", "vector.h")]
 #: No -ffast-math: it would drop NaN, and change how the whole process rounds and flushes.
 FLAGS = [
     *("-O2", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden"),

@@ -22,6 +22,14 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "planar_back": (_INT, [*[_SIZE] * 4, _INT, _REAL, *[_ADDRESS] * 10]),
     "bernoulli_sums": (None, [*[_SIZE] * 3, *[_ADDRESS] * 4]),
     "made_affine": (_INT, [*[_SIZE] * 3, *[_INT] * 3, _REAL, *[_ADDRESS] * 7]),
+    # fits, samples, K, steps, shift; energies, noise; weights, rates, taken; objective; optimizer; tensors, rows
+    "planar_fit": (
+        _INT,
+        [
+            *(*[_SIZE] * 4, _REAL, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _ADDRESS, _SIZE),
+            *(*[_INT] * 3, *[_REAL] * 4, _INT, _REAL, _REAL, *[_ADDRESS] * 3, _SIZE),
+        ],
+    ),
 }
 
 #: u ``[*sets, K, D]``, w ``[*sets, K, D]``, b ``[*sets, K]``; or one tensor ``[*sets, K (2D + 1)]`` of the three.
@@ -49,6 +57,10 @@ class Calls:
                 function.argtypes, function.restype = arguments, result
                 self._functions[name, dtype] = function
         self._check()
+
+    def function(self, name: str, dtype: torch.dtype) -> Any:
+        """One of them as C has it; it gives back whether it failed."""
+        return self._functions[name, dtype]
 
     def push(
         self, z: Tensor, parameters: Parameters, length: int, shift: float
@@ -140,7 +152,7 @@ class Calls:
     def _check(self) -> None:
         """Steps and sums of known outcome: a compiler that breaks the arithmetic is not used."""
         for dtype in (torch.float32, torch.float64):
-            for found, expected in (self._planar(dtype), self._sums(dtype), self._affine(dtype)):
+            for found, expected in (self._planar(dtype), self._sums(dtype), self._affine(dtype), self._fit(dtype)):
                 if not all(abs(a - b) < 5e-6 * max(1, abs(b)) for a, b in zip(found, expected, strict=True)):
                     raise BuildError("the compiled library gives wrong numbers")
 
@@ -181,6 +193,27 @@ class Calls:
         h = 0.5 * y + 0.3
         second = 3 * math.tanh((0.2 + h) / 3)
         return [*out[0].tolist(), total.item()], [y, 0.1 * h - 2 * math.exp(second), first + second]
+
+
+    def _fit(self, dtype: torch.dtype) -> tuple[list[float], list[float]]:
+        """One point, one step that moves nothing, the second energy: loss, KL, ladj, and where the mean goes."""
+        tensors = [torch.tensor(x, dtype=dtype) for x in ([[0.0, 0.0]], [[1.0, 0.0]], [0.0], [0.3, -0.2], [0.0, 0.0])]
+        squares = [torch.zeros_like(x) for x in tensors]
+        noise, rows = torch.tensor([[0.4, -1.0]], dtype=dtype), torch.empty(3, dtype=torch.float64)
+        weight, rate = torch.tensor([0.5, 0.1], dtype=torch.float64).split(1)
+        states = [None if i % 3 else squares[i // 3].data_ptr() for i in range(15)]
+        failed = self._functions["planar_fit", dtype](
+            *(1, 1, 1, 1, math.log(math.e - 1), (ctypes.c_int * 1)(2), noise.data_ptr(), 2),
+            # RMSprop without memory goes by the sign of the gradient.
+            *(weight.data_ptr(), rate.data_ptr(), 0, 1, 0, 2, 0.0, 0.0, 1e-12, 0.0, 0, 0.0, 0.0),
+            (ctypes.c_void_p * 5)(*(x.data_ptr() for x in tensors)),
+            (ctypes.c_void_p * 15)(*states),
+            *(rows.data_ptr(), 3),
+        )
+        log_q = -0.5 * (0.4**2 + 1) - math.log(2 * math.pi)
+        log_p = -0.5 * ((-1.2 - math.sin(0.35 * math.pi)) / 0.4) ** 2
+        expected = [0.0, log_q - 0.5 * log_p, log_q - log_p, 0.0, 0.2, -0.1]
+        return [float(failed), *rows.tolist(), *tensors[3].tolist()], expected
 
 
 def _apart(parameters: Parameters) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -151,6 +151,18 @@ INLINE void interleave(Vec<T> a, Vec<T> b, Vec<T>& low, Vec<T>& high, std::integ
   high = __builtin_shufflevector(a, b, (I % 2 * L + I / 2 + L / 2)...);
 }
 
+template <class T, int... I>
+INLINE void apart(Vec<T> a, Vec<T> b, Vec<T>& even, Vec<T>& odd, std::integer_sequence<int, I...>) {
+  even = __builtin_shufflevector(a, b, (2 * I)...);
+  odd = __builtin_shufflevector(a, b, (2 * I + 1)...);
+}
+
+// Numbers in pairs, a then b → the first and the second of each.
+template <class T>
+INLINE void apart(Vec<T> a, Vec<T> b, Vec<T>& first, Vec<T>& second) {
+  apart<T>(a, b, first, second, std::make_integer_sequence<int, kLanes<T>>());
+}
+
 // x[i][l] ↔ x[l][i] for a square of lanes: log₂(lanes) perfect shuffles.
 template <class T>
 INLINE void transpose(Vec<T>* x) {

@@ -10,8 +10,11 @@ _EXPORTS = {
     "ConvDecoder": "varflow.networks.conv:ConvDecoder",
     "StridedEncoder": "varflow.networks.strided:StridedEncoder",
     "StridedDecoder": "varflow.networks.strided:StridedDecoder",
+    "ContextEncoder": "varflow.networks.context:ContextEncoder",
     "MADE": "varflow.networks.made:MADE",
     "Linear": "varflow.networks.linear:Linear",
+    "ColumnFeatures": "varflow.networks.columns:ColumnFeatures",
+    "TableEncoder": "varflow.networks.columns:TableEncoder",
     "output_features": "varflow.networks.sizes:output_features",
     "MaskedConv": "varflow.networks.masked:MaskedConv",
     "VQEncoder": "varflow.networks.vq:VQEncoder",
@@ -28,6 +31,9 @@ TABLE = {
 
 if TYPE_CHECKING:
     # Written by tests/typing/generate.py from _EXPORTS.
+    from varflow.networks.columns import ColumnFeatures as ColumnFeatures
+    from varflow.networks.columns import TableEncoder as TableEncoder
+    from varflow.networks.context import ContextEncoder as ContextEncoder
     from varflow.networks.conv import ConvDecoder as ConvDecoder
     from varflow.networks.conv import ConvEncoder as ConvEncoder
     from varflow.networks.linear import Linear as Linear

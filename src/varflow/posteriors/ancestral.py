@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varflow.core.errors import ShapeError, SpecError
+from varflow.core.observed import Examples
 from varflow.core.settings import Settings, Size, settings
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 from varflow.priors.ancestral import Ancestral as AncestralPrior
@@ -187,6 +188,7 @@ class Ancestral(Posterior):
         self.conditional = conditional
         self.features: int = width + conditional.features
         self.reads_x: bool = bottom.reads_x
+        self.reads: tuple[str, ...] = bottom.reads
 
     def refuses_compilation(self, gradient: str) -> str | None:
         if gradient != "dreg":
@@ -196,7 +198,7 @@ class Ancestral(Posterior):
             "several stochastic layers; leave compile off, or use gradient=total"
         )
 
-    def forward(self, x: Tensor | None = None) -> AncestralConditional:
+    def forward(self, x: Examples | None = None) -> AncestralConditional:
         """q(z|x) for x ``[B, *event]``; raises as the bottom does."""
         return AncestralConditional(self.bottom(x), self.conditional)
 

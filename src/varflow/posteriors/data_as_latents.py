@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from varflow.core.errors import ShapeError, SpecError
+from varflow.core.observed import Examples, parts_of
 from varflow.networks.mlp import as_shape
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 
@@ -49,19 +50,19 @@ class DataAsLatents(Posterior):
     """z = x, flattened to a vector of D numbers."""
 
     observed = True
-    #: x is z whatever the context is.
-    reads: tuple[str, ...] = ("context",)
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()
         self.event_shape: tuple[int, ...] = as_shape("event_shape", event_shape)
         self.features: int = math.prod(self.event_shape)
 
-    def forward(self, x: Tensor | None = None) -> DataAsLatentsConditional:
-        if x is None or x.shape[-len(self.event_shape) :] != self.event_shape:
-            given = None if x is None else tuple(x.shape)
+    def forward(self, x: Examples | None = None) -> DataAsLatentsConditional:
+        # x is z whatever the context is.
+        values = parts_of(x)[0]
+        if values is None or values.shape[-len(self.event_shape) :] != self.event_shape:
+            given = None if values is None else tuple(values.shape)
             raise ShapeError(f"x: shape {given}; this model needs [B, {self.event_shape}]")
-        return DataAsLatentsConditional(x.flatten(-len(self.event_shape)))
+        return DataAsLatentsConditional(values.flatten(-len(self.event_shape)))
 
     def from_local(self, local: tuple[Tensor, ...]) -> DataAsLatentsConditional:
         return DataAsLatentsConditional(*local)
@@ -110,15 +111,16 @@ class CodesAsLatents(Posterior):
         self.labelled: bool = labelled
         self.event_shape: tuple[int, ...] = (1 + math.prod(self.shape),) if labelled else self.shape
 
-    def forward(self, x: Tensor | None = None) -> ObservedGrid:
+    def forward(self, x: Examples | None = None) -> ObservedGrid:
         """Raises ShapeError where x is missing or of another shape."""
+        values = parts_of(x)[0]
         size = len(self.event_shape)
-        if x is None or tuple(x.shape[-size:]) != self.event_shape:
-            given = None if x is None else tuple(x.shape)
+        if values is None or tuple(values.shape[-size:]) != self.event_shape:
+            given = None if values is None else tuple(values.shape)
             raise ShapeError(f"x: shape {given}; this model needs [B, {self.event_shape}]")
         if not self.labelled:
-            return ObservedGrid(x, None)
-        return ObservedGrid(x[..., 1:].unflatten(-1, self.shape), x[..., 0])
+            return ObservedGrid(values, None)
+        return ObservedGrid(values[..., 1:].unflatten(-1, self.shape), values[..., 0])
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """The codes themselves."""

@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive, unknown
+from varflow.core.observed import Examples
 from varflow.core.settings import Settings, Size, settings
 from varflow.flows.flow import Flow, Local, full_precision, without_autocast
+from varflow.native.planar_fit import Chain, declared
+from varflow.networks.context import conditions_of, encode
 from varflow.networks.linear import Linear
 from varflow.networks.sizes import output_features
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
@@ -269,6 +272,7 @@ class Gaussian(Posterior):
         self.base = base
         self.encoder = encoder
         self.reads_x: bool = encoder is not None
+        self.reads: tuple[str, ...] = conditions_of(encoder)
         width = 0 if encoder is None else output_features(encoder, event_shape)
         context_features = features if context == "moments" else width
         if flow is not None and not isinstance(flow, Flow):
@@ -292,7 +296,7 @@ class Gaussian(Posterior):
         )
         self.register_buffer("_home", torch.zeros(()), persistent=False)
 
-    def forward(self, x: Tensor | None = None) -> GaussianConditional:
+    def forward(self, x: Examples | None = None) -> GaussianConditional:
         """q(z|x) for x ``[B, *event]``; the encoder runs once, whatever is asked of q later.
 
         Raises:
@@ -301,7 +305,7 @@ class Gaussian(Posterior):
         if (x is None) != (self.encoder is None):
             need = "needs x" if x is None else "has no encoder, call it without x"
             raise SpecError(f"x: this posterior {need}")
-        hidden = None if self.encoder is None else self.encoder(x)
+        hidden = None if self.encoder is None else encode(self.encoder, x)
         mean, log_scale = self._base(hidden)
         if self.flow is None:
             return GaussianConditional(mean, log_scale, None, ())
@@ -313,6 +317,14 @@ class Gaussian(Posterior):
     def from_local(self, local: tuple[Tensor, ...]) -> GaussianConditional:
         mean, log_scale, *rest = local
         return GaussianConditional(mean, log_scale, self.flow, tuple(rest))
+
+    def compiled(self) -> Chain | None:
+        """What compiled code has of it: a chain of planar steps that reads no x, by the names of its tensors."""
+        steps = None if self.encoder is not None or self.flow is None else declared(self.flow)
+        if not isinstance(steps, Chain):
+            return None
+        base = (None, None) if self.mean is None else ("mean", "log_scale")
+        return Chain(*steps.within("flow.")[:4], *base)
 
     def _context(self, hidden: Tensor | None, mean: Tensor, log_scale: Tensor) -> Tensor | None:
         if self.flow is None or not self.flow.context_features or hidden is None:

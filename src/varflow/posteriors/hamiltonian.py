@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from varflow import hmc
 from varflow.core import random
 from varflow.core.errors import SpecError, unknown
+from varflow.core.observed import Examples
 from varflow.core.settings import Above, AtLeast, Settings, settings
 from varflow.flows.flow import Flow, without_autocast
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
@@ -307,6 +308,7 @@ class Hamiltonian(Posterior):
             raise SpecError("flow: on positions and momenta, and 0 steps have no momenta; use the base's flow")
         self.flow = flow
         self.reads_x: bool = base.reads_x
+        self.reads: tuple[str, ...] = base.reads
         self.step_logit: nn.Parameter | None = None
         self.log_excess: nn.Parameter | None = None
         self.factor_logits: nn.Parameter | None = None
@@ -326,7 +328,7 @@ class Hamiltonian(Posterior):
             each = math.log(initial_temperature) / steps
             self.factor_logits = nn.Parameter(torch.full((steps,), -math.log(math.expm1(each))))
 
-    def forward(self, x: Tensor | None = None) -> HamiltonianConditional:
+    def forward(self, x: Examples | None = None) -> HamiltonianConditional:
         """q(z|x) for x ``[B, *event]``; raises as the base does."""
         return HamiltonianConditional(self, self.base(x))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor, nn
 
 from varflow.core.errors import SpecError
+from varflow.core.observed import Examples
 from varflow.priors.prior import Prior
 
 LogJoint = Callable[[Tensor], Tensor]
@@ -142,12 +143,12 @@ class Posterior(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def forward(self, x: Tensor | None = None) -> Conditional:
-        """Encode x ``[B, *event]`` once."""
+    def forward(self, x: Examples | None = None) -> Conditional:
+        """Encode x ``[B, *event]`` once, with its context and mask where there are such."""
 
     if TYPE_CHECKING:
         # torch types every call of a module as Any.
-        def __call__(self, x: Tensor | None = None) -> Conditional: ...
+        def __call__(self, x: Examples | None = None) -> Conditional: ...
 
     @abstractmethod
     def from_local(self, local: tuple[Tensor, ...]) -> Conditional:

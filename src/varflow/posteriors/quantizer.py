@@ -11,8 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from varflow.core.errors import DataError, ShapeError, SpecError, positive
+from varflow.core.observed import Examples
 from varflow.core.settings import AtLeast, Between, Settings, Size, settings
 from varflow.flows.flow import full_precision, without_autocast
+from varflow.networks.context import encode
 from varflow.posteriors.codebook import Codebook, count, perplexity, usage, used
 from varflow.posteriors.posterior import Conditional, Draw, LogJoint, Posterior
 
@@ -224,7 +226,7 @@ class Quantizer(Posterior):
         self.codes: int = codes
         self.grid: tuple[int, ...] = tuple(shape[1:])
 
-    def forward(self, x: Tensor | None = None) -> Quantized:
+    def forward(self, x: Examples | None = None) -> Quantized:
         """Encode x ``[B, *event]`` and code it; in training the codebook learns from the batch.
 
         Raises:
@@ -232,7 +234,7 @@ class Quantizer(Posterior):
         """
         if x is None:
             raise SpecError("x: the quantizer reads x; call posterior(x)")
-        encoded = full_precision(self.encoder(x))
+        encoded = full_precision(encode(self.encoder, x))
         return self._quantize(encoded, learn=self.training and torch.is_grad_enabled())
 
     def from_local(self, local: tuple[Tensor, ...]) -> Quantized:

@@ -54,6 +54,8 @@ class Ancestral(Prior):
                 "build both with the same number"
             )
         self.top: Ancestral | Prior = top
+        #: p(h₂|c) p(h₁|h₂) where the top reads a context.
+        self.reads: tuple[str, ...] = top.reads
         self.conditional: GaussianLayer = conditional
         first = conditional.features
         self.event_shape: tuple[int, ...] = (first + top.event_shape[0],)
@@ -70,15 +72,16 @@ class Ancestral(Prior):
             ShapeError: the last dimension of z is another.
         """
         self.refuse_context(context)
+        given = () if context is None else (context,)
         features = self.event_shape[0]
         if z.ndim == 0 or z.shape[-1] != features:
             raise ShapeError(f"z: shape {tuple(z.shape)}; this prior needs [..., {features}]")
         h1, top = z.tensor_split([self.conditional.features], -1)
-        return self.top.log_prob(top) + self.conditional.log_prob(h1, self._nearest(top))
+        return self.top.log_prob(top, *given) + self.conditional.log_prob(h1, self._nearest(top))
 
     def sample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Float[Tensor, "..."]:
         self.refuse_context(context)
-        top = self.top.sample(shape)
+        top = self.top.sample(shape) if context is None else self.top.sample(shape, context)  # type: ignore[call-arg]
         h1, _ = self.conditional.draw(self._nearest(top), "prior")
         return torch.cat((h1, top), -1)
 

@@ -37,6 +37,9 @@ class FlowPriorSettings(PriorSettings):
         "What it is a flow of: N(0, I); or, with likelihood=identity, a mixture of Gaussians with full covariances "
         "that is fitted to the data before training (N(0, I) beyond 512 features).",
     ] = "normal"
+    prior_context: Annotated[
+        bool, "p(z|c): the prior reads what the model is conditioned on. A density, likelihood=identity, always does."
+    ] = False
     prior_defensive: Annotated[
         float, "Share of the base itself, so that no row falls into a hole of the flow.", Between(0, 1)
     ] = 0.0
@@ -48,14 +51,18 @@ class FlowPriorSettings(PriorSettings):
                 "prior_base=normal, or likelihood=identity"
             )
 
-    def build(self, part: Any, features: int, form: Form) -> Prior:
-        prior: Prior = part(features, length=self.prior_length, **self.base(features))
+    def build(self, part: Any, features: int, form: Form, context_features: int = 0) -> Prior:
+        prior: Prior = part(features, length=self.prior_length, **self.base(features, context_features))
         return prior
 
-    def base(self, features: int) -> dict[str, Any]:
+    def base(self, features: int, context_features: int) -> dict[str, Any]:
         """What all flow priors are given."""
         fitted = self.prior_base == "gaussians" and features <= LARGEST
-        return {"base": Gaussians(features) if fitted else None, "defensive": self.prior_defensive}
+        return {
+            "base": Gaussians(features) if fitted else None,
+            "defensive": self.prior_defensive,
+            "context_features": context_features,
+        }
 
 
 @settings("maf", "iaf", "coupling", "spline")
@@ -71,9 +78,10 @@ class NetworkFlowPriorSettings(FlowPriorSettings):
         int, "Hidden layers of those networks, where prior_hidden says how wide they are.", Size()
     ] = 1
 
-    def build(self, part: Any, features: int, form: Form) -> Prior:
+    def build(self, part: Any, features: int, form: Form, context_features: int = 0) -> Prior:
         hidden = (self.prior_hidden,) * self.prior_layers if self.prior_hidden else None
-        prior: Prior = part(features, length=self.prior_length, hidden=hidden, **self.base(features))
+        own = self.base(features, context_features)
+        prior: Prior = part(features, length=self.prior_length, hidden=hidden, **own)
         return prior
 
 
@@ -205,6 +213,7 @@ def flow_prior(
     hidden: Sequence[int] | None = None,
     base: Prior | None = None,
     defensive: float = 0.0,
+    context_features: int = 0,
 ) -> Flow:
     """The flow prior of a family by name, the way round that makes densities cheap.
 
@@ -215,6 +224,7 @@ def flow_prior(
         hidden: widths of the hidden layers of the families that have some; their own default without it.
         base: p(e), N(0, I) by default.
         defensive: as :class:`Flow`.
+        context_features: C of p(z|c); 0 for p(z).
 
     Raises:
         SpecError: an unknown family, sizes that it refuses, or ``hidden`` for a family without.
@@ -227,6 +237,8 @@ def flow_prior(
             f"(it is for {', '.join(_WITH_HIDDEN)})"
         )
     options: dict[str, Any] = {} if hidden is None else {"hidden": tuple(hidden)}
+    if context_features:
+        options["context_features"] = context_features
     made: Map = resolve(flows.TABLE[flow])(features, length=length, **options)
     return Flow(made, base, not made.fast_inverse, defensive)
 

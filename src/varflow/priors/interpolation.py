@@ -51,11 +51,13 @@ def in_base(
     a: Float[Tensor, "*batch features"],
     b: Float[Tensor, "*batch features"],
     steps: int = 10,
+    context: Tensor | None = None,
 ) -> Float[Tensor, "*batch steps features"]:
     """z(t) = f(e(t)) with e(t) the arc of :func:`spherical` from f⁻¹(a) to f⁻¹(b), for a prior f#N(0, I).
 
     The way stays where a learned prior has its mass, however it lies. For a static flow in the posterior, which
-    is a learned prior too, pass ``varflow.priors.Flow(flow, inverted=True)`` and its base draws.
+    is a learned prior too, pass ``varflow.priors.Flow(flow, inverted=True)`` and its base draws. Of a prior p(z|c)
+    all points of a way are under its ``context`` ``[*batch, C]``.
 
     Raises:
         SpecError: the prior is no flow prior, and so has no base space.
@@ -64,8 +66,9 @@ def in_base(
         raise SpecError(
             f"prior: {type(prior).__name__} has no base space; use linear or spherical, or a flow prior"
         )
-    ways = spherical(prior.encode(a), prior.encode(b), steps)
-    made: Any = prior.decode(ways.flatten(0, -2)).unflatten(0, ways.shape[:-1])
+    ways = spherical(prior.encode(a, context), prior.encode(b, context), steps)
+    along = None if context is None else context[..., None, :].expand(*ways.shape[:-1], -1).flatten(0, -2)
+    made: Any = prior.decode(ways.flatten(0, -2), along).unflatten(0, ways.shape[:-1])
     return made
 
 

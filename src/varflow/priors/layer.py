@@ -86,6 +86,7 @@ class Reads(nn.Module):
     Args:
         decoder: a network ``[*lead, features] -> [*lead, *out_shape]``.
         features: how many latents it reads.
+        context_features: C, of a context that comes after the latents and is read too.
 
     Example:
         >>> import torch
@@ -94,9 +95,10 @@ class Reads(nn.Module):
         torch.Size([4, 6])
     """
 
-    def __init__(self, decoder: nn.Module, features: int) -> None:
+    def __init__(self, decoder: nn.Module, features: int, context_features: int = 0) -> None:
         super().__init__()
         positive(features=features)
+        self.context_features: int = context_features
         self.decoder: nn.Module = decoder
         self.features: int = features
         out_shape = getattr(decoder, "out_shape", None)
@@ -108,7 +110,10 @@ class Reads(nn.Module):
             raise ShapeError(
                 f"z: shape {tuple(z.shape)}; the decoder reads {self.features} latents"
             )
-        out: Tensor = self.decoder(z[..., : self.features])
+        read = z[..., : self.features]
+        if self.context_features:
+            read = torch.cat([read, z[..., z.shape[-1] - self.context_features :]], -1)
+        out: Tensor = self.decoder(read)
         return out
 
 

@@ -36,6 +36,11 @@ class VampSettings(PriorSettings):
             )
 
     def build(self, part: Any, features: int, form: Form) -> Prior:
+        if form.support == "columns":
+            raise SpecError(
+                "prior: the inputs of a VampPrior are learned numbers, and codes and counts of a table cannot "
+                "move by small steps; use prior=mixture or a flow"
+            )
         support = "real" if form.support == "real" else "unit"
         return Vamp(features, form.event_shape, self.components, support)
 

@@ -19,8 +19,9 @@ from varflow.core.errors import RunError
 from varflow.core.files import ARTEFACT, TRAINING_ROWS, present, read_metrics, write_text
 from varflow.core.settings import described, names_in, read
 from varflow.data import PROTOCOLS, SOURCES
+from varflow.data.kinds import HEADS
 from varflow.data.protocols import restored
-from varflow.report.page import read_kind, result_of, seen_in_training, title_of
+from varflow.report.page import columns_of, read_kind, result_of, seen_in_training, title_of
 from varflow.report.render import code, plain, render
 from varflow.settings.roles import Chosen
 from varflow.settings.spec import SPEC_VERSION, RunSpec
@@ -298,6 +299,9 @@ def _preprocessing(folder: Path, data: Mapping[str, Any]) -> str:
 def _learned(folder: Path, data: Mapping[str, Any]) -> dict[str, Any] | None:
     """What was learned of each column, as a table; None where there are too many of them, or none."""
     learned = read_kind(folder / "preprocessing.json", dict).get("learned") or {}
+    if "columns" in learned:
+        rows = columns_of(folder)
+        return {"columns": HEADS, "rows": rows[: 5 * _COLUMNS]}
     shape = data.get("event_shape") or []
     if len(shape) != 1 or shape[0] > _COLUMNS:
         return None

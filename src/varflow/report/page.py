@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from varflow.core.columns import Column
 from varflow.core.errors import DataError, RunError
 from varflow.core.files import read_json, read_metrics, write_text
+from varflow.core.settings import SEVERAL
+from varflow.data.kinds import HEADS, overview
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import outdated
 from varflow.report.names import HEADLINES, KINDS, NAMES
@@ -71,6 +74,8 @@ def write_report(folder: str | Path) -> Path:
         settings=_settings(spec),
         of_target=of_target,
         data=data,
+        column_heads=HEADS,
+        column_rows=columns_of(folder),
         environment=read_kind(folder / "environment.json", dict, {}),
         given_in_python=bool(about.get("own_parts") or about.get("data_given")),
         command=command(spec, about.get("recipe")),
@@ -78,6 +83,21 @@ def write_report(folder: str | Path) -> Path:
     path = folder / "report.html"
     write_text(path, text)
     return path
+
+
+def columns_of(folder: Path) -> list[tuple[str, str, str, str]]:
+    """A row for each column of a table whose columns are each of a kind; none of other data.
+
+    Raises:
+        RunError: preprocessing.json is not what varflow wrote.
+    """
+    learned = read_kind(folder / "preprocessing.json", dict, {}).get("learned") or {}
+    if "columns" not in learned:
+        return []
+    try:
+        return overview([Column.from_json(held) for held in learned["columns"]], learned["dropped"])
+    except (KeyError, TypeError, AttributeError, DataError) as error:
+        raise RunError(f"{folder / 'preprocessing.json'}: not what varflow wrote ({error}); restore it") from error
 
 
 def command(spec: Mapping[str, Any], recipe: str | None = None) -> str:
@@ -99,6 +119,8 @@ def command(spec: Mapping[str, Any], recipe: str | None = None) -> str:
         flag = setting.replace("_", "-")
         if types[setting] is bool:
             words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif types[setting] == SEVERAL:
+            words += [word for one in value for word in (f"--{flag}", str(one))]
         else:
             words += [f"--{flag}", str(value)]
     return shlex.join(words)

@@ -14,6 +14,7 @@ from torch import nn
 from varflow import priors, refusals
 from varflow.core.errors import SpecError, VarflowError
 from varflow.core.form import Form
+from varflow.data.conditions import Conditions
 from varflow.data.dataset import Dataset
 from varflow.data.loading import dataset_of
 from varflow.data.protocols import Protocol
@@ -21,11 +22,15 @@ from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.likelihoods import Identity
 from varflow.model import Model
+from varflow.networks import ColumnFeatures, ContextEncoder, TableEncoder
 from varflow.posteriors import CodesAsLatents, DataAsLatents, Posterior
 from varflow.priors import Prior
 from varflow.runs.own import check_kinds
 from varflow.settings.roles import Chosen
 from varflow.settings.spec import RunSpec
+
+#: Dimensions of a picture.
+_PICTURE = 3
 
 
 def build(
@@ -45,7 +50,7 @@ def build(
     spec.validate()
     own = dict(parts or {})
     check_kinds(own)
-    form = Form(tuple(data.event_shape), data.support, getattr(data, "levels", None))
+    form = data if isinstance(data, Form) else form_of(data)
     with torch.random.fork_rng(devices=[]), _fitting_into_memory(spec):
         torch.manual_seed(spec.training.seed if seed is None else seed)
         if form.support == "none":
@@ -57,6 +62,17 @@ def build(
     model = Model(*made)
     refusals.check(model, form.support, levels=form.levels)
     return model
+
+
+def form_of(data: Any) -> Form:
+    """What a model has to know of a data set: of anything with ``event_shape`` and ``support``."""
+    return Form(
+        tuple(data.event_shape),
+        data.support,
+        getattr(data, "levels", None),
+        tuple(getattr(data, "column_kinds", ())),
+        tuple(getattr(data, "context", ())),
+    )
 
 
 @contextmanager
@@ -94,30 +110,66 @@ def _observed(spec: RunSpec, form: Form, own: Mapping[str, Any]) -> tuple[Any, A
                 "prior alone, or choose another likelihood"
             )
     observed = DataAsLatents(form.event_shape)
-    prior = own.get("prior") or spec.prior.build(math.prod(form.event_shape), form)
+    prior = own.get("prior") or _prior(spec, math.prod(form.event_shape), form, context_features(form))
     return prior, spec.likelihood.build(form), observed
 
 
 def _latent(spec: RunSpec, form: Form, own: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """q(z|x), then p(x|z), then p(z): the order in which initial weights are drawn."""
     width, above = spec.posterior.width, spec.layers_above if spec.has("layers_above") else None
-    posterior = own.get("posterior") or _posterior(
-        spec, width, spec.network.loaded.encoder(form.event_shape, width)
-    )
+    posterior = own.get("posterior") or _posterior(spec, width, _encoder(spec, form, width))
+
+    context = context_features(form)
 
     def decoder(shape: tuple[int, ...]) -> nn.Module:
-        made: nn.Module = spec.network.loaded.decoder(width, shape)
-        return priors.Reads(made, width) if above and above.top_latent else made
+        made: nn.Module = spec.network.loaded.decoder(width + context, shape)
+        if above and above.top_latent:
+            return priors.Reads(made, width, context)
+        if context:
+            # It reads z and c side by side.
+            made.context_features = context  # type: ignore[assignment]
+        return made
 
     likelihood = own.get("likelihood") or spec.likelihood.build(decoder, form)
-    prior = own.get("prior")
+    prior, read = own.get("prior"), context if spec.get("prior_context") else 0
     if prior is None and spec.prior.discrete:
         prior = spec.prior.build(getattr(posterior, "grid", None), getattr(posterior, "codes", None))
     elif prior is None and above and above.top_latent:
-        prior = above.prior(spec.prior.build(above.top_latent, form), width, _activation(spec))
+        prior = above.prior(_prior(spec, above.top_latent, form, read), width, _activation(spec))
     elif prior is None:
-        prior = spec.prior.build(width, form)
+        prior = _prior(spec, width, form, read)
     return prior, likelihood, posterior
+
+
+def _prior(spec: RunSpec, features: int, form: Form, context: int) -> Any:
+    """p(z), or p(z|c) for a context of so many numbers."""
+    if not context:
+        return spec.prior.build(features, form)
+    if not hasattr(spec.prior.settings, "prior_context"):
+        raise SpecError(
+            f"condition: the prior {spec.prior.prior} cannot be conditioned; use a flow prior, e.g. prior=maf"
+        )
+    return spec.prior.build(features, form, context)
+
+
+def _encoder(spec: RunSpec, form: Form, width: int) -> nn.Module:
+    """x → features, c beside x where there is a context; a table is read by the kinds of its columns."""
+    build, context = spec.network.loaded.encoder, context_features(form)
+    if form.columns:
+        features = ColumnFeatures(form.columns)
+        return TableEncoder(features, build((features.features + context,), width), context)
+    if not context:
+        network: nn.Module = build(form.event_shape, width)
+        return network
+    pictures = len(form.event_shape) == _PICTURE and spec.network.network != "mlp"
+    return ContextEncoder(
+        build(ContextEncoder.in_shape(form.event_shape, context, pictures), width), form.event_shape, context
+    )
+
+
+def context_features(form: Form) -> int:
+    """C, the numbers of a context; 0 without one."""
+    return ColumnFeatures(form.context).features if form.context else 0
 
 
 def _posterior(spec: RunSpec, features: int, encoder: nn.Module | None) -> Posterior:
@@ -204,6 +256,9 @@ def for_target(
     return ensemble, target_batches(spec, ensemble.member(0))
 
 
-def spec_data(data: Any, spec: RunSpec, kept: Protocol | None = None) -> Dataset:
+def spec_data(
+    data: Any, spec: RunSpec, kept: Protocol | None = None, conditions: Conditions | None = None
+) -> Dataset:
     """The data set of ``spec``, or ``data`` given in Python; under the preprocessing ``kept`` from training."""
-    return dataset_of(data, spec.data, spec.likelihood.protocol, spec.likelihood.continuous, kept)
+    likelihood = spec.likelihood
+    return dataset_of(data, spec.data, likelihood.protocol, likelihood.continuous, kept, conditions)

@@ -187,7 +187,7 @@ def encode(model: Model, dataset: Dataset, split: str, seed: int) -> Tensor:
     for chunk, start in enumerate(range(0, dataset.sizes[split], _CHUNK)):
         index = torch.arange(start, min(start + _CHUNK, dataset.sizes[split]))
         with random.stream(noise, chunk):
-            codes = posterior(dataset.batch(split, index).x).codes
+            codes = posterior(dataset.batch(split, index).seen).codes
         assert codes is not None
         parts.append(codes.cpu().to(kind))
     return torch.cat(parts)

@@ -122,6 +122,9 @@ class Density(Distribution):
 
 def density(run: Run, validate_args: bool | None = None) -> Density:
     """See :meth:`varflow.Run.distribution`."""
+    if run.conditions is not None:
+        names = ", ".join(run.conditions.names)
+        raise SpecError(f"distribution: this run is conditioned on {names}; use log_prob(x, given=...) and sample")
     if run.infers_target:
         raise SpecError(
             "distribution: this is a fit to a target, which has no x; use run.log_q(z) and run.sample(count)"

@@ -114,6 +114,9 @@ def export(run: Run, folder: Path | str, format: str = "onnx") -> dict[str, Any]
         _require_onnx()
     if not isinstance(run.model, Model):
         raise SpecError("export: several fits were trained together here, and a graph is of one; fit one seed")
+    if run.conditions is not None:
+        names = ", ".join(run.conditions.names)
+        raise SpecError(f"export: this run is conditioned on {names}, and graphs take x alone; use the run itself")
     model, preprocessing = run.model, run.preprocessing
     if next(model.parameters()).device.type != "cpu":
         model = copy.deepcopy(model).cpu()

@@ -14,15 +14,16 @@ from varflow import native
 from varflow.core import ranks
 from varflow.core.errors import NonFiniteError, RunError, SpecError
 from varflow.core.files import read_json, read_metrics, write_json
-from varflow.core.form import Form
+from varflow.data.columns import Columns
 from varflow.data.dataset import Dataset
+from varflow.data.kinds import table_lines
 from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.report.card import write_card
-from varflow.runs import code_prior
+from varflow.runs import code_prior, training_rows
 from varflow.runs import own as own_parts
-from varflow.runs.assemble import build, for_target, spec_data
+from varflow.runs.assemble import build, for_target, form_of, spec_data
 from varflow.runs.environment import environment
 from varflow.runs.folder import (
     RUN,
@@ -35,6 +36,7 @@ from varflow.runs.folder import (
     forget,
     prepare,
     read_about,
+    read_conditions,
     read_form,
     read_preprocessing,
     read_state,
@@ -42,9 +44,7 @@ from varflow.runs.folder import (
     write_start,
 )
 from varflow.runs.hub import is_address
-from varflow.runs.latent_space import write_embeddings
 from varflow.runs.run import Run
-from varflow.runs.scores import write_training_scores
 from varflow.runs.trackers import choice as trackers
 from varflow.settings import recipes
 from varflow.settings.keywords import BudgetKeywords, Keywords, RecipeName
@@ -194,7 +194,7 @@ def resume(
         model, dataset = for_target(spec, dict(parts or {}))
     else:
         kept, _ = read_preprocessing(path, form)
-        dataset = spec_data(data, spec, kept).to(engine.device, engine.dtype)
+        dataset = spec_data(data, spec, kept, read_conditions(path, form)).to(engine.device, engine.dtype)
         model = build(spec, dataset, parts)
     check_data(dataset, path)
     begun = _Fit(spec, model, dataset, engine, path, about, quiet, told)
@@ -307,6 +307,9 @@ class _Fit:
         from varflow import __version__
 
         self.about = {"varflow": __version__, **self.about}
+        if isinstance(self.dataset, Dataset) and isinstance(self.dataset.preprocessing, Columns):
+            for line in table_lines(self.dataset.preprocessing.overview()):
+                self.progress.say(line)
         if self.folder is not None and self.writes:
             prepare(self.folder, overwrite)
             write_start(
@@ -379,7 +382,7 @@ class _Fit:
         ranks.meet()
         model.eval()
         dataset = self.dataset
-        form = Form(tuple(dataset.event_shape), dataset.support, dataset.levels)
+        form = form_of(dataset)
         records = self.sink.records if isinstance(self.sink, Memory) else read_metrics(self.folder or Path())
         run = Run(self.spec, model, form, self.folder, records, ended, dataset, later)
         self._keep_training_rows(run)
@@ -392,8 +395,7 @@ class _Fit:
         if self.folder is None or not self.writes or run.infers_target:
             return
         try:
-            write_training_scores(run, self.folder)
-            write_embeddings(run, self.folder)
+            training_rows.keep(run, self.folder)
         except NonFiniteError as error:
             self.progress.say(f"note: the training rows could not be scored: {error}")
 

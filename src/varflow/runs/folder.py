@@ -25,15 +25,19 @@ import pickle
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from varflow.core.columns import Column
 from varflow.core.errors import DataError, RunError
 from varflow.core.files import TRAINING_ROWS, make_folder, read_json, write_atomically, write_json
 from varflow.core.form import Form
+from varflow.data.columns import Columns
+from varflow.data.conditions import Conditions
 from varflow.data.dataset import Dataset
 from varflow.data.protocols import Protocol, restored
 from varflow.data.target_batches import TargetBatches
@@ -228,7 +232,7 @@ def read_form(folder: Path) -> Form:
         support, levels = values["support"], values.get("levels")
         if not shape or not all(type(n) is int and n > 0 for n in shape):
             raise ValueError(f"event_shape {shape}")
-        if support not in ("binary", "grey", "levels", "unit", "real", "codes", "none"):
+        if support not in ("binary", "grey", "levels", "unit", "real", "codes", "columns", "none"):
             raise ValueError(f"support {support!r}")
         if levels is not None and not (type(levels) is int and levels > 0):
             raise ValueError(f"levels {levels!r}")
@@ -236,7 +240,20 @@ def read_form(folder: Path) -> Form:
         raise RunError(
             f"{folder / DATA}: not what varflow wrote ({error}); restore it or fit again"
         ) from error
-    return Form(shape, support, levels)
+    form = Form(shape, support, levels, _columns(folder) if support == "columns" else ())
+    conditions = read_conditions(folder, form) if (folder / PREPROCESSING).exists() else None
+    return form if conditions is None else replace(form, context=conditions.columns)
+
+
+def _columns(folder: Path) -> tuple[Column, ...]:
+    """What is known of the columns of a table."""
+    learned = read_json(folder / PREPROCESSING).get("learned") or {}
+    try:
+        return tuple(Column.from_json(held) for held in learned["columns"])
+    except (KeyError, TypeError, DataError) as error:
+        raise RunError(
+            f"{folder / PREPROCESSING}: not what varflow wrote ({error}); restore it or fit again"
+        ) from error
 
 
 def write_preprocessing(folder: Path, dataset: Dataset | TargetBatches) -> None:
@@ -247,6 +264,8 @@ def write_preprocessing(folder: Path, dataset: Dataset | TargetBatches) -> None:
     facts = {
         "protocol": kept.name, "levels": kept.source_levels, "picture": dataset.picture, "learned": kept.learned(),
     }  # fmt: skip
+    if dataset.conditions is not None:
+        facts["conditions"] = dataset.conditions.preprocessing.learned()
     write_json(folder / PREPROCESSING, facts)
 
 
@@ -271,6 +290,27 @@ def read_preprocessing(folder: Path, form: Form) -> tuple[Protocol | None, bool]
         ) from error
 
 
+def read_conditions(folder: Path, form: Form) -> Conditions | None:
+    """What a run has learned of its conditions; None where it has none.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    if form.support == "none":
+        return None
+    held = read_json(folder / PREPROCESSING).get("conditions")
+    if held is None:
+        return None
+    try:
+        made = restored("columns", None, held)
+        assert isinstance(made, Columns)
+        return Conditions(made)
+    except DataError as error:
+        raise RunError(
+            f"{folder / PREPROCESSING}: not what varflow wrote ({error}); restore it or fit again"
+        ) from error
+
+
 def describe_data(dataset: Dataset | TargetBatches) -> dict[str, Any]:
     """What data.json holds."""
     return {
@@ -290,7 +330,7 @@ def check_data(dataset: Dataset | TargetBatches, folder: Path) -> None:
     there, here = read_json(folder / DATA), json.loads(json.dumps(describe_data(dataset)))
     for key in here:
         # Where they were found may differ; what they are may not.
-        if key not in ("source", "folder", "flip") and here[key] != there.get(key):
+        if key not in ("source", "folder", "flip", "frame") and here[key] != there.get(key):
             raise RunError(
                 f"data: {key} is {here[key]}, the run was fitted with {there.get(key)}; give the data of the run"
             )

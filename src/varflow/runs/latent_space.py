@@ -21,16 +21,19 @@ from torch import Tensor
 from varflow.core import random
 from varflow.core.errors import RunError, ShapeError, SpecError, positive, unknown
 from varflow.core.files import write_atomically
+from varflow.core.observed import Examples, parts_of
+from varflow.data.columns import Columns
 from varflow.data.dataset import Dataset
 from varflow.data.given import like
+from varflow.data.reading import is_frame
 from varflow.evaluation.health import latents
 from varflow.evaluation.points import evaluating
 from varflow.model import Model
 from varflow.priors import interpolation
 from varflow.priors.flow import Flow
 from varflow.runs.folder import EMBEDDINGS, read_weights
-from varflow.runs.rows import Progress, count, one_model, pieces
-from varflow.runs.scores import training_order
+from varflow.runs.rows import Progress, answered, count, one_model, pieces
+from varflow.runs.scores import conditions_at, training_order
 
 if TYPE_CHECKING:
     from varflow.runs.run import Run
@@ -56,6 +59,7 @@ def embed(
     samples: int = SAMPLES,
     seed: int = 0,
     progress: Progress | None = None,
+    given: Any = None,
 ) -> Any:
     """See :meth:`varflow.Run.embed`."""
     model = one_model(run, "embed", "draw z with run.sample(count)")
@@ -65,10 +69,10 @@ def embed(
         raise unknown("what", what, choices)
     found, total = [], count(x)
     with evaluating(model):
-        for start, piece in pieces(run, x, seed, equal_noise=True):
+        for start, piece in pieces(run, x, seed, equal_noise=True, given_for=given):
             for first in range(0, piece.sizes["test"], _BLOCK):
                 rows = torch.arange(first, min(first + _BLOCK, piece.sizes["test"]))
-                found.append(_embedded(model, piece.batch("test", rows).x, what, samples, seed, start + first))
+                found.append(_embedded(model, piece.batch("test", rows).seen, what, samples, seed, start + first))
                 if progress is not None:
                     progress(start + first + len(rows), total)
     z = torch.cat(found)
@@ -88,7 +92,7 @@ def _choices(model: Model) -> tuple[What, ...]:
     return ("mean", "scale", "sample", "centre")
 
 
-def _embedded(model: Model, x: Tensor, what: What, samples: int, seed: int, first: int) -> Tensor:
+def _embedded(model: Model, x: Examples, what: What, samples: int, seed: int, first: int) -> Tensor:
     if what == "centre":
         return _centre(model, x)
     if what == "codes":
@@ -104,48 +108,54 @@ def _row_seed(seed: int, first: int) -> int:
     return random.derive(seed, "rows", first)
 
 
-def _centre(model: Model, x: Tensor) -> Tensor:
+def _centre(model: Model, x: Examples) -> Tensor:
     """Where x lies in latent space, nothing random in it: ``[B, D]``."""
     if model.posterior.observed:
         assert isinstance(model.prior, Flow)
-        return model.prior.encode(x.flatten(1))
+        values, context, _ = parts_of(x)
+        return model.prior.encode(values.flatten(1), context)
     return model.posterior(x).centre
 
 
 @torch.no_grad()
-def _decoded(run: Run, model: Model, z: Tensor, mean: bool = True) -> Tensor:
+def _decoded(run: Run, model: Model, z: Tensor, mean: bool = True, context: Tensor | None = None) -> Tensor:
     """x of latents, or of base points of a density, in the units of the data: ``[N, *event]``."""
     parts = []
     assert run.preprocessing is not None
-    for part in z.split(_BLOCK):
+    for start in range(0, len(z), _BLOCK):
+        part = z[start : start + _BLOCK]
+        own = None if context is None else context[start : start + _BLOCK]
         if model.posterior.observed:
             assert isinstance(model.prior, Flow)
-            part = model.prior.decode(part)
+            part = model.prior.decode(part, own)
+        part = model.beside(part, own)
         seen = model.likelihood.mean(part) if mean else model.likelihood.sample(part)
         convert = run.preprocessing.stored_means if mean else run.preprocessing.stored_values
         parts.append(convert(seen.reshape(len(part), *run.form.event_shape)))
     return torch.cat(parts)
 
 
-def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0) -> Any:
+def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0, given: Any = None) -> Any:
     """See :meth:`varflow.Run.reconstruct`."""
     model = one_model(run, "reconstruct", "draw z with run.sample(count)")
     found = []
     with evaluating(model):
-        for start, piece in pieces(run, x, seed, equal_noise=True):
+        for start, piece in pieces(run, x, seed, equal_noise=True, given_for=given):
             for first in range(0, piece.sizes["test"], _BLOCK):
                 rows = torch.arange(first, min(first + _BLOCK, piece.sizes["test"]))
                 with random.stream(_row_seed(seed, start + first)):
-                    seen = piece.batch("test", rows).x
+                    seen = piece.batch("test", rows).seen
                     if model.posterior.observed:
                         z = _centre(model, seen)
                     else:
                         z = model.encode(seen).z[0]
-                    found.append(_decoded(run, model, z, mean))
-    return like(x, torch.cat(found), run.columns)
+                    found.append(_decoded(run, model, z, mean, parts_of(seen)[1]))
+    return answered(run, x, torch.cat(found))
 
 
-def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = None, seed: int = 0) -> Any:
+def interpolate(
+    run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = None, seed: int = 0, given: Any = None
+) -> Any:
     """See :meth:`varflow.Run.interpolate`."""
     model = one_model(run, "interpolate", "there is nothing to go between")
     flowing = isinstance(model.prior, Flow)
@@ -161,24 +171,31 @@ def interpolate(run: Run, a: Any, b: Any, steps: int = 10, way: Way | None = Non
     ends = []
     with evaluating(model), torch.no_grad():
         for name, end in (("a", a), ("b", b)):
-            (_, piece), *more = pieces(run, _as_rows(name, end, run), seed, equal_noise=True)
+            (_, piece), *more = pieces(run, _as_rows(name, end, run), seed, True, given)
             if more or piece.sizes["test"] != 1:
                 raise ShapeError(f"{name}: holds several rows; give one row or picture")
-            ends.append(_centre(model, piece.batch("test", torch.zeros(1, dtype=torch.int64)).x)[0])
+            seen = piece.batch("test", torch.zeros(1, dtype=torch.int64)).seen
+            ends.append(_centre(model, seen)[0])
+            context = parts_of(seen)[1]
         first, last = ends
         shape = first.shape
         if way == "base" and not model.posterior.observed:
-            path = interpolation.in_base(model.prior, first, last, steps)
+            read = (c[0] for c in model.read_by_prior(context))
+            path = interpolation.in_base(model.prior, first, last, steps, *read)
         else:
             # Of a density the ends are base points already.
             bent = way == "sphere" or (way == "base" and model.posterior.observed)
             move = interpolation.spherical if bent else interpolation.linear
             path = move(first.flatten(), last.flatten(), steps).reshape(steps, *shape)
-        return like(a, _decoded(run, model, path))
+        along = None if context is None else context.expand(steps, -1)
+        return answered(run, a, _decoded(run, model, path, context=along))
 
 
 def _as_rows(name: str, end: Any, run: Run) -> Any:
     """One example as a batch of one."""
+    if isinstance(run.preprocessing, Columns) and is_frame(end):
+        # One row of a frame of pandas is a series.
+        return end if hasattr(end, "columns") or not hasattr(end, "to_frame") else end.to_frame().T
     if not isinstance(end, torch.Tensor | np.ndarray):
         # One row of a frame, or a list of numbers.
         end = np.asarray(end)
@@ -204,7 +221,7 @@ class Neighbours:
 
 
 @torch.no_grad()
-def nearest(run: Run, x: Any, k: int = 5, among: Any = None, seed: int = 0) -> Neighbours:
+def nearest(run: Run, x: Any, k: int = 5, among: Any = None, seed: int = 0, given: Any = None) -> Neighbours:
     """See :meth:`varflow.Run.nearest`."""
     model = one_model(run, "nearest", "there is nothing to look among")
     _choices(model)
@@ -212,7 +229,7 @@ def nearest(run: Run, x: Any, k: int = 5, among: Any = None, seed: int = 0) -> N
     held = _training_latents(run) if among is None else _Embedded(_points(run, model, among, seed), None, None)
     if k > len(held.points):
         raise SpecError(f"k: was {k}; there are {len(held.points)} rows to look among, use at most that")
-    points = _points(run, model, x, seed).split(_BLOCK)
+    points = _points(run, model, x, seed, given).split(_BLOCK)
     found = [torch.cdist(part, held.points).topk(k, largest=False) for part in points]
     index = torch.cat([part.indices for part in found])
     places = index.tolist() if held.origins is None else [[held.origins[i] for i in row] for row in index.tolist()]
@@ -220,10 +237,12 @@ def nearest(run: Run, x: Any, k: int = 5, among: Any = None, seed: int = 0) -> N
     return Neighbours(places, torch.cat([part.values for part in found]), label)
 
 
-def _points(run: Run, model: Model, x: Any, seed: int) -> Tensor:
+def _points(run: Run, model: Model, x: Any, seed: int, given: Any = None) -> Tensor:
     """The centre of each row as a vector, in float64 on the CPU."""
-    found = torch.as_tensor(embed(run, x, "centre", seed=seed))
-    return found.flatten(1).double()
+    found = embed(run, x, "centre", seed=seed, given=given)
+    # A copy of what a frame gives, which may not be written to.
+    points = found if isinstance(found, Tensor) else torch.as_tensor(np.array(found))
+    return points.flatten(1).double()
 
 
 @dataclass(frozen=True)
@@ -274,15 +293,17 @@ def _few_latents(run: Run, dataset: Dataset, seconds: float = math.inf) -> tuple
     begun, parts, done = time.monotonic(), [], 0
     while done < len(order):
         rows = order[done : done + _BLOCK].to(values.device)
-        parts.append(torch.as_tensor(embed(run, values[rows], what)))
+        parts.append(torch.as_tensor(embed(run, values[rows], what, given=conditions_at(dataset, rows))))
         done += len(rows)
         if done * parts[0][0].numel() > _NUMBERS or time.monotonic() - begun > seconds:
             break
     return torch.cat(parts), order[:done]
 
 
-def write_embeddings(run: Run, folder: Path) -> None:
-    """Embed training rows for a second, and keep their latents in the folder, with the place and label of each."""
+def write_embeddings(run: Run, folder: Path, share: float = 1.0) -> None:
+    """Embed training rows for a ``share`` of a second, and keep their latents in the folder, with the place and label
+    of each.
+    """
     from safetensors.torch import save
 
     model, dataset = run.members()[0], run.dataset
@@ -291,7 +312,7 @@ def write_embeddings(run: Run, folder: Path) -> None:
         _choices(model)
     except SpecError:
         return
-    points, index = _few_latents(run, dataset, _SECONDS)
+    points, index = _few_latents(run, dataset, share * _SECONDS)
     held = {"codes": points.to(torch.int32)} if model.posterior.discrete else {"centre": points.float()}
     origins = dataset.origins("train", index)
     if isinstance(origins[0], str):

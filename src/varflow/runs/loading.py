@@ -24,6 +24,7 @@ from varflow.runs.folder import (
     WEIGHTS,
     check_data,
     read_about,
+    read_conditions,
     read_form,
     read_preprocessing,
     read_weights,
@@ -69,6 +70,7 @@ def load(
     form = read_form(path)
     about = read_about(path)
     kept, picture = read_preprocessing(path, form)
+    conditions = read_conditions(path, form)
     own = about["own_parts"]
     require(own, parts)
     weights = read_weights(path / WEIGHTS)
@@ -90,7 +92,7 @@ def load(
     dataset: Dataset | TargetBatches | None = None
     if data is not None:
         home = next(model.parameters())
-        given = spec_data(data, spec, kept)
+        given = spec_data(data, spec, kept, conditions)
         if tuple(given.event_shape) != form.event_shape:
             raise DataError(
                 f"data: one example has shape {list(given.event_shape)}, the run was fitted to "
@@ -102,6 +104,7 @@ def load(
     later = read_metrics(path / code_prior.FOLDER)
     outcome = about.get("outcome", {})
     run = Run(spec, model, form, path, read_metrics(path), outcome, dataset, later, kept, picture)
+    run.conditions = conditions
     run.origin = origin
     run.other_data = data is not None and not _same_data(dataset, path)
     return run

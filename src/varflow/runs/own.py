@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from varflow.core import random
 from varflow.core.errors import RunError, ShapeError, SpecError, VarflowError, suggestion
+from varflow.core.observed import Examples, parts_of
 from varflow.data.dataset import Dataset
 from varflow.data.target_batches import TargetBatches
 from varflow.model import LogJoint, Model
+from varflow.networks.context import encode
 from varflow.posteriors.posterior import Conditional, Draw, Posterior
 from varflow.priors.prior import Prior
 from varflow.settings.roles import ROLES
@@ -184,7 +186,7 @@ def dry_run(model: Model, dataset: Dataset | TargetBatches) -> None:
         model.eval()
         forked = torch.random.fork_rng(devices=[home] if home.type == "cuda" else [])
         with forked, random.stream(0), torch.no_grad():
-            x = dataset.batch("train", torch.arange(rows, device=home)).x
+            x = dataset.batch("train", torch.arange(rows, device=home)).seen
             _Trial(model, x, dataset.support == "none").run()
     finally:
         for module, mode in modes.items():
@@ -194,9 +196,12 @@ def dry_run(model: Model, dataset: Dataset | TargetBatches) -> None:
 class _Trial:
     """One batch on its way through a model."""
 
-    def __init__(self, model: Model, x: Tensor | None, infers_target: bool) -> None:
+    def __init__(self, model: Model, x: Examples | None, infers_target: bool) -> None:
         self.model, self.x, self.infers_target = model, x, infers_target
-        self.read = "nothing" if x is None else f"x {_shape(x)}"
+        values, self.context, mask = parts_of(x)
+        beside = {"context": self.context, "mask": mask}
+        more = [f"{name} {_shape(part)}" for name, part in beside.items() if part is not None]
+        self.read = "nothing" if x is None else " and ".join([f"x {_shape(values)}", *more])
 
     def run(self) -> None:
         """Encoder, posterior, prior, decoder, likelihood."""
@@ -221,7 +226,7 @@ class _Trial:
         if self.x is None or not self.model.posterior.reads_x or not isinstance(network, nn.Module):
             return
         name, x = type(network).__name__, self.x
-        out = _attempt(f"encoder: {name}", self.read, lambda: network(x))
+        out = _attempt(f"encoder: {name}", self.read, lambda: encode(network, x))
         if not isinstance(out, Tensor) or len(out) != len(x):
             raise SpecError(f"encoder: {name} makes {_shape(out)} of {self.read}; it should begin with {len(x)}")
         wanted = getattr(getattr(self.model.posterior, "moments", None), "in_features", None)
@@ -252,9 +257,11 @@ class _Trial:
     def prior(self, q: Conditional, z: Tensor, lead: tuple[int, ...]) -> None:
         prior = self.model.prior
         name = f"prior: {type(prior).__name__}"
-        log_prob = _attempt(f"{name}.log_prob", f"z {_shape(z)}", lambda: self.model.log_prior(q, z))
+        log_prob = _attempt(f"{name}.log_prob", f"z {_shape(z)}", lambda: self.model.log_prior(q, z, self.context))
         _same_shape(f"{name}.log_prob", f"z {_shape(z)}", log_prob, lead, "the sum over the event")
         if self.infers_target or prior.discrete or not _is_own(prior):
+            return
+        if "context" in prior.reads:
             return
         drawn = _attempt(f"{name}.sample", "the shape (2,)", lambda: prior.sample((_EXAMPLES,)))
         _same_shape(f"{name}.sample", "the shape (2,)", drawn, (_EXAMPLES, *prior.event_shape), "a draw each")
@@ -264,19 +271,20 @@ class _Trial:
         if likelihood is None:
             return
         name, read = f"likelihood: {type(likelihood).__name__}", f"{self.read} and z {_shape(z)}"
+        beside = self.model.beside(z, self.context)
         decoder, event = getattr(likelihood, "decoder", None), getattr(likelihood, "event_shape", ())
         if isinstance(decoder, nn.Module) and event:
-            out = _attempt(f"decoder: {type(decoder).__name__}", f"z {_shape(z)}", lambda: decoder(z))
+            out = _attempt(f"decoder: {type(decoder).__name__}", f"z {_shape(z)}", lambda: decoder(beside))
             wanted = (getattr(likelihood, "outputs", 1) * event[0], *event[1:])
             what = f"what {type(likelihood).__name__} reads"
             _same_shape(f"decoder: {type(decoder).__name__}", f"z {_shape(z)}", out, (*lead, *wanted), what)
-        log_prob = _attempt(f"{name}.log_prob", read, lambda: likelihood.log_prob(self.x, z))
+        log_prob = _attempt(f"{name}.log_prob", read, lambda: self.model.log_likelihood(z, self.x))
         _same_shape(f"{name}.log_prob", read, log_prob, lead, "the sum over the event")
         if self.x is None or self.infers_target or not _is_own(likelihood):
             return
         for method in ("mean", "sample"):
             made = _attempt(f"{name}.{method}", f"z {_shape(z)}", partial(getattr, likelihood, method))
-            made = _attempt(f"{name}.{method}", f"z {_shape(z)}", partial(made, z))
+            made = _attempt(f"{name}.{method}", f"z {_shape(z)}", partial(made, beside))
             _same_shape(f"{name}.{method}", f"z {_shape(z)}", made, (*lead, *self.x.shape[1:]), "x of each z")
 
 

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from varflow.core.errors import SpecError
+from varflow.data.columns import Columns
+from varflow.data.conditions import Conditions, parted
 from varflow.data.dataset import SPLITS, Dataset
-from varflow.data.given import given, in_order
-from varflow.data.loading import stored_rows
+from varflow.data.given import Given, given, in_order, like
+from varflow.data.kinds import numbers_alone
+from varflow.data.loading import stored_rows, table_rows
+from varflow.data.reading import Raw, is_frame, library, read_frame
+from varflow.data.writing import frame_of
 from varflow.model import Model
 
 if TYPE_CHECKING:
@@ -21,24 +28,81 @@ PIECE = 16_000
 Progress = Callable[[int, int], None]
 
 
-def pieces(run: Run, x: Any, seed: int = 0, equal_noise: bool = False) -> Iterator[tuple[int, Dataset]]:
+def pieces(
+    run: Run, x: Any, seed: int = 0, equal_noise: bool = False, given_for: Any = None
+) -> Iterator[tuple[int, Dataset]]:
     """x under the preprocessing of training, ``PIECE`` rows at a time: the number of the first row, and a data set
     whose split "test" they are. With ``equal_noise`` what a protocol draws is the same for every row.
+    ``given_for`` is what the rows are conditioned on.
 
     Raises:
+        SpecError: conditions that are missing, or given to a run without any.
         DataError, ShapeError: a NaN, or another shape or other levels than the data of the run.
     """
     kept = run.preprocessing
     assert kept is not None
     home = next(run.model.parameters())
-    rows = in_order(given(x), run.columns)
+    x, conditions = _apart(run, x, given_for)
+    if isinstance(x, Raw):
+        rows = table_rows(x, kept) if isinstance(kept, Columns) else in_order(Given(*numbers_alone(x)), run.columns)
+    else:
+        rows = table_rows(x, kept) if isinstance(kept, Columns) else in_order(given(x), run.columns)
+    context = None
+    if run.conditions is not None:
+        context = conditions if isinstance(conditions, Tensor) else run.conditions.of(conditions, len(rows))
     for start in range(0, max(len(rows), 1), PIECE):
         part = stored_rows(rows[start : start + PIECE], kept, run.form.event_shape, run.picture)
         same = dict.fromkeys(SPLITS, part)
         piece = Dataset(
             "x", kept, same, picture=run.picture, seed_eval=seed, first_row=start, equal_noise=equal_noise
         )
+        if context is not None and run.conditions is not None:
+            own = context[start : start + PIECE]
+            piece = piece.conditioned(run.conditions.having(dict.fromkeys(SPLITS, own)))
         yield start, piece.to(home.device, home.dtype)
+
+
+def _apart(run: Run, x: Any, given_for: Any) -> tuple[Any, Any]:
+    """x without the columns that are conditioned on, and what is given for these."""
+    conditions = run.conditions
+    if conditions is None:
+        if given_for is not None:
+            raise SpecError("given: this run is conditioned on nothing; leave it out")
+        return x, None
+    if is_frame(x):
+        raw = read_frame(x)
+        there = [name for name in conditions.names if name in raw.names]
+        if there and given_for is None:
+            for name in conditions.names:
+                if name not in there:
+                    raise SpecError(
+                        f"x: column '{name}' is missing; this run is conditioned on {', '.join(conditions.names)}"
+                    )
+            rest, chosen = parted(raw, conditions.names)
+            return rest, conditions.of_raw(chosen)
+        return (parted(raw, there)[0] if there else raw), need(conditions, given_for)
+    return x, need(conditions, given_for)
+
+
+def need(conditions: Conditions, given_for: Any) -> Any:
+    """What is given for the conditions. Raises SpecError where it is missing."""
+    if given_for is None:
+        example = ", ".join(f"{name!r}: ..." for name in conditions.names)
+        raise SpecError(
+            f"given: missing; this run is conditioned on {', '.join(conditions.names)}: pass given={{{example}}}"
+        )
+    return given_for
+
+
+def answered(run: Run, x: Any, found: Tensor) -> Any:
+    """Rows in the units of the data, in the kind that x is: a frame for a frame, with the names of its columns, and
+    the values of each as they came.
+    """
+    kept = run.preprocessing
+    if not isinstance(kept, Columns) or not is_frame(x):
+        return like(x, found, run.columns)
+    index = x.index if library(x) == "pandas" and hasattr(x, "columns") and len(x) == len(found) else None
+    return frame_of(library(x), kept.table(found), index)
 
 
 def count(x: Any) -> int:

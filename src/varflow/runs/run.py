@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from varflow.core import random, ranks
-from varflow.core.errors import RunError, ShapeError, SpecError, positive
+from varflow.core.errors import RunError, ShapeError, SpecError, positive, unknown
 from varflow.core.files import read_json
 from varflow.core.form import Form
 from varflow.data.dataset import Dataset
@@ -23,6 +23,7 @@ from varflow.runs.folder import DATA, check_data, read_about, snapshots
 from varflow.settings.spec import RunSpec
 
 if TYPE_CHECKING:
+    from varflow.data.conditions import Conditions
     from varflow.evaluation import Evaluation
     from varflow.runs.distribution import Density
     from varflow.runs.latent_space import Neighbours, Way, What
@@ -47,6 +48,7 @@ class Run:
         preprocessing: what stands between the stored values and the model, as it was learned in training; None for
             a fit to a target.
         picture: whether the data are pictures.
+        conditions: the columns that the model is conditioned on, p(x|c); None where there are none.
         other_data: whether the run was loaded with other data than those it was fitted to. Their evaluation is given
             back and not kept in the folder.
         origin: the address of a run that was opened from the hub, with its commit; None for any other. Its folder is
@@ -62,6 +64,7 @@ class Run:
     code_prior_metrics: list[dict[str, Any]]
     preprocessing: Protocol | None
     picture: bool
+    conditions: Conditions | None
     other_data: bool
     origin: str | None
 
@@ -85,6 +88,7 @@ class Run:
         if preprocessing is None and isinstance(dataset, Dataset):
             preprocessing, picture = dataset.preprocessing, dataset.picture
         self.preprocessing, self.picture = preprocessing, picture
+        self.conditions = dataset.conditions if isinstance(dataset, Dataset) else None
         self.other_data = False
         self.origin = None
 
@@ -105,7 +109,7 @@ class Run:
                     "data: this run was fitted to data given in Python, which the folder does not hold; "
                     "pass them again, e.g. load(folder, data=tensor)"
                 )
-            loaded = spec_data(None, self.spec, self.preprocessing)
+            loaded = spec_data(None, self.spec, self.preprocessing, self.conditions)
             if self.folder is not None:
                 check_data(loaded, self.folder)
             home = next(self.model.parameters())
@@ -122,13 +126,18 @@ class Run:
         """The names of the classes, where the labels of the data have names."""
         return self._told("classes")
 
+    @property
+    def decimal(self) -> str:
+        """What stood before the decimals of the table that the run was fitted to; "" where it was no file of text."""
+        return "".join(self._told("decimal"))
+
     def _told(self, name: str) -> tuple[str, ...]:
         held: Any
         if isinstance(self._dataset, Dataset):
-            held = getattr(self._dataset, name)
+            held = getattr(self._dataset, name, None) or self._dataset.describe().get(name, ())
         else:
             held = () if self.folder is None else read_json(self.folder / DATA).get(name, ())
-        return tuple(map(str, held)) if isinstance(held, list | tuple) else ()
+        return tuple(map(str, held)) if isinstance(held, list | tuple | str) else ()
 
     @property
     def infers_target(self) -> bool:
@@ -136,18 +145,22 @@ class Run:
         return self.form.support == "none"
 
     @overload
-    def log_prob(self, x: Tensor, samples: int | None = ..., seed: int = ..., memory: int = ...) -> Tensor: ...
+    def log_prob(
+        self, x: Tensor, samples: int | None = ..., seed: int = ..., memory: int = ..., given: Any = ...
+    ) -> Tensor: ...
 
     @overload
     def log_prob(
-        self, x: NDArray[Any], samples: int | None = ..., seed: int = ..., memory: int = ...
+        self, x: NDArray[Any], samples: int | None = ..., seed: int = ..., memory: int = ..., given: Any = ...
     ) -> NDArray[Any]: ...
 
     @overload
-    def log_prob(self, x: Any, samples: int | None = ..., seed: int = ..., memory: int = ...) -> Any: ...
+    def log_prob(
+        self, x: Any, samples: int | None = ..., seed: int = ..., memory: int = ..., given: Any = ...
+    ) -> Any: ...
 
     def log_prob(
-        self, x: Any, samples: int | None = None, seed: int = 0, memory: int = 2**30
+        self, x: Any, samples: int | None = None, seed: int = 0, memory: int = 2**30, given: Any = None
     ) -> Any:
         """log p(x) of rows or pictures in the units of the data, nats in float64: ``[N]``, in the kind that x is.
 
@@ -160,6 +173,10 @@ class Run:
             samples: importance samples for each row, where the density is not exact; 100 unless given.
             seed: of the samples and of the noise.
             memory: bytes that decoding may take.
+            given: what p(x|c) is conditioned on, where the run has conditions: name → a value for all rows or one for
+                each, a frame, or stored values ``[N, columns]``. A frame x may have the columns itself.
+                ``"marginal"``: log Σ_k π_k p(x|c = k) over the values of a condition that is a category, π their
+                shares in training.
 
         Raises:
             SpecError: a fit to a target, which has no x (see :meth:`log_q`).
@@ -167,7 +184,7 @@ class Run:
         """
         from varflow.data.given import like
 
-        return like(x, self.scores(x, samples, seed, memory).log_prob, ["log_prob"])
+        return like(x, self.scores(x, samples, seed, memory, given=given).log_prob, ["log_prob"])
 
     def scores(
         self,
@@ -178,13 +195,15 @@ class Run:
         anomaly: bool = False,
         training_rows: int | None = None,
         progress: Progress | None = None,
+        given: Any = None,
     ) -> Scores:
         """:meth:`log_prob` with the Monte-Carlo error and Pareto k̂ of each row.
 
         Args:
-            x, samples, seed, memory: as there.
+            x, samples, seed, memory, given: as there.
             anomaly: add the rank of each row among the training rows that the folder has the scores of. A fit scores
-                as many as it can in a second, up to 2,000, with 100 samples where the density is not exact.
+                as many as it can in a second, up to 2,000, with 100 samples where the density is not exact; one of a
+                few seconds takes a tenth of its time, and :meth:`evaluate` goes on.
             training_rows: score so many training rows now and rank among them; the data must be at hand. A folder
                 keeps their scores.
             progress: called with (rows done, rows).
@@ -194,7 +213,7 @@ class Run:
         """
         from varflow.runs.scores import score
 
-        return score(self, x, samples, seed, memory, anomaly, training_rows, progress)
+        return score(self, x, samples, seed, memory, anomaly, training_rows, progress, given)
 
     def log_q(self, z: Rows) -> Rows:
         """log q(z) of a fit to a target, nats: ``[N]``, or ``[fits, N]`` where several were trained together.
@@ -218,18 +237,24 @@ class Run:
         answer: Rows = like(z, found if len(found) > 1 else found[0])
         return answer
 
-    def sample(self, count: int, seed: int = 0, mean: bool = False) -> Tensor:
+    def sample(
+        self, count: int, seed: int = 0, mean: bool = False, stored: bool = False, given: Any = None
+    ) -> Any:
         """``count`` draws of p(x) in the units of the data: raw rows, or levels of pictures; ``[count, *event]``.
 
-        Of a fit to a target: z ~ q(z) ``[count, D]``, or ``[fits, count, D]`` where several were trained together.
+        Of a fit to a target: z ~ q(z) ``[count, D]``, or ``[fits, count, D]`` where several were trained together. Of
+        a frame whose columns are each of a kind (likelihood=columns): a frame of the same library. Of such a table
+        in a file: its stored values, which :meth:`frame` writes out.
 
         Args:
             count: how many.
             seed: of the draws.
             mean: the likelihood's mean of each z in place of a draw from it.
+            stored: stored values of a table, whatever it came as.
+            given: what the draws are conditioned on, ``{"dose": 3, "sex": "f"}``: a value for all, or one for each.
 
         Raises:
-            SpecError: the mean of a fit to a target, which has no likelihood.
+            SpecError: the mean of a fit to a target, which has no likelihood; or conditions that are missing.
         """
         positive(count=count)
         if not isinstance(self.model, Model) or self.preprocessing is None:
@@ -238,9 +263,44 @@ class Run:
             with random.stream(seed):
                 z = torch.stack([member.encode(None, count).z for member in self.members()])
             return z if len(z) > 1 else z[0]
+        context = self._context(given, count)
         with random.stream(seed):
-            x = self.model.sample(count, mean=mean)
-        return self.preprocessing.stored_means(x) if mean else self.preprocessing.stored_values(x)
+            x = self.model.sample(count, mean=mean, context=context)
+        found = self.preprocessing.stored_means(x) if mean else self.preprocessing.stored_values(x)
+        library = "".join(self._told("frame"))
+        return self.frame(found, library) if library and not stored else found
+
+    def _context(self, given: Any, rows: int) -> Tensor | None:
+        """c of what was given for the conditions."""
+        from varflow.runs.rows import need
+
+        if self.conditions is None:
+            if given is not None:
+                raise SpecError("given: this run is conditioned on nothing; leave it out")
+            return None
+        home = next(self.model.parameters())
+        stored = self.conditions.of(need(self.conditions, given), rows)
+        return self.conditions.encode(stored, home.dtype).to(home.device)
+
+    def frame(self, values: Any, library: str = "pandas") -> Any:
+        """Stored values of a table as a frame: its columns by name, words, dates and whole numbers as they came.
+
+        Args:
+            values: ``[N, D]``, numbers, codes of values and days since 1970-01-01; NaN where a cell is missing.
+            library: pandas, polars or pyarrow.
+
+        Raises:
+            SpecError: a run whose data are no table of columns that are each of a kind.
+            DataError: the library is not installed.
+        """
+        from varflow.data.columns import Columns
+        from varflow.data.writing import frame_of
+
+        if not isinstance(self.preprocessing, Columns):
+            raise SpecError("frame: the data of this run are no table with likelihood=columns; x is numbers already")
+        if library not in ("pandas", "polars", "pyarrow"):
+            raise unknown("library", library, ("pandas", "polars", "pyarrow"))
+        return frame_of(library, self.preprocessing.table(torch.as_tensor(values)))
 
     def distribution(self, validate_args: bool | None = None) -> Density:
         """p(x) of a density as a :class:`torch.distributions.Distribution` of x in the units of the data, nats.
@@ -264,6 +324,7 @@ class Run:
         samples: int = 50,
         seed: int = 0,
         progress: Progress | None = None,
+        given: Any = None,
     ) -> Rows:
         """Where rows lie in latent space: ``[N, D]``, in the kind that x is.
 
@@ -277,6 +338,7 @@ class Run:
             samples: draws behind a mean or a scale.
             seed: of the draws, and of the noise of the preprocessing.
             progress: called with (rows done, rows).
+            given: as for :meth:`log_prob`.
 
         Raises:
             SpecError: a fit to a target, or a choice that the model does not have.
@@ -284,27 +346,28 @@ class Run:
         """
         from varflow.runs.latent_space import embed
 
-        found: Rows = embed(self, x, what, samples, seed, progress)
+        found: Rows = embed(self, x, what, samples, seed, progress, given)
         return found
 
-    def reconstruct(self, x: Rows, mean: bool = True, seed: int = 0) -> Rows:
+    def reconstruct(self, x: Rows, mean: bool = True, seed: int = 0, given: Any = None) -> Rows:
         """x through one z ~ q(z|x) and back, in the units of the data and the kind that x is: ``[N, *event]``.
 
         Args:
             x: ``[N, *event]``, as for :meth:`log_prob`.
             mean: the likelihood's mean for z; otherwise a draw from it.
             seed: of the draws.
+            given: as for :meth:`log_prob`.
 
         Raises:
             SpecError, DataError, ShapeError: as :meth:`embed`.
         """
         from varflow.runs.latent_space import reconstruct
 
-        found: Rows = reconstruct(self, x, mean, seed)
+        found: Rows = reconstruct(self, x, mean, seed, given)
         return found
 
     def interpolate(
-        self, a: Rows, b: Rows, steps: int = 10, way: Way | None = None, seed: int = 0
+        self, a: Rows, b: Rows, steps: int = 10, way: Way | None = None, seed: int = 0, given: Any = None
     ) -> Rows:
         """The decoded way from a to b through latent space, both ends included: ``[steps, *event]``.
 
@@ -314,6 +377,7 @@ class Run:
             way: ``"straight"``, along the ``"sphere"``, or straight along the sphere of the ``"base"`` of a flow
                 prior (:mod:`varflow.priors.interpolation`). The base where there is one, else straight.
             seed: of the noise of the preprocessing.
+            given: as for :meth:`log_prob`, one value each: all points on the way have it.
 
         Raises:
             SpecError: a fit to a target, or a way that the model does not have.
@@ -321,10 +385,10 @@ class Run:
         """
         from varflow.runs.latent_space import interpolate
 
-        found: Rows = interpolate(self, a, b, steps, way, seed)
+        found: Rows = interpolate(self, a, b, steps, way, seed, given)
         return found
 
-    def nearest(self, x: Any, k: int = 5, among: Any = None, seed: int = 0) -> Neighbours:
+    def nearest(self, x: Any, k: int = 5, among: Any = None, seed: int = 0, given: Any = None) -> Neighbours:
         """The training rows nearest to x in latent space, by the distance of the centres of q(z|x).
 
         Args:
@@ -332,6 +396,7 @@ class Run:
             k: how many for each row.
             among: rows to look among instead. A run folder keeps the latents of up to 10,000 training rows.
             seed: of the noise of the preprocessing.
+            given: of x, as for :meth:`log_prob`.
 
         Raises:
             SpecError: a model without latents or the base of a flow, or fewer rows than k to look among.
@@ -339,7 +404,7 @@ class Run:
         """
         from varflow.runs.latent_space import nearest
 
-        return nearest(self, x, k, among, seed)
+        return nearest(self, x, k, among, seed, given)
 
     def export(self, folder: Path | str, format: str = "onnx") -> dict[str, Any]:
         """Write the model as graphs that other programs run, and export.json, which says what goes in and out.
@@ -432,23 +497,33 @@ class Run:
             )
         if self.folder is not None and self.keeps:
             from varflow.report.card import write_card
+            from varflow.runs import training_rows
 
             result.save(self.folder)
             Chunks(options.get("folder"), IMPORTANCE).clear()
+            if not self.infers_target:
+                training_rows.complete(self, self.folder)
             write_card(self.folder)
         return result
 
     @ranks.by_first
-    def report(self) -> Path:
+    def report(self, figures: Literal["all", "few"] = "all") -> Path:
         """Draw every figure that applies and write report.html; returns its path.
+
+        Args:
+            figures: ``"few"`` leaves out those that take long, and what was drawn of them before: a page in a second
+                or two.
 
         Raises:
             RunError: the run has no folder.
+            SpecError: another word for ``figures``.
         """
+        if figures not in ("all", "few"):
+            raise unknown("figures", str(figures), ("all", "few"))
         if self.folder is None:
             raise RunError("folder: this run is in memory; fit with out=... to have files")
-        from varflow import figures
         from varflow.evaluation import Evaluation
+        from varflow.figures import gallery_data, gallery_target
         from varflow.report.card import write_card
         from varflow.report.page import write_report
         from varflow.runs.hub import check_writable
@@ -459,17 +534,22 @@ class Run:
         # A run from the hub comes without the results of single examples.
         evaluated = (self.folder / "evaluation" / f"{split}.npz").exists()
         evaluation = Evaluation.load(self.folder, split) if evaluated else None
-        folder = self.folder / "figures"
+        folder, few = self.folder / "figures", figures == "few"
         if self.infers_target:
-            figures.target_gallery(
-                self.model, self.metrics, folder, snapshots(self.folder), evaluation=evaluation
+            gallery_target.target_gallery(
+                self.model,
+                self.metrics,
+                folder,
+                () if few else snapshots(self.folder),
+                evaluation=evaluation,
+                names=gallery_target.FEW if few else None,
             )
         else:
             assert isinstance(self.model, Model)
             assert isinstance(self.dataset, Dataset)
             drawn = (self.folder / "evaluation" / "test-curve.npz").exists()
             curve = Evaluation.load(self.folder, "test-curve") if drawn else None
-            figures.gallery(
+            gallery_data.gallery(
                 self.model,
                 self.dataset,
                 self.metrics,
@@ -477,6 +557,7 @@ class Run:
                 evaluation=evaluation,
                 curve=curve,
                 code_prior_metrics=self.code_prior_metrics,
+                names=gallery_data.FEW if few else None,
             )
         return write_report(self.folder)
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from varflow.core import random
-from varflow.core.errors import RunError, positive
+from varflow.core.errors import RunError, SpecError, positive
 from varflow.core.files import read_json, write_json
 from varflow.data.dataset import Dataset
 from varflow.evaluation.importance import POINTS, importance_sample
@@ -75,8 +75,11 @@ def score(
     anomaly: bool = False,
     training_rows: int | None = None,
     progress: Progress | None = None,
+    given: Any = None,
 ) -> Scores:
     """See :meth:`varflow.Run.scores`."""
+    if isinstance(given, str):
+        return _summed_out(run, x, given, samples, seed, memory, anomaly or training_rows is not None, progress)
     model = one_model(run, "log_prob", "use run.log_q(z), or run.evaluate()")
     certain = model.posterior.observed or model.posterior.discrete
     drawn = SAMPLES if samples is None else samples
@@ -89,7 +92,7 @@ def score(
         reference = training_scores(run, None if samples is None else drawn)
     total = count(x)
     parts: list[Tensor] = []
-    for start, piece in pieces(run, x, seed):
+    for start, piece in pieces(run, x, seed, given_for=given):
         for first, block in _blocks(piece.sizes["test"], _EXACT if certain else POINTS):
             seen = piece.batch("test", block)
             parts.append(_block(run, seen, drawn, memory, seed, start + first))
@@ -103,6 +106,35 @@ def score(
     return Scores(log_prob, error, khat, _rank(log_prob, reference), drawn, scored, len(reference))
 
 
+def _summed_out(
+    run: Run, x: Any, given: str, samples: int | None, seed: int, memory: int, ranked: bool, progress: Progress | None
+) -> Scores:
+    """log p(x) = log Σ_k π_k p(x | c = k) over the values k of the one condition, π their shares in training."""
+    if given != "marginal" or run.conditions is None:
+        raise SpecError(
+            f"given: was '{given}'; use name → value, or 'marginal' for the sum over the values of a condition"
+        )
+    column, *more = run.conditions.columns
+    if more or not column.shares:
+        names = ", ".join(run.conditions.names)
+        raise SpecError(
+            f"given: 'marginal' sums over the values of one condition that is a category, and this run has {names}; "
+            "give values"
+        )
+    if ranked:
+        raise SpecError("given: 'marginal' has no rank, as training rows are scored under their own conditions")
+    values = ({column.name: name} for name in column.categories)
+    parts = [score(run, x, samples, seed, memory, progress=progress, given=value) for value in values]
+    weights = torch.tensor(column.shares, dtype=torch.float64).log()[:, None]
+    joint = torch.stack([part.log_prob for part in parts]) + weights
+    log_prob = joint.logsumexp(0)
+    # What each value has of the sum; the errors of the parts are independent.
+    share = (joint - log_prob).exp()
+    error = (share * torch.stack([part.error for part in parts])).square().sum(0).sqrt()
+    khat = torch.stack([part.khat for part in parts]).gather(0, share.argmax(0)[None])[0]
+    return Scores(log_prob, error, khat, None, parts[0].samples, parts[0].scored)
+
+
 def _blocks(rows: int, size: int) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, rows, size):
         yield start, torch.arange(start, min(start + size, rows))
@@ -110,8 +142,8 @@ def _blocks(rows: int, size: int) -> Iterator[tuple[int, Tensor]]:
 
 def _block(run: Run, seen: Any, samples: int, memory: int, seed: int, first: int) -> Tensor:
     """log p(x), its error and k̂ of a block of rows ``[3, N]``."""
-    model, (x, ladj) = run.members()[0], seen
-    ladj = ladj.double().cpu()
+    model, x = run.members()[0], seen.seen
+    ladj = seen.ladj.double().cpu()
     if model.posterior.observed or model.posterior.discrete:
         with torch.no_grad():
             log_px = model.terms(x, 1).log_weight[0].double().cpu()
@@ -164,8 +196,8 @@ def score_training_rows(
     assert isinstance(dataset, Dataset)
     certain = model.posterior.observed or model.posterior.discrete
     size, begun, parts = (_EXACT if certain else _BLOCK), time.monotonic(), []
-    values = dataset.raw("train")[training_order(dataset)[:rows].to(dataset.device)]
-    (_, piece), *_ = pieces(run, values[:PIECE])
+    chosen = training_order(dataset)[:rows].to(dataset.device)[:PIECE]
+    (_, piece), *_ = pieces(run, dataset.raw("train")[chosen], given_for=conditions_at(dataset, chosen))
     for number, (first, block) in enumerate(_blocks(piece.sizes["test"], size)):
         seen = piece.batch("test", block)
         parts.append(_block(run, seen, samples, 2**28, run.spec.training.seed, number * POINTS)[0])
@@ -184,18 +216,30 @@ def _score_more(run: Run, samples: int, rows: int, progress: Progress | None) ->
     return log_prob
 
 
+def conditions_at(dataset: Dataset, chosen: Tensor) -> Tensor | None:
+    """What training rows are conditioned on."""
+    return None if dataset.conditions is None else dataset.conditions.values["train"][chosen]
+
+
 def training_order(dataset: Dataset) -> Tensor:
     """The order in which a few training rows stand for all of them."""
     return torch.randperm(dataset.sizes["train"], generator=random.generator(0, "training rows"))
 
 
-def write_training_scores(run: Run, folder: Path) -> None:
-    """Score training rows for a second, and keep what came of it in the folder."""
-    log_prob, samples = score_training_rows(run, seconds=_SECONDS)
-    _write(run, folder, log_prob, samples)
+def write_training_scores(run: Run, folder: Path, share: float = 1.0) -> None:
+    """Score training rows for a ``share`` of a second, and keep what came of it in the folder."""
+    log_prob, samples = score_training_rows(run, seconds=share * _SECONDS)
+    _write(run, folder, log_prob, samples, share < 1 and len(log_prob) < _ROWS)
 
 
-def _write(run: Run, folder: Path, log_prob: Tensor, samples: int) -> None:
+def few_are_scored(folder: Path) -> bool:
+    """Whether the end of a short fit left fewer scores than there was to be time for."""
+    path = folder / TRAINING_SCORES
+    return path.exists() and bool(read_json(path).get("brief"))
+
+
+def _write(run: Run, folder: Path, log_prob: Tensor, samples: int, brief: bool = False) -> None:
     seed = run.spec.training.seed
     facts = {"unit": "nats", "samples": samples, "seed": seed, "log_prob": log_prob.tolist()}
+    facts |= {"brief": True} if brief else {}
     write_json(folder / TRAINING_SCORES, facts)

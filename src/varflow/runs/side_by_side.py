@@ -60,12 +60,16 @@ def _sheets(
         if not isinstance(data, Dataset) or not data.picture:
             return []
         with random.stream(seed):
-            samples[name] = _pictures(data, model.sample(_PICTURES, mean=True))
+            shown = data.batch(split, torch.arange(min(_PICTURES, data.sizes[split])))
+            context = shown.context
+            if context is not None:
+                context = context.repeat(-(-_PICTURES // len(context)), 1)[:_PICTURES]
+            samples[name] = _pictures(data, model.sample(_PICTURES, mean=True, context=context))
         count = min(_PICTURES, data.sizes[split])
         with random.stream(seed):
-            x = data.batch(split, torch.arange(count)).x
-            again[name] = _pictures(data, model.reconstruct(x))
-        originals = _pictures(data, x)
+            batch = data.batch(split, torch.arange(count))
+            again[name] = _pictures(data, model.reconstruct(batch.seen))
+        originals = _pictures(data, batch.x)
     return [
         Sheet(
             "Samples",

@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from varflow.core.errors import SpecError, suggestion, unknown
-from varflow.core.settings import alternatives, read
+from varflow.core.settings import SEVERAL, alternatives, read
 from varflow.settings.roles import ROLES, Chosen, every_name, parts_with
 from varflow.settings.spec import RunSpec
 
@@ -58,6 +58,7 @@ def parse_with_settings(
     types = {**spec_types(base), **get_type_hints(kind)}
     arguments = spelled_out(arguments, types)
     given = check_flags(arguments, types, base)
+    arguments = gathered(arguments, types)
     import tyro
 
     from varflow.settings import recipes
@@ -90,6 +91,23 @@ def spelled_out(arguments: list[str], types: dict[str, Any]) -> list[str]:
         else:
             out.append(word)
     return out
+
+
+def gathered(arguments: list[str], types: dict[str, Any]) -> list[str]:
+    """``--column a --column b`` as ``--column a b``, where a setting takes several words."""
+    rest: list[str] = []
+    several: dict[str, list[str]] = {}
+    words = iter(arguments)
+    for word in words:
+        flag, has_value, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if word.startswith("--") and types.get(name) == SEVERAL:
+            several.setdefault(f"--{flag.removeprefix('--')}", []).append(value if has_value else next(words, ""))
+        else:
+            rest.append(word)
+    for flag, values in several.items():
+        rest += [flag, *values]
+    return rest
 
 
 def _is_open_switch(kind: Any) -> bool:
@@ -131,7 +149,7 @@ def check_flags(
             names = [*types, *(every_name() if spec is not None else [])]
             known = [n.replace("_", "-") for n in names]
             raise SpecError(f"--{flag}: unknown setting; {suggestion(flag, known)}")
-        if plain in given:
+        if plain in given and types[plain] != SEVERAL:
             raise SpecError(f"--{flag}: given twice; give it once")
         given.add(plain)
         if types[plain] is bool:

@@ -6,9 +6,9 @@ from typing import Literal, TypedDict
 
 RecipeName = Literal[
     "dense", "dense-static", "dense-amortized", "conv-static", "conv-amortized", "planar-2d", "vae-2d",
-    "nf-clusters", "vae-cifar", "vae-svhn", "vlae", "digits", "density", "vq-vae", "vq-pixelcnn",
-    "vq-gated-pixelcnn", "energy", "energy-paper", "gaussian-model", "hvae", "hvae-mnist", "iwae-mnist", "iwae",
-    "iwae-2", "gaussian-separate",
+    "nf-clusters", "vae-cifar", "vae-svhn", "vlae", "digits", "density", "table", "table-missing",
+    "conditional-density", "vq-vae", "vq-pixelcnn", "vq-gated-pixelcnn", "energy", "energy-paper",
+    "gaussian-model", "hvae", "hvae-mnist", "iwae-mnist", "iwae", "iwae-2", "gaussian-separate",
 ]
 
 
@@ -26,7 +26,7 @@ class Keywords(TypedDict, total=False):
     data_seed: int
     protocol: Literal[
         "auto", "dynamic", "static", "threshold", "logit", "uniform", "levels", "symmetric", "grey", "none",
-        "standardize", "table",
+        "standardize", "table", "columns",
     ]
     data_dir: str | None
     flip: bool | None
@@ -35,9 +35,14 @@ class Keywords(TypedDict, total=False):
     verify: bool
     train_limit: int | None
     validation_limit: int | None
+    decimal: Literal["auto", ".", ","]
+    column: tuple[str, ...] | list[str]
+    condition: tuple[str, ...] | list[str]
     likelihood: Literal[
-        "auto", "identity", "bernoulli", "gaussian", "student-t", "logistics", "categorical",
+        "auto", "identity", "bernoulli", "gaussian", "student-t", "logistics", "categorical", "columns",
     ]
+    real_tails: Literal["auto", "gaussian", "student-t"]
+    column_scale: Literal["learned", "decoded"]
     grey: bool
     likelihood_components: int
     scale: Literal["learned", "per-dimension", "decoder"] | float
@@ -100,6 +105,7 @@ class Keywords(TypedDict, total=False):
     components: int
     prior_length: int
     prior_base: Literal["normal", "gaussians"]
+    prior_context: bool
     prior_defensive: float
     prior_hidden: int | None
     prior_layers: int
@@ -158,6 +164,7 @@ class Keywords(TypedDict, total=False):
     device: str
     precision: Literal["float32", "float64", "bf16"]
     compile: bool
+    graph: Literal["auto", "on", "off"]
     threads: int | None
     fits: int
 

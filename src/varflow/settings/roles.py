@@ -83,7 +83,8 @@ ROLES = {
         Role(
             "likelihood", "p(x|z)", "varflow.likelihoods:CHOICES",
             "varflow.likelihoods.likelihood:LikelihoodSettings", "auto", of="target",
-            help="p(x|z). auto: bernoulli for binary data, logistics for levels, gaussian otherwise; identity: no "
+            help="p(x|z). auto: bernoulli for binary data, logistics for levels, columns for a table whose "
+            "columns have kinds, gaussian otherwise; identity: no "
             "latents, the prior is fitted to the data themselves (density estimation).",
         ),
         Role(
@@ -226,7 +227,7 @@ def choose(given: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Chosen
         for name, setting in described(kind).items():
             known = role.prefix + name
             if known in given:
-                own[name] = given[known]
+                own[name] = setting.kept(given[known])
             elif known in before and _takes(setting, before[known]):
                 own[name] = before[known]
         made = kind(**own)

@@ -20,7 +20,7 @@ from varflow.settings.roles import ROLES, Chosen, Role, choose, every_name, part
 SPEC_VERSION = 2
 
 #: What says "without it": such a value is taken, and means nothing, where there is no such part anyway.
-_NOTHING = (None, False, 0, "none", "0 steps", "0 epochs")
+_NOTHING = (None, False, 0, "none", "0 steps", "0 epochs", ())
 
 
 class RunSpec:
@@ -156,8 +156,12 @@ class RunSpec:
         return out
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested values: the version of the format, then role → choice and settings."""
-        return {"version": SPEC_VERSION, **{name: part.values() for name, part in self._parts.items()}}
+        """Plain nested values, as JSON has them: the version of the format, then role → choice and settings."""
+        parts = {
+            role: {name: list(value) if isinstance(value, tuple) else value for name, value in part.values().items()}
+            for role, part in self._parts.items()
+        }
+        return {"version": SPEC_VERSION, **parts}
 
     @staticmethod
     def from_dict(values: Any) -> RunSpec:

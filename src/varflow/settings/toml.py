@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from varflow.core.errors import SpecError, suggestion
-from varflow.core.settings import alternatives
+from varflow.core.settings import SEVERAL, alternatives
 from varflow.settings import recipes
 from varflow.settings.roles import ROLES, every_name, parts_with
 from varflow.settings.spec import RunSpec
@@ -45,6 +45,8 @@ def plain(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(plain, value))}]"
     # A JSON string is a TOML string, but for one control character.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
@@ -110,7 +112,7 @@ def flat(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
                 raise SpecError(f"{setting}: given twice; give it once")
             if setting not in every_name():
                 raise SpecError(f"{setting}: unknown setting; {suggestion(setting, [*every_name(), RECIPE])}")
-            if isinstance(own, dict | list):
+            if isinstance(own, dict | list) and not (isinstance(own, list) and SEVERAL in kinds(setting)):
                 raise SpecError(f"{setting}: was {own!r}; use a single value")
             given[setting] = own
     return given, under

@@ -69,6 +69,10 @@ class U1(Integrated):
         near, ring = (side - 2) / 0.6, (radius(z) - 2) / 0.4
         return other - 0.5 * (near * near + ring * ring)
 
+    def compiled(self) -> str:
+        """Its name in compiled code."""
+        return "u1"
+
     @property
     def modes(self) -> Tensor | None:
         """(−2, 0) and (2, 0), right to 1e-9."""
@@ -186,6 +190,10 @@ class U2(_Branches):
 
     widths: tuple[float, ...] = (0.4,)
 
+    def compiled(self) -> str:
+        """Its name in compiled code."""
+        return "u2"
+
     def centers(self, z1: Float[Tensor, "..."]) -> tuple[Tensor, ...]:
         return (_wave(z1),)
 
@@ -205,6 +213,10 @@ class U3(_TwoBranches):
     """
 
     widths: tuple[float, ...] = (0.35, 0.35)
+
+    def compiled(self) -> str:
+        """Its name in compiled code."""
+        return "u3"
 
     def centers(self, z1: Float[Tensor, "..."]) -> tuple[Tensor, ...]:
         w1 = _wave(z1)
@@ -230,6 +242,10 @@ class U4(_TwoBranches):
     """
 
     widths: tuple[float, ...] = (0.4, 0.35)
+
+    def compiled(self) -> str:
+        """Its name in compiled code."""
+        return "u4"
 
     def centers(self, z1: Float[Tensor, "..."]) -> tuple[Tensor, ...]:
         w1 = _wave(z1)

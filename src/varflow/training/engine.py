@@ -32,6 +32,7 @@ class Engine:
         native: whether compiled code stands in for torch; see :mod:`varflow.native`.
         denormals_flushed: whether denormal numbers are flushed to zero in all CPU threads. Adam's moments
             go denormal after some hundred steps on real images, and arithmetic on them is many times slower.
+        graph: whether the step becomes a CUDA graph: auto, on or off; see :mod:`varflow.training.graph`.
     """
 
     device: str
@@ -41,6 +42,7 @@ class Engine:
     products: str
     native: bool
     denormals_flushed: bool
+    graph: str = "off"
 
     @staticmethod
     def start(spec: TrainingSettings, decided: dict[str, Any] | None = None) -> Engine:
@@ -77,6 +79,7 @@ class Engine:
             linear.library(),
             native.in_use(),
             denormals_flushed(),
+            decided.get("graph", "off") if decided else _graph(spec.graph, device),
         )
 
     @property
@@ -127,6 +130,18 @@ def _own(device: str) -> str:
     own = f"cuda:{ranks.local()}"
     torch.cuda.set_device(own)
     return own
+
+
+def _graph(setting: str, device: str) -> str:
+    """The setting where a step could be captured; off where none can."""
+    reason = ""
+    if not device.startswith("cuda"):
+        reason = f"the device is {device}"
+    elif ranks.several():
+        reason = f"{ranks.world()} processes exchange gradients inside of a step"
+    if reason and setting == "on":
+        raise SpecError(f"graph: was on, and {reason}; use graph=auto, or one process on a CUDA device")
+    return "off" if reason else setting
 
 
 def _device(name: str) -> str:

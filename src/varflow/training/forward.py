@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from varflow.core import random
+from varflow.core.observed import Examples
 from varflow.ensemble import Ensemble
 from varflow.model import Model, Terms
 from varflow.objectives import Objective
@@ -37,28 +38,28 @@ class Forward:
         # Filled anew at each compiled step: to make a tensor of a number is a copy to the device, and waits for it.
         self._weight = torch.zeros((), device=engine.device, dtype=engine.dtype)
 
-    def __call__(self, batch: Any, weight: float, source: random.Source) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Any, weight: float | Tensor, source: random.Source) -> tuple[Tensor, Tensor]:
         """(loss, :data:`METRICS`) of a batch, both on the device.
 
         Args:
-            batch: with ``x`` and ``ladj``, as the data set gives it.
+            batch: with ``seen`` and ``ladj``, as the data set gives it.
             weight: of the objective.
             source: the random numbers of the step.
         """
         if not self.engine.compile:
-            return self._plain(batch.x, batch.ladj, weight)
+            return self._plain(batch.seen, batch.ladj, weight)
         if self._compiled is None:
             # One look at the step, in a stream of its own.
             recorder = random.Recorder(random.Stream(0))
             with random.use(recorder), torch.no_grad():
-                self._plain(batch.x, batch.ladj, weight)
+                self._plain(batch.seen, batch.ladj, weight)
             self._requests = recorder.requests
             self._compiled = torch.compile(self._replayed)
         noise = [source.draw(request) for request in self._requests]
-        found: tuple[Tensor, Tensor] = self._compiled(batch.x, batch.ladj, self._weight.fill_(weight), noise)
+        found: tuple[Tensor, Tensor] = self._compiled(batch.seen, batch.ladj, self._weight.fill_(weight), noise)
         return found
 
-    def _plain(self, x: Tensor | None, ladj: Tensor | None, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+    def _plain(self, x: Examples | None, ladj: Tensor | None, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         objective = self.objective
         with self.engine.autocast():
             terms = self.model.terms(x, self.samples, hold=objective.hold, groups=objective.groups)
@@ -70,7 +71,7 @@ class Forward:
         return loss * self.model.fits, row
 
     def _replayed(
-        self, x: Tensor | None, ladj: Tensor | None, weight: Tensor, noise: list[Tensor]
+        self, x: Examples | None, ladj: Tensor | None, weight: Tensor, noise: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         with random.use(random.Replay(noise)):
             return self._plain(x, ladj, weight)

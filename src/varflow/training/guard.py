@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from varflow.core import ranks
 from varflow.core.errors import NonFiniteError
+from varflow.core.observed import Examples, parts_of
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 
@@ -77,13 +78,13 @@ def watched(model: nn.Module, finding: Finding) -> Iterator[None]:
 
 @torch.no_grad()
 def inspect_terms(
-    model: Model | Ensemble, x: Tensor | None, samples: int, finding: Finding
+    model: Model | Ensemble, x: Examples | None, samples: int, finding: Finding
 ) -> None:
     """Look at the terms of a batch in the order of computation."""
     for name, parameter in model.named_parameters():
         finding.look(f"parameter '{name}'", parameter)
     if x is not None:
-        finding.look("the batch x", x)
+        finding.look("the batch x", parts_of(x)[0])
     with watched(model, finding):
         for name, tensor in model.in_order(x, samples):
             finding.look(name, tensor)
@@ -140,7 +141,7 @@ def diagnose(loop: Replayed) -> NoReturn:
     while loop.step < noticed and finding.where is None:
         at = loop.step
         with loop.noise(), loop.engine.autocast():
-            inspect_terms(loop.model, loop.batch_of(at).x, loop.samples, finding)
+            inspect_terms(loop.model, loop.batch_of(at).seen, loop.samples, finding)
         finding.where = ranks.first_of(finding.where)
         if finding.where is None:
             loop.update()

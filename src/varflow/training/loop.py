@@ -21,17 +21,20 @@ from varflow import refusals
 from varflow.core import random, ranks
 from varflow.core.durations import PATIENCE, VALIDATION
 from varflow.core.errors import RankError, RunError, SpecError
+from varflow.core.observed import Examples
 from varflow.data.dataset import Dataset
 from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.settings.spec import RunSpec
 from varflow.training import guard
+from varflow.training.blocks import Blocks
 from varflow.training.callbacks import Callbacks, Fitting
 from varflow.training.engine import Engine
 from varflow.training.exchange import Exchange, Signals
 from varflow.training.forward import METRICS, Forward
-from varflow.training.optimizers import learning_rate
+from varflow.training.graph import Cuda, Graphed
+from varflow.training.optimizers import Rate, learning_rate
 from varflow.training.progress import Progress, Record
 from varflow.training.stopping import Best
 from varflow.training.validation import Validation
@@ -135,7 +138,19 @@ class Loop:
         self._signals = Signals()
         self.forward = Forward(model, self.objective, engine, self.samples)
         self.optimizer = spec.optimizer.build(model)
+        self._blocks = Blocks.of(
+            model, dataset, self.objective, self.optimizer, spec.optimizer.clip, engine, spec.training.seed,
+            self.samples,
+        )  # fmt: skip
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._rate = Rate(engine.device, spec.optimizer.lr)
+        self._graph: Graphed | None = None
+        if engine.graph != "off":
+            self._graph = Graphed(self._whole_step, engine.graph, Cuda(engine.device), engine.dtype, progress.say)
+            if not dataset.resident:
+                # A graph would read the rows of its capture for ever.
+                self._graph.give_up("its rows do not lie on the device")
+        self._steps = self._graph or self._whole_step
         self.validation = Validation(model, dataset, self.objective, engine, spec.objective.samples)
         self.validate_every = self.steps
         if self.validation.size:
@@ -162,23 +177,25 @@ class Loop:
 
     def update(self) -> Tensor:
         """One step: returns the row of metrics, still on the device."""
+        if self.spec.optimizer.decay != "none":
+            rate = learning_rate(self.spec.optimizer, self.step, self.steps, self.steps_per_epoch)
+            self._rate.set(self.optimizer, rate)
         with self.noise() as noise:
-            batch = self.batch_of(self.step)
-            loss, row = self.forward(batch, self.objective.weight(self.step), noise)
+            row = self._steps(self.own_rows(self.step), self.objective.weight(self.step), noise)
+        self.step += 1
+        return row
+
+    def _whole_step(self, rows: Tensor, weight: float | Tensor, noise: random.Source) -> Tensor:
+        """From the rows of a step to the update: what a CUDA graph captures."""
+        loss, row = self.forward(self.dataset.batch("train", rows), weight, noise)
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
         if self._exchange is not None:
             row = self._exchange(row, self._signals.received)
-        settings = self.spec.optimizer
-        if settings.clip is not None:
-            self.model.clip_gradients(settings.clip)
-        if settings.decay != "none":
-            rate = learning_rate(settings, self.step, self.steps, self.steps_per_epoch)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+        if self.spec.optimizer.clip is not None:
+            self.model.clip_gradients(self.spec.optimizer.clip)
         self.optimizer.step()
-        self.step += 1
         return row
 
     def noise(self) -> AbstractContextManager[random.Source]:
@@ -187,10 +204,14 @@ class Loop:
 
     def batch_of(self, step: int) -> Any:
         """What this process reads in a step."""
+        return self.dataset.batch("train", self.own_rows(step))
+
+    def own_rows(self, step: int) -> Tensor:
+        """The rows of a step that this process takes."""
         rows = self.indices(step)
         if self._share < self.batch:
             rows = rows[ranks.rank() * self._share : (ranks.rank() + 1) * self._share]
-        return self.dataset.batch("train", rows)
+        return rows
 
     def indices(self, step: int) -> Tensor:
         """Rows of the training split in a step: a fresh permutation each epoch."""
@@ -241,8 +262,7 @@ class Loop:
             validated = self.step % self.validate_every == 0
             if validated and self.best.is_over(self.step, self.patience, self.objective.settled):
                 return f"no better validation ELBO since step {self.best.step}"
-            self._buffer[self._filled] = self.update()
-            self._filled += 1
+            self._advance()
             validate = self.step % self.validate_every == 0 or self.step == self.steps
             if not (validate or self._filled == BOUNDARY):
                 continue
@@ -258,11 +278,38 @@ class Loop:
             self._clock = time.perf_counter()
         return "the budget is used"
 
-    def _start_rows(self, split: str) -> Tensor:
+    def _advance(self) -> None:
+        """The next update; where compiled code has the whole of it, all before the next look at the terms."""
+        count = min(BOUNDARY - self._filled, self.steps - self.step, self._until_validation())
+        rows = None if self._blocks is None else self._take(self._blocks, min(count, self._blocks.most))
+        if rows is None:
+            rows = self.update().unsqueeze(0)
+        self._buffer[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
+
+    def _take(self, blocks: Blocks, count: int) -> Tensor | None:
+        """So many updates at once: their rows of metrics, as :meth:`update` has one."""
+        steps = range(self.step, self.step + count)
+        rates = [
+            learning_rate(self.spec.optimizer, step, self.steps, self.steps_per_epoch) for step in steps
+        ]
+        found = blocks(self.step, [self.objective.weight(step) for step in steps], rates)
+        if found is None:
+            return None
+        loss, kl, ladj = found.unbind(1)
+        nothing = torch.zeros_like(kl)
+        self.step += count
+        # As METRICS has them: nothing is observed, and nothing preprocessed.
+        return torch.stack([loss, -kl, nothing, kl, ladj, nothing], 1)
+
+    def _until_validation(self) -> int:
+        return self.validate_every - self.step % self.validate_every
+
+    def _start_rows(self, split: str) -> Examples:
         """Rows that a part may begin at: the first of a split, as the model sees them, under noise of their own."""
         rows = torch.arange(min(self.dataset.sizes[split], _START_ROWS), device=self.engine.device)
         with random.stream(random.derive(self.spec.training.seed, "start", 0)):
-            x = self.dataset.batch(split, rows).x
+            x = self.dataset.batch(split, rows).seen
         assert x is not None
         return x
 
@@ -279,7 +326,7 @@ class Loop:
             # Of every update; six digits, so that the file stays small.
             "elbos": [float(f"{elbo:.6g}") for elbo in rows[:, METRICS.index("elbo")].tolist()],
             "beta": self.objective.weight(self.step - 1),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
             "steps_per_second": (self._filled - self._carried) / took if took else 0.0,
             **self.model.monitor(),
         }
@@ -389,6 +436,9 @@ class Loop:
                 f"state: does not fit the model of this run's spec ({error}); fit again"
             ) from error
         self.step, self.seconds, self._resumed = state["step"], state["seconds"], True
+        if self._graph is not None:
+            # The optimizer has new tensors.
+            self._graph.forget()
         self.best.load_state(state["best"])
         self._next_snapshot = state["next_snapshot"]
         pending = state["pending"]
@@ -402,6 +452,8 @@ class Loop:
     def restore(self) -> None:
         """Go back to the last boundary where everything was finite."""
         self.step, self._filled = self._good.restore(), 0
+        if self._graph is not None:
+            self._graph.forget("a step that is looked at runs eagerly")
 
     def kept_weights(self) -> dict[str, Tensor]:
         """The weights that the run stands for: best on validation, or the last."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adamax, AdamW, RMSprop
 
 from varflow.core.errors import SpecError
 from varflow.core.settings import Above, AtLeast, Between, Settings, settings
+from varflow.native import planar_fit
 
 __all__ = ["SGD", "AdamW", "Adamax", "FusedAdam", "OptimizerSettings", "RMSprop", "learning_rate"]
 
@@ -37,6 +38,9 @@ class OptimizerSettings(Settings):
         float | None, "Largest norm of the whole gradient; without it no clipping.", Above(0)
     ] = None
 
+    #: Whether the optimizer counts its updates.
+    counts: ClassVar[bool] = True
+
     def options(self) -> dict[str, Any]:
         """What torch's optimizer takes beside the rate and the penalty."""
         return {"foreach": True}
@@ -44,8 +48,12 @@ class OptimizerSettings(Settings):
     def build(self, part: Any, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer over the parameters of ``model`` that require gradients."""
         groups = _groups(model, self.weight_decay, self.gain_decay)
+        options = self.options()
+        if self.counts and any(p.is_cuda for group in groups for p in group["params"]):
+            # The count of updates stays on the device, where a captured step can count.
+            options["capturable"] = True
         made: torch.optim.Optimizer = part(
-            groups, lr=self.lr, weight_decay=self.weight_decay, **self.options()
+            groups, lr=self.lr, weight_decay=self.weight_decay, **options
         )
         return made
 
@@ -83,6 +91,7 @@ class RMSpropSettings(OptimizerSettings):
 
 @settings("SGD")
 class SGDSettings(OptimizerSettings):
+    counts: ClassVar[bool] = False
     momentum: Annotated[float, "Momentum.", AtLeast(0)] = 0.0
     nesterov: Annotated[bool, "Nesterov momentum."] = False
 
@@ -94,7 +103,42 @@ class SGDSettings(OptimizerSettings):
         return {"fused": True, "momentum": self.momentum, "nesterov": self.nesterov}
 
 
-class FusedAdam(torch.optim.Adam):
+def _light(method: Any) -> Any:
+    """A method of torch's optimizers without the wrapper that keeps it out of compiled code.
+
+    The wrapper imports the compiler when it is first called, more than a second, and nothing here compiles an
+    optimizer. Torch's own ``step`` loses its ``no_grad`` with it.
+    """
+    return inspect.unwrap(method)
+
+
+class _Light(torch.optim.Optimizer):
+    """torch's optimizers, that do not import the compiler."""
+
+    add_param_group = _light(torch.optim.Optimizer.add_param_group)
+    state_dict = _light(torch.optim.Optimizer.state_dict)
+    load_state_dict = _light(torch.optim.Optimizer.load_state_dict)
+    zero_grad = _light(torch.optim.Optimizer.zero_grad)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "step" not in vars(cls):
+            cls.step = torch.no_grad()(_light(cls.step))  # type: ignore[method-assign]
+
+
+class SGD(_Light, torch.optim.SGD): ...
+
+
+class AdamW(_Light, torch.optim.AdamW): ...
+
+
+class Adamax(_Light, torch.optim.Adamax): ...
+
+
+class RMSprop(_Light, torch.optim.RMSprop): ...
+
+
+class FusedAdam(_Light, torch.optim.Adam):
     """torch's fused Adam, to the bit, without what torch checks again at every step.
 
     Those checks take 55 µs, as long as the whole forward pass of a flow in the plane. Whatever is out of the
@@ -106,9 +150,9 @@ class FusedAdam(torch.optim.Adam):
         # torch counts the steps of each tensor in a tensor.
         lists = [self._lists(group) for group in self.param_groups]
         if closure is not None or self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
-            return super().step(closure)
+            return _hooked_step(self, closure)
         if any(found is None for found in lists):
-            return super().step()
+            return _adam_step(self)
         for group, found in zip(self.param_groups, lists, strict=True):
             if not found or not found[0]:
                 continue
@@ -148,6 +192,39 @@ class FusedAdam(torch.optim.Adam):
         return lists
 
 
+_adam_step = torch.no_grad()(_light(torch.optim.Adam.step))
+_hooked_step = torch.optim.Optimizer.profile_hook_step(_adam_step)
+
+
+def compiled(optimizer: torch.optim.Optimizer, clip: float | None, clip_eps: float) -> planar_fit.Update | None:
+    """What compiled code has of ``optimizer``, with ``clip`` of the spec; None where it has not the whole of it."""
+    group = optimizer.param_groups[0]
+    special = ("amsgrad", "maximize", "capturable", "differentiable")
+    if (
+        len(optimizer.param_groups) > 1
+        or any(group.get(name) for name in special)
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+    ):
+        return None
+    common = {"eps": group["eps"], "weight_decay": group["weight_decay"]} if "eps" in group else {}
+    common |= {"clip": clip or 0.0, "clip_eps": clip_eps}
+    if type(optimizer) in (FusedAdam, AdamW):
+        kind: Literal["adam", "adamw"] = "adam" if type(optimizer) is FusedAdam else "adamw"
+        return planar_fit.Update(kind, *group["betas"], **common)
+    if type(optimizer) is RMSprop:
+        return planar_fit.Update("rmsprop", group["momentum"], group["alpha"], centered=group["centered"], **common)
+    return None
+
+
+#: What an optimizer keeps of each tensor, in the order that compiled code has it.
+COMPILED_STATES = {
+    "adam": ("exp_avg", "exp_avg_sq", None),
+    "adamw": ("exp_avg", "exp_avg_sq", None),
+    "rmsprop": ("square_avg", "momentum_buffer", "grad_avg"),
+}
+
+
 def _groups(model: nn.Module, weight_decay: float, gain_decay: float) -> list[dict[str, Any]]:
     """All parameters, those of weight normalisation's gains apart where they have a penalty of their own."""
     gains: list[nn.Parameter] = []
@@ -164,6 +241,22 @@ def _groups(model: nn.Module, weight_decay: float, gain_decay: float) -> list[di
         {"params": others},
         {"params": gains, "weight_decay": weight_decay + gain_decay},
     ]
+
+
+class Rate:
+    """The learning rate of an optimizer, as it changes: a number on a CPU; on other devices one tensor, which a
+    captured step reads anew each time. There it is float32, which torch's fused updates ask for: 6e-8 of it are
+    rounding.
+    """
+
+    def __init__(self, device: str, lr: float) -> None:
+        self._tensor = None if device == "cpu" else torch.tensor(lr, device=device, dtype=torch.float32)
+
+    def set(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """Let the next update take ``rate``."""
+        held = rate if self._tensor is None else self._tensor.fill_(rate)
+        for group in optimizer.param_groups:
+            group["lr"] = held
 
 
 def learning_rate(spec: Any, step: int, steps: int, steps_per_epoch: int = 1) -> float:

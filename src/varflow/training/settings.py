@@ -48,6 +48,10 @@ class TrainingSettings(Settings):
         bool,
         "Compile the training step with torch.compile: tens of seconds once, then faster steps.",
     ] = False
+    graph: Annotated[
+        Literal["auto", "on", "off"],
+        "Launch the whole step as one CUDA graph: auto where the device is CUDA and the step can be captured.",
+    ] = "auto"
     threads: Annotated[int | None, "CPU threads; without it torch's choice.", AtLeast(1)] = None
     fits: Annotated[
         int,

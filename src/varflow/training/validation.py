@@ -63,7 +63,7 @@ class Validation:
         for number, index in self._chunks()[ranks.rank() :: ranks.world()]:
             with random.stream(SEED, number), self.engine.autocast():
                 batch = self.dataset.batch("validation", index)
-                terms = self.model.terms(batch.x, self.samples, groups=self.objective.groups)
+                terms = self.model.terms(batch.seen, self.samples, groups=self.objective.groups)
             loss += self.objective(terms, self.objective.final).double() * len(index)
             bound, log_likelihood = self.objective.lower_bound(terms), terms.log_likelihood.mean(0)
             kl, ladj = terms.kl.mean(0), terms.draw.ladj.mean(0)
@@ -99,7 +99,7 @@ class Validation:
         finding = guard.Finding()
         for number, index in self._chunks():
             with random.stream(SEED, number), self.engine.autocast():
-                x = self.dataset.batch("validation", index).x
+                x = self.dataset.batch("validation", index).seen
                 guard.inspect_terms(self.model, x, 1, finding)
         return finding.where
 

@@ -1,0 +1,731 @@
+"""Tables as people have them, to named columns of cells: CSV in any common dialect, Parquet, Arrow, frames. No torch.
+
+How a file of text is read, which decision depends on what:
+
+* **Encoding**: what the byte-order mark says; else UTF-16 where every second byte is zero; else UTF-8; else
+  Windows-1252, or Latin-1 where that has no such byte.
+* **Delimiter**: of tab, semicolon, bar and comma the one that cuts the first 200 rows into equally many cells, more
+  than one; of several such the one that leaves most cells numbers. A file .tsv has tabs. Blanks, where nothing else
+  cuts. A first line ``sep=;`` says it.
+* **Quotes**: ``"`` around cells with delimiters or line breaks in them, a doubled one (or ``\\"``) for itself; ``'``
+  where the file has no ``"``.
+* **Head**: the first row, where none of its cells is a number, a date or missing; the cells at its ends may be empty.
+  Numbers in it are names where each is one more than the one before, and none of their columns is whole; NA is one
+  where another name stands over numbers.
+* **Missing**: an empty cell, NA, N/A, NaN, null, None, ``?``, ``-``, in small letters or large. Blanks around a cell
+  do not count.
+* **Decimals**: a point or a comma, whichever makes numbers of all cells of a column. ``1,234`` alone can be both;
+  then the other columns of the file decide, then the whole numbers beside it in its column (1234 says that commas
+  group nothing; two of at most three digits say that they do, if the delimiter is no semicolon). In a file that
+  semicolons do not cut, a point stands before decimals. What nothing decides is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from varflow.core.errors import DataError, SpecError
+from varflow.data.cells import (
+    COUNTED,
+    MISSING,
+    Cells,
+    Codes,
+    Flags,
+    Listed,
+    Numbers,
+    arrow_cells,
+    as_numbers,
+    date_format,
+    decimal_marks,
+    grouping,
+    is_number,
+    listed_numbers,
+    plain_numbers,
+    text_cells,
+    undecided,
+)
+from varflow.data.readers import content, need
+
+#: Suffixes of tables.
+TEXTS = (".csv", ".tsv", ".txt")
+ARROWS = (".parquet", ".feather", ".arrow")
+#: A file of so many bytes goes through pyarrow, where it is installed.
+_LARGE = 2**20
+_SAMPLE_BYTES, _SAMPLE_ROWS = 2**18, 200
+#: Columns with more cells are tried as numbers first.
+_MANY = 1000
+_DELIMITERS = ("\t", ";", "|", ",")
+#: Cuts nothing: the separator of units of ASCII.
+_NOWHERE = "\x1f"
+#: Whole numbers beyond this are not all numbers of float64.
+_EXACT = 2**53
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A table as it was given.
+
+    Attributes:
+        columns: its columns.
+        where: what errors begin with: the file, or "x".
+        named: whether the names of the columns were given.
+        delimiter: of a file of text; "" of anything else.
+        labels: class numbers, of data sets that have them beside their columns.
+        classes: their names.
+        decimal: what stands before decimals, where cells tell.
+    """
+
+    columns: tuple[Cells, ...]
+    where: str
+    named: bool = True
+    delimiter: str = ""
+    labels: Any = None
+    classes: tuple[str, ...] = ()
+    decimal: str = ""
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+
+# -- files --------------------------------------------------------------------------------------------
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix that says how a file is read: .csv of t.csv and of t.csv.gz."""
+    inner = Path(path.stem).suffix.lower()
+    return inner if path.suffix.lower() == ".gz" and inner in TEXTS else path.suffix.lower()
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table by its suffix."""
+    return suffix_of(path) in (*TEXTS, *ARROWS)
+
+
+def read_table(path: Path, decimal: str = "auto", engine: str = "auto", before: str = "") -> Raw:
+    """The columns of a file.
+
+    Args:
+        path: .csv, .tsv, .txt, .parquet, .feather or .arrow.
+        decimal: "." or ",", where the file does not decide which of them stands before decimals.
+        engine: how text is cut into cells: "plain", "arrow", or by the size of the file.
+        before: what stood before decimals in another file of the kind; it decides what nothing in this one does.
+
+    Raises:
+        DataError: it cannot be read, or its cells contradict each other.
+    """
+    if suffix_of(path) in ARROWS:
+        return _checked(_arrow_file(path))
+    return settled(_checked(_text_file(path, engine)), decimal, before)
+
+
+def _checked(raw: Raw) -> Raw:
+    if not raw.columns:
+        raise DataError(f"{raw.where}: has no columns")
+    for name, count in Counter(raw.names).items():
+        if count > 1:
+            raise DataError(f"{raw.where}: has {count} columns '{name}'; give each a name of its own")
+    if not len(raw):
+        raise DataError(f"{raw.where}: has {'a head but ' if raw.delimiter else ''}no rows")
+    return raw
+
+
+class Dialect(NamedTuple):
+    """How a text is cut into cells.
+
+    Attributes:
+        delimiter: a character; "" for any number of blanks.
+        quote: around cells.
+        escape: before a quote inside of quotes; None where it is doubled.
+        blanks: whether a quote can come after a blank.
+        strict: whether a quote that is not closed, or closed within a cell, is refused.
+    """
+
+    delimiter: str
+    quote: str = '"'
+    escape: str | None = None
+    blanks: bool = False
+    strict: bool = False
+
+    def rows(self, lines: Iterable[str]) -> Iterator[list[str]]:
+        """The rows of a text that hold anything."""
+        if not self.delimiter:
+            yield from (cells for line in lines if (cells := line.split()))
+            return
+        found = csv.reader(
+            lines, delimiter=self.delimiter, quotechar=self.quote, escapechar=self.escape,
+            doublequote=self.escape is None, skipinitialspace=self.blanks, strict=self.strict,
+        )  # fmt: skip
+        yield from (cells for cells in found if len(cells) > 1 or (cells and cells[0].strip()))
+
+
+def decoded(raw: bytes, where: str) -> str:
+    """The text of a file.
+
+    Raises:
+        DataError: bytes that are no text.
+    """
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encodings: tuple[str, ...] = ("utf-16",)
+    elif raw.startswith(b"\xef\xbb\xbf"):
+        encodings = ("utf-8-sig",)
+    else:
+        odd, even = raw[1:1000:2], raw[0:1000:2]
+        wide = "utf-16-le" if odd and not any(odd) else "utf-16-be" if even and not any(even) else ""
+        encodings = (wide,) if wide else ("utf-8", "cp1252", "latin-1")
+    for encoding in encodings:
+        try:
+            text = raw.decode(encoding)
+        except UnicodeDecodeError as error:
+            failed = error
+            continue
+        if "\0" in text[:10_000]:
+            raise DataError(f"{where}: not a text file (it holds zero bytes)")
+        return text
+    raise DataError(f"{where}: not a text file ({failed})")
+
+
+def sniffed(sample: str, suffix: str = ".csv", cut: bool = False) -> Dialect:
+    """The dialect of a text, by its first rows; the last of them may be ``cut``."""
+    quote = '"'
+    if '"' not in sample and re.search(r"(^|[\t;|,])'[^'\n]*'($|[\t;|,])", sample, re.MULTILINE):
+        quote = "'"
+    escape = "\\" if re.search(rf"\\{quote}(?![\s\t;|,]|$)", sample) else None
+    best: tuple[Any, ...] = ()
+    chosen = Dialect("\t" if suffix == ".tsv" else ",", quote, escape)
+    for delimiter in ("\t",) if suffix == ".tsv" else _DELIMITERS:
+        blanks = re.search(rf"{re.escape(delimiter)} +{quote}", sample) is not None
+        dialect = Dialect(delimiter, quote, escape, blanks)
+        try:
+            rows = _some(dialect.rows(io.StringIO(sample, newline="")), cut)
+        except csv.Error:
+            continue
+        counts = Counter(map(len, rows))
+        size, agree = counts.most_common(1)[0] if counts else (0, 0)
+        if size < 2:
+            continue
+        cells = [cell.strip() for row in rows for cell in row]
+        numbers = sum(_is_plain(cell) for cell in cells) / len(cells)
+        score = (agree / len(rows) > 0.999, agree / len(rows) > 0.5, round(numbers, 3), size)
+        if score > best:
+            best, chosen = score, dialect
+    # A column by itself, with commas before its decimals.
+    lines = [line.strip() for line in sample.splitlines()[:_SAMPLE_ROWS] if line.strip()]
+    alone = best and not best[0] and not any(mark in lines[0] for mark in _DELIMITERS)
+    if alone and all(_is_plain(line) for line in lines[1:]):
+        return Dialect(_NOWHERE, quote, escape)
+    if not best and suffix != ".tsv":
+        rows = _some((line.split() for line in sample.splitlines() if line.strip()), cut)
+        sizes = {len(row) for row in rows[1:]}
+        if len(sizes) == 1 and sizes != {1} and all(_is_plain(cell) for row in rows[1:] for cell in row):
+            return Dialect("")
+    return chosen
+
+
+def _some(rows: Iterator[list[str]], cut: bool) -> list[list[str]]:
+    """The first rows; without the last of a text that is ``cut`` off in it."""
+    found = list(islice(rows, _SAMPLE_ROWS))
+    return found[:-1] if cut and 1 < len(found) < _SAMPLE_ROWS else found
+
+
+_PLAIN = re.compile(r"[+-]?(\d+([.,]\d*)*|[.,]\d+)([eE][+-]?\d+)?$")
+
+
+def _is_plain(cell: str) -> bool:
+    """Whether a cell is a number or missing, as far as one cell can tell."""
+    return _PLAIN.match(cell) is not None or cell.lower() in MISSING
+
+
+def _is_head(row: Sequence[str], body: Sequence[Sequence[str]]) -> bool:
+    """Whether a first row is the head: nothing in it is a number, a date or missing; the cells at its ends may be
+    empty. Some rows of the body are looked at where there are numbers.
+    """
+    cells = [cell.strip() for cell in row]
+    words = Listed([cell for cell in cells if cell])
+    if not len(words):
+        return False
+    if any(cell.lower() in MISSING for cell in (*words.plain(), *cells[1:-1])) and not _over_numbers(cells, body):
+        return False
+    held = is_number(words, ".") | is_number(words, ",")
+    if held.any():
+        return _numbers_columns(cells, body)
+    return not any(date_format(Listed([cell])) for cell in words.plain())
+
+
+def _over_numbers(cells: Sequence[str], body: Sequence[Sequence[str]]) -> bool:
+    """Whether a word in a first row stands over numbers, as a name does: then NA beside it is one too."""
+    for place, cell in enumerate(cells):
+        below = [row[place].strip() for row in body if place < len(row)]
+        if cell and not _is_plain(cell) and below and all(map(_is_plain, below)):
+            return True
+    return False
+
+
+def _numbers_columns(cells: Sequence[str], body: Sequence[Sequence[str]]) -> bool:
+    """Whether numbers in a first row are the names of columns, such as years, or those that pandas writes: whole
+    numbers of which each is one more than the one before, over columns of which none is whole.
+    """
+    places = [place for place, cell in enumerate(cells) if cell.isdecimal()]
+    numbers = [int(cells[place]) for place in places]
+    others = [cell for place, cell in enumerate(cells) if place not in places]
+    if len(numbers) < 2 or any(_is_plain(cell) for cell in others if cell):
+        return False
+    if not (numbers[0] == 0 or len(numbers) > 2 or any(others)):
+        return False
+    over = [{row[place].strip() for row in body if place < len(row)} for place in places]
+    broken = all(any(re.search(r"\d[.,]\d", cell) for cell in column) for column in over)
+    return broken and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def _text_file(path: Path, engine: str) -> Raw:
+    text = decoded(content(path), str(path))
+    suffix = suffix_of(path)
+    begin, delimiter = 0, None
+    if said := re.match(r"sep=(.)\r?\n", text):
+        begin, delimiter = said.end(), said[1]
+    sample = text[begin : begin + _SAMPLE_BYTES]
+    if not sample.strip():
+        raise DataError(f"{path}: is empty; should hold a row of numbers or words an example")
+    dialect = sniffed(sample, suffix, len(text) > begin + _SAMPLE_BYTES)
+    if delimiter is not None:
+        dialect = dialect._replace(delimiter=delimiter)
+    large = len(text) > _LARGE if engine == "auto" else engine == "arrow"
+    if large and dialect.delimiter and not dialect.blanks:
+        found = _by_arrow(path, text[begin:] if begin else text, sample, dialect)
+        if found is not None:
+            return found
+    return _by_lines(path, text[begin:] if begin else text, dialect)
+
+
+def _heads(rows: Sequence[list[str]]) -> tuple[list[str], bool]:
+    """The names of the columns, and whether the first row holds them."""
+    first, *body = rows[:_SAMPLE_ROWS]
+    if not _is_head(first, body):
+        return [f"x{number}" for number in range(len(first))], False
+    names = [cell.strip() or f"column {number + 1}" for number, cell in enumerate(first)]
+    # What numpy writes above a table.
+    names[0] = names[0].removeprefix("# ")
+    return names, True
+
+
+def _by_lines(path: Path, text: str, dialect: Dialect) -> Raw:
+    """Cells by Python's own reader."""
+    csv.field_size_limit(2**31 - 1)
+    try:
+        rows = list(dialect._replace(strict=True).rows(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        if "unexpected end" in str(error):
+            raise DataError(
+                f"{path}: a {dialect.quote} is opened and not closed before the file ends; close it"
+            ) from error
+        try:
+            rows = list(dialect.rows(io.StringIO(text, newline="")))
+        except csv.Error as failed:
+            raise DataError(f"{path}: cannot be cut into cells ({failed})") from failed
+    if not rows:
+        raise DataError(f"{path}: is empty; should hold a row of numbers or words an example")
+    if not dialect.delimiter and rows[0][0] == "#":
+        # What numpy writes before a head.
+        del rows[0][0]
+    names, headed = _heads(rows)
+    body = rows[1:] if headed else rows
+    if not body:
+        raise DataError(f"{path}: has a head but no rows")
+    sizes = Counter(map(len, body))
+    size = sizes.most_common(1)[0][0]
+    if headed and len(names) != size and sizes[size] > len(body) / 2:
+        # A delimiter at the end of every line makes a column without a name.
+        if len(names) == size - 1 and all(not row[-1].strip() for row in body if len(row) == size):
+            body = [row[:-1] if len(row) == size else row for row in body]
+            size -= 1
+        else:
+            raise DataError(f"{path}: {len(names)} heads over {size} columns")
+    size = len(names)
+    for number, row in enumerate(body):
+        if len(row) != size:
+            cells = "1 cell" if len(row) == 1 else f"{len(row)} cells"
+            raise DataError(f"{path}: row {number + 1} has {cells}, should have {size} ({COUNTED})")
+    many = len(body) > _MANY
+    columns = [
+        (listed_numbers(name, column) if many else None) or text_cells(name, column)
+        for name, column in zip(names, zip(*body, strict=True), strict=True)
+    ]
+    return Raw(tuple(columns), str(path), headed, dialect.delimiter or " ")
+
+
+def _by_arrow(path: Path, text: str, sample: str, dialect: Dialect) -> Raw | None:
+    """The same cells through Arrow; None where it is not installed or the file is not regular."""
+    try:
+        import pyarrow
+        from pyarrow import csv as arrow_csv
+    except ImportError:
+        return None
+    lines = io.StringIO(sample, newline="")
+    reader = csv.reader(lines, delimiter=dialect.delimiter, quotechar=dialect.quote)
+    try:
+        first = next(reader)
+        rows = [first, *_some(dialect.rows(lines), True)]
+    except (csv.Error, StopIteration):
+        return None
+    # A head over several lines, or blank lines above it.
+    if reader.line_num != 1 or not any(cell.strip() for cell in first):
+        return None
+    names, headed = _heads(rows)
+    keys = [str(number) for number in range(len(names))]
+    quoted = dialect.quote in text
+    if quoted and dialect.escape is None and text.count(dialect.quote) % 2:
+        # A quote that is not closed, which Arrow takes as it is.
+        return None
+    try:
+        table = arrow_csv.read_csv(
+            pyarrow.py_buffer(text.encode()),
+            arrow_csv.ReadOptions(column_names=keys, skip_rows=int(headed), block_size=2**24),
+            arrow_csv.ParseOptions(
+                delimiter=dialect.delimiter, quote_char=dialect.quote if quoted else False,
+                double_quote=dialect.escape is None, escape_char=dialect.escape or False, newlines_in_values=quoted,
+            ),
+            arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(keys, pyarrow.string()), strings_can_be_null=True,
+                null_values=sorted({"NaN", *(form(w) for w in MISSING for form in (str, str.upper, str.title))}),
+            ),
+        )  # fmt: skip
+    except pyarrow.ArrowException:
+        # The reader of lines finds the row that is wrong, and says so.
+        return None
+    if not table.num_rows:
+        return None
+    columns = [
+        plain_numbers(name, table.column(key)) or arrow_cells(name, table.column(key))
+        for name, key in zip(names, keys, strict=True)
+    ]
+    return Raw(tuple(columns), str(path), headed, dialect.delimiter)
+
+
+def _arrow_file(path: Path) -> Raw:
+    try:
+        import pyarrow
+        from pyarrow import feather, parquet
+    except ImportError as error:
+        raise need("table", "pyarrow", f"reading {path.suffix}") from error
+    try:
+        read = parquet.read_table if path.suffix.lower() == ".parquet" else feather.read_table
+        found = read(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: cannot be read as {path.suffix} ({what})") from error
+    return settled(Raw(tuple(_of_arrow(found, str(path))), str(path)))
+
+
+# -- what text means ----------------------------------------------------------------------------------
+
+
+def settled(raw: Raw, decimal: str = "auto", before: str = "") -> Raw:
+    """Columns of text whose every cell is a number as numbers, by the rules above; others stay text.
+
+    Raises:
+        DataError: a mark that can be one of decimals or of thousands, and nothing decides.
+    """
+    if decimal not in ("auto", ".", ","):
+        raise SpecError(f"decimal: was '{decimal}'; use auto, . or ,")
+    texts = [column for column in raw.columns if column.sort == "text"]
+    read = {column.name: decimal_marks(column) for column in texts}
+    said = {"." for point, comma in read.values() if point and not comma}
+    said |= {"," for point, comma in read.values() if comma and not point}
+    if raw.delimiter and any(column.sort == "number" and not column.whole for column in raw.columns):
+        # What was read in one go had points.
+        said.add(".")
+    out = []
+    for column in raw.columns:
+        if column.sort == "text":
+            point, comma = read[column.name]
+            if point and comma:
+                mark = decimal if decimal != "auto" else _mark(column, said, raw, before)
+            else:
+                mark = "." if point else "," if comma else ""
+            if mark:
+                column = as_numbers(column, mark, raw.where)
+        out.append(column)
+    return replace(raw, columns=tuple(out), decimal=next(iter(said)) if len(said) == 1 and raw.delimiter else "")
+
+
+def _mark(column: Cells, said: set[str], raw: Raw, before: str) -> str:
+    """What stands before the decimals of a column that a point and a comma both fit."""
+    found = undecided(column)
+    if found is None:
+        return "."
+    mark, row = found
+    other = "," if mark == "." else "."
+    if len(said) == 1:
+        return next(iter(said))
+    if mark == "." and raw.delimiter != ";":
+        return "."
+    groups = grouping(column)
+    if groups is False:
+        return mark
+    if groups is True and (mark == ".") == (raw.delimiter == ";"):
+        return other
+    if before:
+        return before
+    what = "the comma" if mark == "," else "the point"
+    raise DataError(
+        f"{raw.where}: column '{column.name}' has {column.shown(row)} in row {row + 1} ({COUNTED}): {what} can stand "
+        "before decimals or before thousands, and nothing in the file tells; say decimal=',' or decimal='.' "
+        "(--decimal)"
+    )
+
+
+# -- frames -------------------------------------------------------------------------------------------
+
+
+def is_frame(x: Any) -> bool:
+    """Whether x is a frame or a table of some library: of named columns."""
+    named = ("__arrow_c_stream__", "__arrow_c_array__", "__dataframe__")
+    return from_package(x, "pandas", "datasets") or any(hasattr(x, name) for name in named)
+
+
+def from_package(x: Any, *packages: str) -> bool:
+    """Whether the class of x, or one that it is made of, is of one of these packages."""
+    return any(kind.__module__.split(".")[0] in packages for kind in type(x).__mro__)
+
+
+def read_frame(x: Any, where: str = "x") -> Raw:
+    """The columns of a frame of pandas or polars, of an Arrow table, or of a data set of Hugging Face.
+
+    Text is read as that of a file is.
+
+    Raises:
+        DataError: a column that holds neither numbers nor text nor dates.
+    """
+    labels, classes = None, ()
+    if from_package(x, "pandas"):
+        columns = _of_pandas(x, where)
+    elif from_package(x, "polars"):
+        if type(x).__name__ == "LazyFrame":
+            raise DataError(f"{where}: was a LazyFrame, whose rows are not there yet; give x.collect()")
+        columns = _of_polars(x, where)
+    else:
+        if from_package(x, "datasets"):
+            if not hasattr(x, "__len__"):
+                kind = type(x).__name__
+                raise DataError(f"{where}: was {kind}, which can only be gone through in order; load it whole")
+            classed = [name for name, kind in x.features.items() if type(kind).__name__ == "ClassLabel"]
+            if classed:
+                labels, classes = np.asarray(x[classed[0]]), tuple(x.features[classed[0]].names)
+                x = x.remove_columns(classed[:1])
+            x = x.with_format("arrow")[:]
+        columns = _of_arrow(_arrow_table(x, where), where)
+    return settled(_checked(Raw(tuple(columns), where, labels=labels, classes=classes)))
+
+
+def _of_pandas(x: Any, where: str) -> Iterator[Cells]:
+    import pandas
+    from pandas.api import types
+
+    if not hasattr(x, "columns"):
+        x = x.to_frame("x" if x.name is None else x.name)
+    for place, label in enumerate(x.columns):
+        name, column = str(label), x.iloc[:, place]
+        kind = column.dtype
+        if str(kind).endswith("[pyarrow]"):
+            yield from _of_arrow_column(name, column, where)
+        elif isinstance(kind, pandas.CategoricalDtype):
+            words = [str(word).strip() for word in column.cat.categories]
+            yield _coded(name, column.cat.codes.to_numpy(np.int64), words, bool(column.cat.ordered))
+        elif types.is_bool_dtype(kind):
+            values = column.astype("boolean").astype("Float64").to_numpy(np.float64, na_value=np.nan)
+            yield Cells(name, "number", values, whole=True, flag=True)
+        elif types.is_numeric_dtype(kind) and not types.is_complex_dtype(kind):
+            values = column.to_numpy(np.float64, na_value=np.nan)
+            whole = types.is_integer_dtype(kind)
+            yield _numeric(name, values, whole, where)
+        elif types.is_datetime64_any_dtype(kind):
+            naive = column.dt.tz_convert("UTC").dt.tz_localize(None) if getattr(kind, "tz", None) else column
+            yield _stamps(name, naive.to_numpy("datetime64[us]"))
+        elif str(kind) in ("object", "str", "string") or isinstance(kind, pandas.StringDtype):
+            yield _objects(name, column, where, lambda held: held.isna().to_numpy())
+        else:
+            raise _strange(name, kind, where)
+
+
+def _of_arrow_column(name: str, column: Any, where: str) -> Iterator[Cells]:
+    """A column of pandas that is one of Arrow inside."""
+    import pyarrow
+
+    yield from _of_arrow(pyarrow.table({name: pyarrow.array(column)}), where)
+
+
+def _objects(name: str, column: Any, where: str, gone: Callable[[Any], Flags]) -> Cells:
+    """A column of Python objects: text, numbers, dates; one sort of them beside what is missing."""
+    import datetime
+    import numbers
+    from decimal import Decimal
+
+    import pandas
+
+    missing = gone(column)
+    codes, distinct = pandas.factorize(column)
+    kinds = {type(value) for value in distinct}
+    if all(issubclass(kind, str) for kind in kinds):
+        # Text that is missing by its type has the code −1 already.
+        found = text_cells(name, [str(value) for value in distinct])
+        assert found.codes is not None
+        moved = np.append(found.codes, -1)
+        return Cells(name, "text", None, moved[np.where(missing, -1, codes)], found.words)
+    if all(issubclass(kind, bool | np.bool_) for kind in kinds):
+        values = np.append(np.array([float(value) for value in distinct]), np.nan)[np.where(missing, -1, codes)]
+        return Cells(name, "number", values, whole=True, flag=True)
+    if all(issubclass(kind, numbers.Real | Decimal) for kind in kinds):
+        each = np.array([float(value) for value in distinct], np.float64)
+        whole = all(issubclass(kind, numbers.Integral) for kind in kinds)
+        return _numeric(name, np.append(each, np.nan)[np.where(missing, -1, codes)], whole, where)
+    if all(issubclass(kind, datetime.date) for kind in kinds):
+        stamps = np.array([np.datetime64(value, "us") for value in distinct] + [np.datetime64("NaT", "us")])
+        return _stamps(name, stamps[np.where(missing, -1, codes)])
+    said = " and ".join(sorted(kind.__name__ for kind in kinds))
+    raise DataError(f"{where}: column '{name}' holds {said}; should be numbers, text or dates, of one sort")
+
+
+def _of_polars(x: Any, where: str) -> Iterator[Cells]:
+    import polars as pl
+
+    if not hasattr(x, "columns"):
+        x = x.to_frame()
+    for column in x.iter_columns():
+        name, kind = column.name, column.dtype
+        if kind == pl.Boolean:
+            yield Cells(name, "number", column.cast(pl.Float64).fill_null(np.nan).to_numpy(), whole=True, flag=True)
+        elif kind.is_numeric():
+            values = column.cast(pl.Float64).fill_null(np.nan).to_numpy()
+            yield _numeric(name, np.array(values), kind.is_integer(), where)
+        elif kind in (pl.Date, pl.Datetime):
+            if getattr(kind, "time_zone", None):
+                column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+            yield _stamps(name, column.cast(pl.Datetime("us")).to_numpy())
+        elif kind in (pl.String, pl.Categorical, pl.Enum):
+            if kind == pl.Enum:
+                words = list(kind.categories)
+            else:
+                words = column.drop_nulls().unique(maintain_order=True).cast(pl.String).to_list()
+            text = column.cast(pl.String)
+            codes = text.replace_strict(words, range(len(words)), default=-1, return_dtype=pl.Int64).fill_null(-1)
+            if kind == pl.String:
+                found = text_cells(name, words)
+                assert found.codes is not None
+                yield Cells(name, "text", None, np.append(found.codes, -1)[codes.to_numpy()], found.words)
+            else:
+                yield _coded(name, codes.to_numpy(), words, False)
+        elif kind == pl.Null:
+            yield Cells(name, "number", np.full(len(column), np.nan))
+        else:
+            raise _strange(name, kind, where)
+
+
+def _arrow_table(x: Any, where: str) -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise DataError(
+            f"{where}: {type(x).__name__} is read through pyarrow; install it with: pip install 'varflow[table]'"
+        ) from error
+    if isinstance(x, pyarrow.Table):
+        return x
+    if isinstance(x, pyarrow.RecordBatch):
+        return pyarrow.Table.from_batches([x])
+    if hasattr(x, "__arrow_c_stream__") or hasattr(x, "__arrow_c_array__"):
+        return pyarrow.table(x)
+    from pyarrow.interchange import from_dataframe
+
+    return from_dataframe(x)
+
+
+def _of_arrow(table: Any, where: str) -> Iterator[Cells]:
+    import pyarrow
+    import pyarrow.compute as pc
+    from pyarrow import types
+
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        kind = column.type
+        if types.is_dictionary(kind):
+            ordered = bool(kind.ordered)
+            column = column.unify_dictionaries().combine_chunks()
+            column = column.chunk(0) if isinstance(column, pyarrow.ChunkedArray) else column
+            codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            yield _coded(name, codes, [str(word).strip() for word in column.dictionary.to_pylist()], ordered)
+        elif types.is_boolean(kind):
+            values = pc.cast(column, pyarrow.int8()).cast(pyarrow.float64()).to_numpy()
+            yield Cells(name, "number", values, whole=True, flag=True)
+        elif types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+            values = pc.cast(column, pyarrow.float64(), safe=False).to_numpy()
+            yield _numeric(name, np.array(values, np.float64), types.is_integer(kind), where)
+        elif types.is_date(kind) or types.is_timestamp(kind):
+            stamps = pc.cast(column, pyarrow.timestamp("us"), safe=False)
+            yield _stamps(name, stamps.to_numpy().astype("datetime64[us]"))
+        elif types.is_string(kind) or types.is_large_string(kind) or "string_view" in str(kind):
+            yield arrow_cells(name, pc.cast(column, pyarrow.string()))
+        elif types.is_null(kind):
+            yield Cells(name, "number", np.full(len(column), np.nan))
+        else:
+            raise _strange(name, kind, where)
+
+
+def _strange(name: str, kind: Any, where: str) -> DataError:
+    return DataError(
+        f"{where}: column '{name}' holds {kind}, should be numbers, text or dates; drop it, or turn it into them"
+    )
+
+
+def _coded(name: str, codes: Codes, words: list[str], ordered: bool) -> Cells:
+    """Words by their numbers. Those that no cell has go, unless they stand in an order."""
+    if not ordered:
+        seen = np.bincount(codes[codes >= 0], minlength=len(words)) > 0
+        moved = np.append(np.where(seen, np.cumsum(seen) - 1, -1), -1)
+        codes, words = moved[codes], [word for word, there in zip(words, seen, strict=True) if there]
+    return Cells(name, "word", None, codes, Listed(words), ordered=ordered)
+
+
+def _numeric(name: str, values: Any, whole: bool, where: str) -> Cells:
+    infinite = np.isinf(values)
+    if infinite.any():
+        row = int(np.flatnonzero(infinite)[0])
+        raise DataError(
+            f"{where}: column '{name}' has {values[row]} in row {row + 1} ({COUNTED}); remove or empty that cell"
+        )
+    there = values[~np.isnan(values)]
+    if whole and there.size and np.abs(there).max() > _EXACT:
+        raise DataError(
+            f"{where}: column '{name}' holds whole numbers above 2⁵³, which float64 does not tell apart; drop it, or "
+            "subtract a constant"
+        )
+    return Cells(name, "number", values, whole=whole or (there.size > 0 and not (there % 1).any()))
+
+
+def _stamps(name: str, stamps: Any) -> Cells:
+    missing = np.isnat(stamps)
+    micro = stamps.astype("datetime64[us]").astype(np.int64)
+    days = np.where(missing, np.nan, micro / 86400e6)
+    return Cells(name, "day", days, whole=not bool((days[~missing] % 1).any()))
+
+
+def library(x: Any) -> str:
+    """The library that a frame is of: pandas, polars or pyarrow."""
+    return next((name for name in ("pandas", "polars") if from_package(x, name)), "pyarrow")
+
+
+def of_numbers(columns: Mapping[str, Numbers], named: bool, where: str = "x") -> Raw:
+    """Columns of numbers as a table."""
+    return _checked(
+        Raw(tuple(_numeric(name, values, False, where) for name, values in columns.items()), where, named)
+    )
