@@ -191,7 +191,8 @@ def test_reports_and_comparisons_of_a_copy_do_without_single_examples(finished, 
     lay(offline, finished)
     copied = vf.load("hf://lab/points").copy(tmp_path / "mine")
     drawn = []
-    monkeypatch.setattr("varflow.figures.gallery_data.gallery", lambda *given, **options: drawn.append(options["evaluation"]))
+    gallery = "varflow.figures.gallery_data.gallery"
+    monkeypatch.setattr(gallery, lambda *given, **options: drawn.append(options["evaluation"]))
     assert "Estimates on the test split" in copied.report().read_text()
     assert drawn == [None]
     from varflow.runs.comparison import compare
