@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from varflow.data.conditions import Conditions
     from varflow.evaluation import Evaluation
     from varflow.runs.distribution import Density
+    from varflow.runs.impute import Imputations
     from varflow.runs.latent_space import Neighbours, Way, What
     from varflow.runs.rows import Progress
     from varflow.runs.scores import Scores
@@ -362,6 +363,66 @@ class Run:
 
         found: Rows = reconstruct(self, x, mean, seed, given)
         return found
+
+    def impute(
+        self,
+        x: Any,
+        samples: int = 1000,
+        draws: int = 0,
+        given: Any = None,
+        seed: int = 0,
+        rounded: bool = True,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Rows with their missing cells filled in, in the kind that x is; what was there stays as it is.
+
+        With self-normalized importance weights w of the observed cells, over samples z of q(z|x_observed), a missing
+        cell gets Σ w E[cell|z]: the mean in the units of the table, of a positive column that of log-normals, of an
+        ordinal, category or binary column the most probable value (Mattei and Frellsen 2019, "MIWAE", section 3.2).
+
+        Args:
+            x: rows as for :meth:`log_prob`, with missing cells as a frame has them, or NaN in an array.
+            samples: of q(z|x_observed) for each row.
+            draws: give a list of so many tables instead, drawn from p(x_missing|x_observed): multiple imputations.
+            given: as for :meth:`log_prob`.
+            seed: of the samples. A row has the same values alone and among others; equal rows have draws of their own.
+            rounded: means of counts and of columns on a grid go to the nearest value that the column has; without it
+                they are left as they are.
+            progress: called with (rows done, rows).
+
+        Raises:
+            SpecError: a run without likelihood=columns.
+            DataError, ShapeError: as :meth:`log_prob`.
+
+        :meth:`imputations` has the spread of each cell too, and how far the weights of each row can be trusted.
+        """
+        from varflow.runs.impute import impute
+
+        return impute(self, x, samples, draws, given, seed, rounded, progress)
+
+    def imputations(
+        self,
+        x: Any,
+        samples: int = 1000,
+        draws: int = 0,
+        given: Any = None,
+        seed: int = 0,
+        rounded: bool = True,
+        memory: int = 2**30,
+        progress: Progress | None = None,
+    ) -> Imputations:
+        """:meth:`impute` as stored values, with draws, the spread of each cell, effective sample sizes and Pareto k̂.
+
+        Args:
+            x, samples, draws, given, seed, rounded, progress: as there; ``draws`` come beside the single values.
+            memory: bytes that decoding may take.
+
+        Raises:
+            as there.
+        """
+        from varflow.runs.impute import imputations
+
+        return imputations(self, x, samples, draws, given, seed, rounded, memory, progress)
 
     def interpolate(
         self, a: Rows, b: Rows, steps: int = 10, way: Way | None = None, seed: int = 0, given: Any = None
