@@ -52,6 +52,7 @@ class Predictions:
         variance: Monte-Carlo variance of ``log_prob``; None where nothing is random.
         rank: ``[N, D]`` in (0, 1): the share of p(x_j|x_rest) below the removed cell, uniform where p is right; NaN
             where there is none.
+        spread: ``[N, D]``, the standard deviation of each cell, of codes the probability of all other values.
         khat, ess: of the weights of each row ``[N]``; None where there are none.
     """
 
@@ -60,6 +61,7 @@ class Predictions:
     continuous: Tensor | None = None
     variance: Tensor | None = None
     rank: Tensor | None = None
+    spread: Tensor | None = None
     khat: Tensor | None = None
     ess: Tensor | None = None
 
@@ -160,12 +162,12 @@ def of_model(
         parts.append(
             Predictions(
                 said.value, scores.joint + moved.sum(1), scores.continuous + moved.sum(1), scores.variance,
-                below / (DRAWS + 1), found.khat, found.ess,
+                below / (DRAWS + 1), said.spread, found.khat, found.ess,
             )
         )  # fmt: skip
         if progress is not None:
             progress(min(start + POINTS, len(table.whole)), len(table.whole))
-    names = ("value", "log_prob", "continuous", "variance", "rank", "khat", "ess")
+    names = ("value", "log_prob", "continuous", "variance", "rank", "spread", "khat", "ess")
     return Predictions(**{name: torch.cat([getattr(part, name) for part in parts]).double().cpu() for name in names})
 
 
@@ -280,7 +282,7 @@ def removed_cells(
         of the central interval of 90 %. Then RMSE and accuracy column by column. A baseline's are called
         ``removed_rmse, knn``, and the model's less them ``removed_rmse less knn``.
 
-        ``per_example`` holds the removed cells: row and column, truth, value, rank.
+        ``per_example`` holds the removed cells: row and column, truth, value, rank, spread.
 
     Raises:
         SpecError: data that are no table of kinds, or a share that is none of its cells.
@@ -289,7 +291,8 @@ def removed_cells(
     check_points(dataset, model, split, limit)
     table = remove(dataset, split, share, seed, limit)
     said = of_model(model, table, samples, seed, memory, progress)
-    assert said.khat is not None and said.ess is not None and said.variance is not None and said.rank is not None
+    assert said.khat is not None and said.ess is not None and said.variance is not None
+    assert said.rank is not None and said.spread is not None
     points = int(table.gone.any(1).sum())
     estimates = Estimates(samples, points, protocol_of(dataset, split), seed)
     own = losses(table, said)
@@ -313,7 +316,7 @@ def removed_cells(
         for name in baselines:
             beside = losses(table, table_baselines.predictions(name, dataset, table, seed))
             for quantity, loss in beside.items():
-                if " of " in quantity or quantity not in own:
+                if not quantity.startswith("removed_") or quantity not in own:
                     continue
                 how = f"of {table_baselines.BASELINES[name]}, on the same cells"
                 settings = {"samples": 0, "khat": None, "ess": None}
@@ -326,7 +329,7 @@ def removed_cells(
     at = (where[:, 0], where[:, 1])
     cells = {
         "row": where[:, 0], "column": where[:, 1], "truth": table.whole[at], "value": said.value[at],
-        "rank": said.rank[at],
+        "rank": said.rank[at], "spread": said.spread[at],
     }  # fmt: skip
     about = {**dataset.describe(), "split": f"{split}-removed", "share": share}
     return Evaluation(about, estimates.found, {name: c.double().numpy() for name, c in cells.items()}, {}, notes)

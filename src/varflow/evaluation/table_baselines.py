@@ -51,6 +51,13 @@ _ITERATIONS, _TOLERANCE = 200, 1e-4
 _ROWS = 4000
 
 
+def available() -> tuple[str, ...]:
+    """The baselines that can be computed here: those of scikit-learn where it is installed."""
+    from importlib.util import find_spec
+
+    return tuple(BASELINES) if find_spec("sklearn") else ("independent", "mixture")
+
+
 def predictions(name: str, dataset: Dataset, table: Removed, seed: int = 0) -> Predictions:
     """What a baseline says of removed cells.
 

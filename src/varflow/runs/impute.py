@@ -96,7 +96,7 @@ def imputations(
     progress: Progress | None = None,
 ) -> Imputations:
     """See :meth:`varflow.Run.imputations`."""
-    model, kept = _model_of_table(run)
+    model, kept = model_of_table(run)
     positive(samples=samples)
     if draws < 0:
         raise SpecError(f"draws: was {draws}; use 0 or more tables")
@@ -119,7 +119,7 @@ def imputations(
     return _rounded(kept, found) if rounded else found
 
 
-def _model_of_table(run: Run) -> tuple[Model, Columns]:
+def model_of_table(run: Run) -> tuple[Model, Columns]:
     """The model and the preprocessing of a run that fills in cells.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -562,6 +563,44 @@ class Run:
         return result
 
     @ranks.by_first
+    def removed_cells(
+        self,
+        share: float = 0.3,
+        split: str = "test",
+        samples: int = 1000,
+        baselines: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Evaluation:
+        """Remove a share of the cells of a split at random and predict them; kept in the run folder as the estimates of
+        :meth:`evaluate` are. Of a run with likelihood=columns.
+
+        Args:
+            share: of the cells that are there.
+            split: of the data set.
+            samples: importance samples for each row.
+            baselines: what is set beside the model on the same cells, of
+                :data:`varflow.evaluation.table_baselines.BASELINES`; all that can be computed here unless given.
+            **options: of :func:`varflow.evaluation.removed_cells`.
+
+        Raises:
+            SpecError: another run.
+        """
+        from varflow.evaluation import removed_cells
+        from varflow.evaluation.table_baselines import available
+        from varflow.runs.impute import model_of_table
+
+        model, _ = model_of_table(self)
+        assert isinstance(self.dataset, Dataset)
+        beside = available() if baselines is None else baselines
+        found = removed_cells(model, self.dataset, share, split, samples, baselines=beside, **options)
+        if self.folder is not None and self.keeps:
+            from varflow.report.card import write_card
+
+            found.save(self.folder)
+            write_card(self.folder)
+        return found
+
+    @ranks.by_first
     def report(self) -> Path:
         """Draw every figure that applies and write report.html; returns its path.
 
@@ -592,6 +631,7 @@ class Run:
             assert isinstance(self.dataset, Dataset)
             drawn = (self.folder / "evaluation" / "test-curve.npz").exists()
             curve = Evaluation.load(self.folder, "test-curve") if drawn else None
+            predicted = (self.folder / "evaluation" / "test-removed.npz").exists()
             figures.gallery(
                 self.model,
                 self.dataset,
@@ -600,6 +640,7 @@ class Run:
                 evaluation=evaluation,
                 curve=curve,
                 code_prior_metrics=self.code_prior_metrics,
+                removed=Evaluation.load(self.folder, "test-removed") if predicted else None,
             )
         return write_report(self.folder)
 

@@ -6,9 +6,9 @@ from typing import Literal, TypedDict
 
 RecipeName = Literal[
     "dense", "dense-static", "dense-amortized", "conv-static", "conv-amortized", "planar-2d", "vae-2d",
-    "nf-clusters", "vae-cifar", "vae-svhn", "vlae", "digits", "density", "vq-vae", "vq-pixelcnn",
-    "vq-gated-pixelcnn", "energy", "energy-paper", "gaussian-model", "hvae", "hvae-mnist", "iwae-mnist", "iwae",
-    "iwae-2", "gaussian-separate",
+    "nf-clusters", "vae-cifar", "vae-svhn", "vlae", "digits", "density", "table", "table-missing",
+    "conditional-density", "vq-vae", "vq-pixelcnn", "vq-gated-pixelcnn", "energy", "energy-paper",
+    "gaussian-model", "hvae", "hvae-mnist", "iwae-mnist", "iwae", "iwae-2", "gaussian-separate",
 ]
 
 
