@@ -716,7 +716,8 @@ def _of_arrow(table: Any, where: str) -> Iterator[Cells]:
             ordered = bool(kind.ordered)
             column = column.unify_dictionaries().combine_chunks()
             column = column.chunk(0) if isinstance(column, pyarrow.ChunkedArray) else column
-            codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            # Some write the numbers of values without a sign.
+            codes = column.indices.cast(pyarrow.int64()).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
             yield _coded(name, codes, [str(word).strip() for word in column.dictionary.to_pylist()], ordered)
         elif types.is_boolean(kind):
             values = pc.cast(column, pyarrow.int8()).cast(pyarrow.float64()).to_numpy()
