@@ -11,7 +11,14 @@ import torch
 
 import varflow as vf
 from varflow.cli import main
+from varflow.core import random
 from varflow.core.errors import SpecError
+from varflow.evaluation.gaussian_conditionals import (
+    GaussianMixture,
+    drawn,
+    given_observed,
+    means_of,
+)
 
 ROWS = 160
 FIT: dict[str, Any] = {"latent": 2, "hidden": 16, "steps": 60, "quiet": True}
@@ -201,9 +208,57 @@ def test_under_a_condition(frame: Any) -> None:
     assert low < high
 
 
+def test_a_gaussian_given_some_of_its_cells() -> None:
+    """One Gaussian of three columns: the textbook formula."""
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    mean, covariance = torch.tensor([0.2, -0.1, 0.3], dtype=torch.float64), root @ root.T + torch.eye(3)
+    made = GaussianMixture(torch.ones(1, dtype=torch.float64), mean[None], covariance[None])
+    x = torch.tensor([[1.5, 0.0, 0.0]], dtype=torch.float64)
+    found = given_observed(made, x, torch.tensor([[True, False, False]]))
+    wanted = mean + covariance[:, 0] / covariance[0, 0] * (x[0, 0] - mean[0])
+    left = covariance - torch.outer(covariance[:, 0], covariance[0]) / covariance[0, 0]
+    torch.testing.assert_close(found.means[0, 0], wanted)
+    torch.testing.assert_close(found.covariances[0, 0], left)
+    one = torch.distributions.Normal(mean[0], covariance[0, 0].sqrt()).log_prob(x[0, 0])
+    torch.testing.assert_close(found.log_prob[0], one)
+    value, spread = means_of(found, lambda cells: 7 + 2 * cells)
+    torch.testing.assert_close(value[0], 7 + 2 * wanted)
+    torch.testing.assert_close(spread[0], 2 * left.diagonal().clamp_min(0).sqrt(), atol=1e-7, rtol=1e-7)
+    lognormal, _ = means_of(found, torch.exp)
+    torch.testing.assert_close(lognormal[0], (wanted + 0.5 * left.diagonal()).exp(), rtol=1e-6, atol=0)
+    with random.stream(1):
+        draws = drawn(found, 20_000)[:, 0]
+    assert float((draws.T.cov() - left).abs().max()) < 6 * (2 / 20_000) ** 0.5 * float(left.max())
+
+
+def test_a_density_by_a_mixture_is_in_closed_form() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 20 + 3 * torch.randn(200, 3, generator=generator, dtype=torch.float64)
+    run = vf.fit("density", x, prior="mixture", components=3, steps=5, quiet=True)
+    prior = run.model.prior
+    row = x[:1].clone()
+    row[0, 1:] = torch.nan
+    learned = run.preprocessing.learned()
+    loc, scale = (torch.as_tensor(learned[key]).double() for key in ("loc", "scale"))
+    with torch.no_grad():
+        z = ((x[0, 0] - loc[0]) / scale[0]).float()
+        logs = torch.distributions.Normal(prior.means[:, 0], prior.log_scales[:, 0].exp()).log_prob(z)
+        belong = (prior.logits.log_softmax(0) + logs).softmax(0)
+        mean = (belong[:, None] * prior.means).sum(0).double()
+    found = run.imputations(row, draws=5)
+    torch.testing.assert_close(found.values[0, 1:], (loc + scale * mean)[1:], rtol=1e-5, atol=1e-4)
+    assert (found.samples, tuple(found.draws.shape)) == (0, (5, 1, 3))
+    assert "2 cells of 1 rows filled in, in closed form" in found.summary()
+    filled = run.impute(row.numpy())
+    assert isinstance(filled, np.ndarray)
+    assert filled[0, 0] == float(row[0, 0])
+    torch.testing.assert_close(run.impute(row), torch.from_numpy(filled))
+
+
 def test_refusals(run: vf.Run, frame: Any, tmp_path: Path) -> None:
     density = vf.fit("density", torch.randn(60, 2), steps=2, quiet=True)
-    with pytest.raises(SpecError, match="impute: this run is a density of whole rows, with likelihood=identity"):
+    with pytest.raises(SpecError, match="impute: this run is a density of whole rows by Flow, which has no closed form"):
         density.impute(torch.randn(3, 2))
     latent = vf.fit("digits", steps=1, quiet=True, hidden=8)
     with pytest.raises(SpecError, match=r"impute: this run reads no missing cells; fit with likelihood=columns"):

@@ -162,9 +162,9 @@ def fill_text(
             rows[row][place] = text
     # A column by itself has none.
     own = table.dialect.delimiter if table.dialect.delimiter in ("\t", ";", ",", "|") else ","
-    text = io.StringIO()
+    written = io.StringIO()
     writer = csv.writer(
-        text,
+        written,
         delimiter=delimiter or own,
         quotechar=table.dialect.quote,
         lineterminator="\n",
@@ -172,7 +172,7 @@ def fill_text(
     if table.headed:
         writer.writerow(table.names)
     writer.writerows(rows)
-    return text.getvalue()
+    return written.getvalue()
 
 
 def _texts(column: Column, values: NDArray[np.float64], mark: str) -> list[str]:

@@ -20,7 +20,7 @@ from varflow.data.readers import need
 TABLES = (".csv", ".tsv", ".parquet", ".npy")
 
 
-def write_table(path: Path, columns: Mapping[str, Sequence[Any]], values: Any = None) -> None:
+def write_table(path: Path, columns: Mapping[str, Any], values: Any = None) -> None:
     """Columns of equal length as .csv, .tsv or .parquet; as .npy ``values``, or the columns side by side.
 
     Numbers are written with as many digits as it takes to read them back, dates as 2024-03-01, a masked cell as an

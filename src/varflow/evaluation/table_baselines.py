@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from varflow.core.columns import NAMED, Column
 from varflow.core.errors import DataError, unknown
 from varflow.core.threads import one_thread
 from varflow.data.columns import Columns
+from varflow.evaluation.gaussian_conditionals import GaussianMixture, given_observed
 from varflow.evaluation.removed import Predictions, Removed
 
 if TYPE_CHECKING:
@@ -128,68 +129,26 @@ def _count_log_prob(v: Tensor, train: Tensor) -> Tensor:
 # -- a mixture of Gaussians with missing cells --------------------------------------------------------
 
 
-class _Mixture(NamedTuple):
-    """π ``[K]``, m ``[K, D]``, Σ ``[K, D, D]``."""
-
-    shares: Tensor
-    means: Tensor
-    covariances: Tensor
-
-
-class _Given(NamedTuple):
-    """A mixture given the observed cells of rows: log p of these ``[N]``, responsibilities ``[N, K]``, conditional
-    means ``[N, K, D]`` and covariances ``[N, K, D, D]``, which are the cells themselves and 0 where they are there.
-    """
-
-    log_prob: Tensor
-    belong: Tensor
-    means: Tensor
-    covariances: Tensor
-
-
-def _given(made: _Mixture, x: Tensor, there: Tensor, cells_too: bool = True) -> _Given:
-    m = there.double()
-    parts, means, covariances = [], [], []
-    for share, mean, covariance in zip(*made, strict=True):
-        outer = m[:, :, None] * m[:, None, :]
-        factor = torch.linalg.cholesky(covariance * outer + torch.diag_embed(1 - m))
-        d = torch.where(there, x - mean, 0.0)
-        solved = torch.cholesky_solve(d[..., None], factor)[..., 0]
-        ladj = -factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        parts.append(share.log() + ladj - 0.5 * (d * solved).sum(-1) - 0.5 * m.sum(-1) * math.log(2 * math.pi))
-        if cells_too:
-            across = covariance * m[:, None, :]
-            means.append(torch.where(there, x, mean + (across @ solved[..., None])[..., 0]))
-            left = covariance - across @ torch.cholesky_solve(across.mT, factor)
-            covariances.append(left * (1 - m)[:, :, None] * (1 - m)[:, None, :])
-    logs = torch.stack(parts, 1)
-    total = logs.logsumexp(1)
-    belong = (logs - total[:, None]).exp()
-    if not cells_too:
-        return _Given(total, belong, belong, belong)
-    return _Given(total, belong, torch.stack(means, 1), torch.stack(covariances, 1))
-
-
-def _em(x: Tensor, there: Tensor, components: int, ridge: float, seed: int) -> _Mixture:
+def _em(x: Tensor, there: Tensor, components: int, ridge: float, seed: int) -> GaussianMixture:
     """A mode of the posterior with an inverse Wishart prior of the weight of ``ridge`` rows on the covariances."""
     rows, size = x.shape
     filled = torch.where(there, x, 0.0)
     spread = torch.diag((filled.square().sum(0) / there.sum(0).clamp(min=1)).clamp_min(1e-6))
     scale = spread / components ** (2 / size)
     start = torch.randperm(rows, generator=random.generator(seed, "mixture"))[:components]
-    made = _Mixture(torch.full((components,), 1 / components, dtype=torch.float64), filled[start], scale.repeat(components, 1, 1))
+    made = GaussianMixture(torch.full((components,), 1 / components, dtype=torch.float64), filled[start], scale.repeat(components, 1, 1))
     if components == 1:
         made = made._replace(means=torch.zeros(1, size, dtype=torch.float64))
     before = -math.inf
     for _ in range(_ITERATIONS):
-        found = _given(made, x, there)
+        found = given_observed(made, x, there)
         weight = found.belong.sum(0)
         means = torch.einsum("nk,nkd->kd", found.belong, found.means) / weight[:, None].clamp_min(1e-9)
         d = found.means - means
         scatter = torch.einsum("nk,nkd,nke->kde", found.belong, d, d)
         scatter = scatter + torch.einsum("nk,nkde->kde", found.belong, found.covariances)
         covariances = (scatter + ridge * scale) / (weight + ridge)[:, None, None]
-        made = _Mixture((weight + 1) / (rows + components), means, 0.5 * (covariances + covariances.mT))
+        made = GaussianMixture((weight + 1) / (rows + components), means, 0.5 * (covariances + covariances.mT))
         now = float(found.log_prob.mean())
         if now - before < _TOLERANCE:
             break
@@ -222,16 +181,16 @@ def mixture(train: Tensor, held: Tensor, table: Removed, seed: int) -> Predictio
                 break
             for ridge in _RIDGES:
                 made = _em(x, there, components, ridge, seed)
-                score = float(_given(made, x_held, there_held, False).log_prob.mean())
+                score = float(given_observed(made, x_held, there_held, False).log_prob.mean())
                 if best is None or score > highest:
                     best, highest = made, score
         assert best is not None
         rest, there_rest = seen(table.rest)
-        found = _given(best, rest, there_rest)
+        found = given_observed(best, rest, there_rest)
         whole, _ = seen(table.whole)
         gone = table.gone[:, numeric]
         dense = torch.tensor([column.continuous for column in columns])
-        both = _given(best, torch.where(gone, whole, rest), there_rest | (gone & dense), False).log_prob
+        both = given_observed(best, torch.where(gone, whole, rest), there_rest | (gone & dense), False).log_prob
     ladj = torch.where(table.gone, kept.encode_each(table.whole)[1], 0.0).sum(1)
     variance = found.covariances.diagonal(dim1=-2, dim2=-1)
     for place, (j, column) in enumerate(zip(numeric, columns, strict=True)):
@@ -303,7 +262,7 @@ class _Matrix:
         return torch.from_numpy(np.stack(out, 1))
 
 
-def _imputer(make: Callable[[int], Any]) -> Callable[[Tensor, Tensor, Tensor, int] | Any, Predictions]:
+def _imputer(make: Callable[[int], Any]) -> Any:
     def run(train: Tensor, held: Tensor, table: Removed, seed: int) -> Predictions:
         _sklearn()
         matrix = _Matrix(table.preprocessing, train)
@@ -313,7 +272,7 @@ def _imputer(make: Callable[[int], Any]) -> Callable[[Tensor, Tensor, Tensor, in
             imputer = make(seed).fit(matrix.of(train))
             return Predictions(matrix.back(imputer.transform(matrix.of(table.rest))))
 
-    return run  # type: ignore[return-value]
+    return run
 
 
 def _knn(seed: int) -> Any:

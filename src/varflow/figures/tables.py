@@ -83,7 +83,7 @@ def marginal(data: Float[Array, " N"], samples: Float[Array, " M"], column: Colu
         margin = 0.02 * (high - low) + 1e-9 * max(abs(low), 1.0)
         bins = np.linspace(low - margin, high + margin, bars + 1)
     for values, look in ((real, {"color": BEFORE}), (made, {"color": AFTER, "histtype": "step", "linewidth": 1.3})):
-        axes.hist(values, bins=bins.tolist(), weights=np.full(len(values), 1 / max(len(values), 1)), **look)  # type: ignore[arg-type]
+        axes.hist(values, bins=bins.tolist(), weights=np.full(len(values), 1 / max(len(values), 1)), **look)
     axes.set_xlim(bins[0], bins[-1])
     axes.set_yticks([])
     return axes

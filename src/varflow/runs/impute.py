@@ -12,16 +12,26 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from varflow.core import random
 from varflow.core.columns import NAMED
-from varflow.core.errors import SpecError, positive
+from varflow.core.errors import DataError, ShapeError, SpecError, positive
 from varflow.core.observed import Observed
 from varflow.data.columns import Columns
 from varflow.data.dataset import Dataset
 from varflow.data.filling import Filling, fill_frame
+from varflow.data.given import given as given_in_python
 from varflow.data.given import like
-from varflow.data.reading import Raw, from_package, is_frame
-from varflow.evaluation.imputing import completions, moments, weighted
+from varflow.data.prepare import plain
+from varflow.data.reading import Raw, from_package, is_frame, read_frame
+from varflow.evaluation.gaussian_conditionals import (
+    GaussianMixture,
+    drawn,
+    given_observed,
+    means_of,
+    mixture_of,
+)
 from varflow.evaluation.importance import POINTS
+from varflow.evaluation.imputing import completions, moments, weighted
 from varflow.evaluation.psis import UNRELIABLE
 from varflow.likelihoods.columns import Columns as ColumnsLikelihood
 from varflow.model import Model
@@ -51,7 +61,7 @@ class Imputations:
         ess: ``[N]``, effective sample size of the importance weights over ``samples``; 1 for a row with all cells.
         khat: ``[N]``, Pareto k̂ of the weights: above 0.7 the values of the row cannot be relied on. −∞ for a row
             with all cells, nan where there are too few samples to tell.
-        samples: importance samples for each row.
+        samples: importance samples for each row; 0 where all is in closed form.
     """
 
     values: Float[Tensor, "rows columns"]
@@ -73,6 +83,8 @@ class Imputations:
         cells = int(self.missing.sum())
         if not cells:
             return f"{len(rows)} rows, no cell missing"
+        if not self.samples:
+            return f"{cells} cells of {int(rows.sum())} rows filled in, in closed form"
         ess = self.ess[rows]
         said = (
             f"{cells} cells of {int(rows.sum())} rows filled in, {self.samples} samples each, effective sample size "
@@ -96,10 +108,12 @@ def imputations(
     progress: Progress | None = None,
 ) -> Imputations:
     """See :meth:`varflow.Run.imputations`."""
-    model, kept = model_of_table(run)
     positive(samples=samples)
     if draws < 0:
         raise SpecError(f"draws: was {draws}; use 0 or more tables")
+    if (exact := _exact_density(run)) is not None:
+        return _of_density(run, exact, x, draws, given, seed, rounded)
+    model, kept = model_of_table(run)
     parts, seen_before, total = [], Counter[int](), count(x)
     for start, piece in pieces(run, x, seed, given_for=given):
         stored, size = piece.raw("test"), piece.sizes["test"]
@@ -130,8 +144,9 @@ def model_of_table(run: Run) -> tuple[Model, Columns]:
         return model, run.preprocessing
     if model.posterior.observed:
         raise SpecError(
-            "impute: this run is a density of whole rows, with likelihood=identity, which cannot leave cells out; fit "
-            "with likelihood=columns (recipe table)"
+            f"impute: this run is a density of whole rows by {type(model.prior).__name__}, which has no closed form "
+            "without some of its cells; fit with likelihood=columns (recipe table), or likelihood=identity and "
+            "prior=mixture"
         )
     raise SpecError("impute: this run reads no missing cells; fit with likelihood=columns (recipe table)")
 
@@ -173,6 +188,73 @@ def _block(
             x = completions(model, found, draws, seed, own)
             drawn[:, rows] = torch.where(gaps, kept.invert(x), stored[rows])
     return Imputations(values, missing, spread, drawn, ess, khat, samples)
+
+
+def _exact_density(run: Run) -> GaussianMixture | None:
+    """The mixture of Gaussians that a run is the density of; None of any other."""
+    model = run.model
+    if not isinstance(model, Model) or not model.posterior.observed or run.picture or len(run.form.event_shape) != 1:
+        return None
+    return mixture_of(model.prior)
+
+
+def _of_density(
+    run: Run, exact: GaussianMixture, x: Any, draws: int, given: Any, seed: int, rounded: bool
+) -> Imputations:
+    """Of a mixture of Gaussians in closed form: nothing is estimated."""
+    kept = run.preprocessing
+    assert kept is not None
+    if given is not None:
+        raise SpecError("given: this run is conditioned on nothing; leave it out")
+    stored = _numbers(run, x)
+    missing, home = stored.isnan(), kept.to(torch.device("cpu"))
+    # Each column is prepared by itself, so a missing cell leaves the others as they are.
+    seen, _ = home.encode_point(stored.clone(), torch.float64)
+    values, spread = stored.clone(), torch.full_like(stored, torch.nan)
+    drawn_tables = stored.expand(draws, *stored.shape).clone()
+    seen_before: Counter[int] = Counter()
+    for start in range(0, len(stored), POINTS):
+        rows = slice(start, start + POINTS)
+        found = given_observed(exact, seen[rows].nan_to_num(0.0), ~missing[rows])
+        mean, scale = means_of(found, home.decode_point)
+        if rounded and bool((step := getattr(home, "step", torch.zeros(1)) > 0).any()):
+            mean = torch.where(step, home.invert(home.encode_point(mean.clone(), torch.float64)[0]), mean)
+        values[rows] = torch.where(missing[rows], mean, stored[rows])
+        spread[rows] = torch.where(missing[rows], scale, torch.nan)
+        if draws:
+            keys = row_keys(stored[rows], None)
+            own = [key + (number << 64) for key, number in zip(keys, _numbered(keys, seen_before), strict=True)]
+            with random.use(random.ByRow(seed, own)):
+                made = home.invert(drawn(found, draws).flatten(0, 1)).reshape(draws, -1, stored.shape[1])
+            drawn_tables[:, rows] = torch.where(missing[rows], made, stored[rows])
+    ones = torch.ones(len(stored), dtype=torch.float64)
+    return Imputations(values, missing, spread, drawn_tables, ones, torch.full_like(ones, -torch.inf), 0)
+
+
+def _numbers(run: Run, x: Any) -> Tensor:
+    """Rows of numbers with missing cells, their columns in the order of training: float64 ``[N, D]``.
+
+    Raises:
+        DataError: text among numbers, a column that is missing or new.
+        ShapeError: another number of columns.
+    """
+    size = run.form.event_shape[0]
+    if is_frame(x):
+        raw = read_frame(x)
+        names = run.columns or raw.names
+        columns = {cells.name: cells for cells in raw.columns}
+        for name in names:
+            if name not in columns:
+                raise DataError(f"x: column '{name}' is missing; the model was fitted to {', '.join(names)}")
+            if columns[name].values is None:
+                raise DataError(f"x: column '{name}' holds text, should be numbers")
+        held: list[Any] = [columns[name].values for name in names]
+        values = torch.from_numpy(np.stack(held, 1))
+    else:
+        values = plain(given_in_python(x).values, "all", missing=True).double().cpu()
+    if values.dim() != 2 or values.shape[1] != size:
+        raise ShapeError(f"x: shape {list(values.shape)}, should be [N, {size}], as the data that the model was fitted to")
+    return values
 
 
 def _numbered(keys: list[int], seen_before: Counter[int]) -> list[int]:
@@ -225,7 +307,8 @@ def impute(
 def filled(run: Run, x: Any, values: Tensor, missing: Tensor) -> Any:
     """x with its missing cells taken from ``values``, in the kind that x is; what was there stays as it is."""
     kept = run.preprocessing
-    assert isinstance(kept, Columns)
+    if not isinstance(kept, Columns):
+        return _filled_numbers(run, x, values, missing)
     if is_frame(x) and not isinstance(x, Raw) and not from_package(x, "datasets"):
         return fill_frame(x, filling(kept, values, missing))
     if isinstance(x, torch.Tensor) and x.is_floating_point() and x.shape == values.shape:
@@ -233,6 +316,18 @@ def filled(run: Run, x: Any, values: Tensor, missing: Tensor) -> Any:
     if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.shape == tuple(values.shape):
         return np.where(missing.numpy(), values.numpy().astype(x.dtype), x)
     return answered(run, x, values) if is_frame(x) else like(x, values, run.columns)
+
+
+def _filled_numbers(run: Run, x: Any, values: Tensor, missing: Tensor) -> Any:
+    """The same where all columns are numbers."""
+    if is_frame(x) and not from_package(x, "datasets"):
+        names = run.columns or read_frame(x).names
+        cells = {
+            name: (gone.numpy(), np.ma.MaskedArray(own.numpy()))
+            for name, own, gone in zip(names, values.T, missing.T, strict=True)
+        }
+        return fill_frame(x, cells)
+    return like(x, values)
 
 
 def filling(kept: Columns, values: Tensor, missing: Tensor) -> Filling:

@@ -392,7 +392,8 @@ class Run:
             progress: called with (rows done, rows).
 
         Raises:
-            SpecError: a run without likelihood=columns.
+            SpecError: a run without likelihood=columns. A density whose prior is a mixture of Gaussians is no such
+                case: there p(x_missing|x_observed) has a closed form, and nothing is estimated.
             DataError, ShapeError: as :meth:`log_prob`.
 
         :meth:`imputations` has the spread of each cell too, and how far the weights of each row can be trusted.
