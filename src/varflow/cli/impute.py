@@ -21,7 +21,8 @@ class Impute(GivenOptions):
     samples: int = 1000
     """Importance samples for each row."""
     draws: int = 0
-    """Write so many tables drawn given the cells that are there instead, FILE-1, FILE-2, ...: multiple imputations."""
+    """Write so many tables drawn given the cells that are there instead, FILE-1, FILE-2, ...: multiple
+    imputations."""
     rounded: bool = True
     """Means of counts and of columns on a grid as the nearest value that the column has."""
     spread: str | None = None

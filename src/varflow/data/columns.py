@@ -105,7 +105,9 @@ class Columns(Protocol):
         return x.to(dtype), ladj.sum(-1).to(dtype)
 
     def encode_each(self, values: Tensor, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x and log|dx/dv| of single cells, ``[..., D]`` each, in float64; 0 where a cell is missing or has no density."""
+        """x and log|dx/dv| of single cells, ``[..., D]`` each, in float64; 0 where a cell is missing, and log|dx/dv|
+        also where it has no density.
+        """
         held, v = self._held, values.double()
         there = ~v.isnan()
         noise = 0.0 if drawn is None else (drawn.double() - 0.5) * held["step"]

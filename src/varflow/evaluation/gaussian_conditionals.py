@@ -76,10 +76,11 @@ def mixture_of(prior: nn.Module) -> GaussianMixture | None:
     if isinstance(prior, StandardNormal):
         size = prior.event_shape[0]
         one = torch.ones(1, dtype=torch.float64)
-        return GaussianMixture(one, torch.zeros(1, size, dtype=torch.float64), torch.eye(size, dtype=torch.float64)[None])
+        return GaussianMixture(one, one.new_zeros(1, size), torch.eye(size, dtype=torch.float64)[None])
     if isinstance(prior, Mixture):
         shares, scales = prior.logits.detach().double().softmax(0), prior.log_scales.detach().double().exp()
-        return GaussianMixture(shares.cpu(), prior.means.detach().double().cpu(), torch.diag_embed(scales.square()).cpu())
+        means = prior.means.detach().double()
+        return GaussianMixture(shares.cpu(), means.cpu(), torch.diag_embed(scales.square()).cpu())
     if isinstance(prior, Gaussians):
         count = prior.components
         factor = torch.linalg.inv(prior.whitening[:count].double().cpu())

@@ -1,7 +1,8 @@
 """Cells of a table that are removed and predicted: how good imputations are, and whether their spread is right.
 
-Of the cells that are there a share is removed at random. Each method gives for the removed cells a value, and where it
-has one p(x_removed|x_rest). Losses are means over cells; their errors take the cells of a row together, as one draw:
+Of the cells that are there a share is removed at random. Each method gives for the removed cells a value, and where
+it has one p(x_removed|x_rest). Losses are means over cells; their errors take the cells of a row together, as one
+draw:
 
     mean = Σ_r L_r/Σ_r n_r,   se² = Σ_r (L_r − mean·n_r)²/(Σ_r n_r)²,
 
@@ -291,8 +292,11 @@ def removed_cells(
     check_points(dataset, model, split, limit)
     table = remove(dataset, split, share, seed, limit)
     said = of_model(model, table, samples, seed, memory, progress)
-    assert said.khat is not None and said.ess is not None and said.variance is not None
-    assert said.rank is not None and said.spread is not None
+    assert said.khat is not None
+    assert said.ess is not None
+    assert said.variance is not None
+    assert said.rank is not None
+    assert said.spread is not None
     points = int(table.gone.any(1).sum())
     estimates = Estimates(samples, points, protocol_of(dataset, split), seed)
     own = losses(table, said)
@@ -304,11 +308,12 @@ def removed_cells(
             more = {"khat": weak, "ess": float(said.ess.mean())}
             monte_carlo = float(said.variance[table.gone.any(1)].sum().sqrt()) / points
         estimates.add(name, loss.value, loss.error, monte_carlo, _how(name, share), _unit_of(name), **more)
-    notes = [f"{int(table.gone.sum())} cells of {points} rows were removed, {100 * share:g} % of those that were there"]
+    cells_gone = int(table.gone.sum())
+    notes = [f"{cells_gone} cells of {points} rows were removed, {100 * share:g} % of those that were there"]
     if weak:
         notes.append(
-            f"k̂ > {psis.UNRELIABLE} at {100 * weak:.1f} % of the rows, where values and log p cannot be relied on: use "
-            "more samples"
+            f"k̂ > {psis.UNRELIABLE} at {100 * weak:.1f} % of the rows, where values and log p cannot be relied on: "
+            "use more samples"
         )
     if baselines:
         from varflow.evaluation import table_baselines

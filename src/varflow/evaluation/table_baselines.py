@@ -136,7 +136,8 @@ def _em(x: Tensor, there: Tensor, components: int, ridge: float, seed: int) -> G
     spread = torch.diag((filled.square().sum(0) / there.sum(0).clamp(min=1)).clamp_min(1e-6))
     scale = spread / components ** (2 / size)
     start = torch.randperm(rows, generator=random.generator(seed, "mixture"))[:components]
-    made = GaussianMixture(torch.full((components,), 1 / components, dtype=torch.float64), filled[start], scale.repeat(components, 1, 1))
+    shares = torch.full((components,), 1 / components, dtype=torch.float64)
+    made = GaussianMixture(shares, filled[start], scale.repeat(components, 1, 1))
     if components == 1:
         made = made._replace(means=torch.zeros(1, size, dtype=torch.float64))
     before = -math.inf
@@ -218,7 +219,8 @@ def _sklearn() -> None:
         import sklearn  # noqa: F401
     except ImportError as error:
         raise DataError(
-            "baselines: knn, iterative and boosting need scikit-learn; install it with: pip install 'varflow[sklearn]'"
+            "baselines: knn, iterative and boosting need scikit-learn; install it with: "
+            "pip install 'varflow[sklearn]'"
         ) from error
 
 

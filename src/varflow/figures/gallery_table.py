@@ -66,9 +66,10 @@ def pairs(scene: Scene) -> Drawn:
     for place, j in enumerate(shown):
         _ticks(columns[j], axes[size - 1, place].xaxis, axes[place, 0].yaxis if place else None)
     caption = (
-        f"{count:,} {scene.examples} (grey) and {count:,} draws of p(x) with the likelihood's noise (blue), {size} of "
-        f"{len(columns)} columns in the units of the table; rows with a missing cell of the two are left out. Named "
-        "values are spread a little, so that points are not above each other. Diagonal: the density of each column."
+        f"{count:,} {scene.examples} (grey) and {count:,} draws of p(x) with the likelihood's noise (blue), {size} "
+        f"of {len(columns)} columns in the units of the table; rows with a missing cell of the two are left out. "
+        "Named values are spread a little, so that points are not above each other. Diagonal: the density of each "
+        "column."
         f"{scene.under}"
     )
     return Drawn(figure, "Data and samples", caption)
@@ -114,8 +115,9 @@ def missing(scene: Scene) -> Drawn:
     figure, axes = canvas(1, 2, 9.6, min(max(2.8, 1.2 + 0.22 * len(names)), 8.0))
     tables.missing_cells(gone.double(), names, axes[0])
     caption = (
-        f"Missing cells of {len(gone):,} training rows of {scene.dataset.name}. Left: their share in each column. Right: which cells are "
-        "missing together, the most frequent patterns first, with the share of rows that have each."
+        f"Missing cells of {len(gone):,} training rows of {scene.dataset.name}. Left: their share in each "
+        "column. Right: which cells are missing together, the most frequent patterns first, with the share of rows "
+        "that have each."
     )
     return Drawn(figure, "Missing cells", caption)
 
@@ -145,10 +147,10 @@ def imputed(scene: Scene) -> Drawn:
     for place in range(max(len(shown) - wide, 0), len(shown)):
         panels[place].set_xlabel("removed")
     caption = (
-        f"{said}: what each was (horizontal) and what was filled in from the rest of its row (vertical), {len(shown)} "
-        f"of {len(columns)} columns in the units of the table. Means spread less than cells do, so a cloud flatter than "
-        "the line is right where the rest of the row says little. Of named values: how many cells, and the share of "
-        "those with the value below as colour."
+        f"{said}: what each was (horizontal) and what was filled in from the rest of its row (vertical), "
+        f"{len(shown)} of {len(columns)} columns in the units of the table. Means spread less than cells do, so a "
+        "cloud flatter than the line is right where the rest of the row says little. Of named values: how many "
+        "cells, and the share of those with the value below as colour."
     )
     return Drawn(figure, "Imputed cells", caption)
 
@@ -173,8 +175,8 @@ def calibration(scene: Scene) -> Drawn:
     if ranked:
         caption += (
             " Left: the probability that p(cell|rest of the row) puts below each removed number, by 199 draws; grey: "
-            "where 95 % of the bars of a right one lie, were all cells independent. Next: the share of cells inside of "
-            "central intervals, with two standard errors over rows."
+            "where 95 % of the bars of a right one lie, were all cells independent. Next: the share of cells inside "
+            "of central intervals, with two standard errors over rows."
         )
     if named.any():
         caption += " Right-most: how often the most probable value is right, against the probability it was given."

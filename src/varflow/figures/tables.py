@@ -28,7 +28,7 @@ def short(name: str, letters: int = _LETTERS) -> str:
 
 
 def date_ticks(axis: Any) -> None:
-    """A few days, written as 2024-03-01, on an axis of days since 1970-01-01; times where they are within three days."""
+    """A few days, as 2024-03-01, on an axis of days since 1970-01-01; times where they are within three days."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     def written(day: float, place: Any) -> str:
@@ -91,7 +91,7 @@ def marginal(data: Float[Array, " N"], samples: Float[Array, " M"], column: Colu
 
 def _bars(real: np.ndarray, made: np.ndarray, codes: np.ndarray, names: list[str] | None, axes: Axes) -> None:
     """Shares of values, those of the data beside those of the samples."""
-    shares = [np.array([(values == code).mean() if values.size else 0.0 for code in codes]) for values in (real, made)]
+    shares = [np.array([(v == code).mean() if v.size else 0.0 for code in codes]) for v in (real, made)]
     if names is not None and len(codes) > _VALUES:
         # The most frequent ones, as they are in the data.
         codes = np.sort(np.argsort(-shares[0], kind="stable")[:_VALUES])
@@ -136,7 +136,8 @@ def missing_cells(
     share = gone.mean(0)
     place = np.arange(len(names))
     left.barh(place, share, color=AFTER)
-    left.set(xlabel="share of missing cells", xlim=(0, max(1.1 * float(share.max()), 0.01)), ylim=(len(names) - 0.4, -0.6))
+    left.set(xlabel="share of missing cells", ylim=(len(names) - 0.4, -0.6))
+    left.set_xlim(0, max(1.1 * float(share.max()), 0.01))
     left.locator_params(axis="x", nbins=5)
     left.set_yticks(place, [short(name) for name in names], fontsize=8 if len(names) <= 25 else 5)
     patterns, counts = np.unique(gone, axis=0, return_counts=True)
@@ -261,7 +262,7 @@ def reliability(stated: Float[Array, " M"], right: Float[Array, " M"], axes: Axe
     axes.plot([0, 1], [0, 1], color=BEFORE, linewidth=1.2)
     axes.errorbar(x, y, yerr=error, color=AFTER, marker="o", markersize=4, capsize=2, linewidth=1)
     axes.set(
-        xlabel="probability of the most probable value", ylabel="share that are right", xlim=(0, 1.02), ylim=(0, 1.05),
-        title=f"{len(said):,} named values",
+        xlabel="probability of the most probable value", ylabel="share that are right", xlim=(0, 1.02),
+        ylim=(0, 1.05), title=f"{len(said):,} named values",
     )  # fmt: skip
     return axes

@@ -31,9 +31,9 @@ _ERRORS = (
 _OUTDATED = "The run has gone on since: these estimates are of weights that it no longer has. Make them again."
 
 _REMOVED_ERRORS = (
-    "± is one standard error over the rows, whose cells are taken together. Of removed cells all methods see the same "
-    "rest of the row; a line with 'less' is the model's value less the other one's on the same cells, so below 0 the "
-    "model has the lower loss, above 0 the higher accuracy."
+    "± is one standard error over the rows, whose cells are taken together. Of removed cells all methods see the "
+    "same rest of the row; a line with 'less' is the model's value less the other one's on the same cells, so below "
+    "0 the model has the lower loss, above 0 the higher accuracy."
 )
 
 _TARGET_ERRORS = (

@@ -253,7 +253,9 @@ def _numbers(run: Run, x: Any) -> Tensor:
     else:
         values = plain(given_in_python(x).values, "all", missing=True).double().cpu()
     if values.dim() != 2 or values.shape[1] != size:
-        raise ShapeError(f"x: shape {list(values.shape)}, should be [N, {size}], as the data that the model was fitted to")
+        raise ShapeError(
+            f"x: shape {list(values.shape)}, should be [N, {size}], as the data that the model was fitted to"
+        )
     return values
 
 

@@ -386,7 +386,8 @@ class Run:
             samples: of q(z|x_observed) for each row.
             draws: give a list of so many tables instead, drawn from p(x_missing|x_observed): multiple imputations.
             given: as for :meth:`log_prob`.
-            seed: of the samples. A row has the same values alone and among others; equal rows have draws of their own.
+            seed: of the samples. A row has the same values alone and among others; equal rows have draws of their
+                own.
             rounded: means of counts and of columns on a grid go to the nearest value that the column has; without it
                 they are left as they are.
             progress: called with (rows done, rows).
@@ -572,8 +573,8 @@ class Run:
         baselines: Sequence[str] | None = None,
         **options: Any,
     ) -> Evaluation:
-        """Remove a share of the cells of a split at random and predict them; kept in the run folder as the estimates of
-        :meth:`evaluate` are. Of a run with likelihood=columns.
+        """Remove a share of the cells of a split at random and predict them; kept in the run folder as the estimates
+        of :meth:`evaluate` are. Of a run with likelihood=columns.
 
         Args:
             share: of the cells that are there.
