@@ -44,8 +44,8 @@ NAMES = {
 }  # fmt: skip
 
 
-def of_sklearn(name: str) -> Callable[[], pd.DataFrame]:
-    return lambda: getattr(datasets, f"load_{name}")(as_frame=True).data
+def of_sklearn(name: str, **settings: bool) -> Callable[[], pd.DataFrame]:
+    return lambda: getattr(datasets, f"load_{name}")(as_frame=True, **settings).data
 
 
 def clinic() -> pd.DataFrame:
@@ -102,7 +102,7 @@ def shop() -> pd.DataFrame:
 DATA: dict[str, tuple[Callable[[], pd.DataFrame], tuple[str, ...]]] = {
     "iris": (of_sklearn("iris"), ()),
     "wine": (of_sklearn("wine"), ()),
-    "diabetes": (of_sklearn("diabetes"), ()),
+    "diabetes": (of_sklearn("diabetes", scaled=False), ()),
     "breast_cancer": (of_sklearn("breast_cancer"), ()),
     "clinic": (clinic, ("size:ordinal=small|medium|large",)),
     "shop": (shop, ("stars:ordinal",)),
