@@ -42,6 +42,17 @@ def date_ticks(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(written))
 
 
+def _log_axis(axis: Any) -> None:
+    """No labels but at powers of ten, where there are two of them; others would lie on each other."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = np.log10(axis.get_view_interval())
+    if np.floor(high) > np.ceil(low):
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_minor_locator(LogLocator(subs=(1.0, 3.0)))
+
+
 def marginal(data: Float[Array, " N"], samples: Float[Array, " M"], column: Column, axes: Axes) -> Axes:
     """A column of a table: data in grey, samples of the model in blue, in the units of the table.
 
@@ -86,6 +97,8 @@ def marginal(data: Float[Array, " N"], samples: Float[Array, " M"], column: Colu
         axes.hist(values, bins=bins.tolist(), weights=np.full(len(values), 1 / max(len(values), 1)), **look)
     axes.set_xlim(bins[0], bins[-1])
     axes.set_yticks([])
+    if column.kind == "positive":
+        _log_axis(axes.xaxis)
     return axes
 
 
@@ -185,10 +198,13 @@ def imputed_values(truth: Float[Array, " M"], value: Float[Array, " M"], column:
         low, high = low - margin, high + margin
     axes.plot([low, high], [low, high], color=VALIDATION, linewidth=1)
     axes.set(xlim=(low, high), ylim=(low, high))
+    if column.kind == "positive":
+        _log_axis(axes.xaxis)
+        _log_axis(axes.yaxis)
     if column.kind == "date":
         date_ticks(axes.xaxis)
         date_ticks(axes.yaxis)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(labelsize=8, which="both")
     return axes
 
 
