@@ -39,7 +39,7 @@ SHARES, SEEDS = (0.1, 0.3, 0.5), (0, 1, 2, 3, 4)
 KEPT = ("removed_rmse", "removed_accuracy", "removed_nll", "removed_nll_continuous")
 METHODS = {"varflow": "varflow", **dict.fromkeys(BASELINES, "")}
 NAMES = {
-    "varflow": "varflow", "independent": "mean", "mixture": "mixture", "knn": "KNN", "iterative": "iterative",
+    "varflow": "varflow", "independent": "column alone", "mixture": "mixture", "knn": "KNN", "iterative": "iterative",
     "boosting": "boosting",
 }  # fmt: skip
 
