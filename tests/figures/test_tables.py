@@ -10,13 +10,14 @@ from varflow.core.columns import Column
 from varflow.core.errors import ShapeError
 
 G = np.random.default_rng(0)
+TOWNS = tuple(f"a town number {k}" for k in range(20))
 COLUMNS = {
     "real": (Column("dose $", "real"), G.standard_normal(300)),
     "positive": (Column("pay", "positive"), np.exp(G.standard_normal(300))),
     "count": (Column("visits", "count"), G.poisson(3, 300).astype(float)),
     "long count": (Column("steps", "count"), G.poisson(3000, 300).astype(float)),
     "ordinal": (Column("size", "ordinal", ("small", "medium", "large")), G.integers(0, 3, 300).astype(float)),
-    "category": (Column("town", "category", tuple(f"a town number {k}" for k in range(20))), G.integers(0, 20, 300) + 0.0),
+    "category": (Column("town", "category", TOWNS), G.integers(0, 20, 300) * 1.0),
     "binary": (Column("sex", "binary", ("f", "m")), G.integers(0, 2, 300).astype(float)),
     "date": (Column("when", "date"), 18000 + np.round(100 * G.standard_normal(300))),
     "constant": (Column("same", "real"), np.full(300, 2.0)),
