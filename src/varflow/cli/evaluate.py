@@ -25,6 +25,9 @@ class Evaluate(EstimateOptions):
     """Targets in one or two dimensions: KL by quadrature too, on so many panels along each."""
     limit: int | None = None
     """The first examples of the split alone."""
+    removed: float | None = None
+    """Of a table with likelihood=columns: remove such a share of the cells too, predict them from the rest of their
+    rows, and set simpler methods beside the model, those of scikit-learn where it is installed."""
 
 
 def main(arguments: list[str]) -> int:
@@ -43,5 +46,16 @@ def main(arguments: list[str]) -> int:
             split, options.samples, limit=options.limit, progress=progress, **options.common, **more
         )
     options.say(result.table())
+    if options.removed is not None:
+        with options.progress() as progress:
+            cells = run.removed_cells(
+                options.removed,
+                split or "test",
+                1000 if options.samples is None else options.samples,
+                limit=options.limit,
+                progress=progress,
+                **options.common,
+            )
+        options.say("\n" + cells.table())
     options.say(f"report: {run.report()}")
     return 0

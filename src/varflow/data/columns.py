@@ -101,6 +101,13 @@ class Columns(Protocol):
         return ~values.isnan()
 
     def encode(self, values: Tensor, drawn: Tensor | None, dtype: torch.dtype) -> Encoded:
+        x, ladj = self.encode_each(values, drawn)
+        return x.to(dtype), ladj.sum(-1).to(dtype)
+
+    def encode_each(self, values: Tensor, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x and log|dx/dv| of single cells, ``[..., D]`` each, in float64; 0 where a cell is missing, and log|dx/dv|
+        also where it has no density.
+        """
         held, v = self._held, values.double()
         there = ~v.isnan()
         noise = 0.0 if drawn is None else (drawn.double() - 0.5) * held["step"]
@@ -110,7 +117,7 @@ class Columns(Protocol):
         logs = torch.where(positive, moved, 1.0).log()
         x = (torch.where(positive, logs, moved) - held["loc"]) / held["scale"]
         ladj = -(held["scale"].log() + logs)
-        return torch.where(there, x, 0.0).to(dtype), torch.where(there, ladj, 0.0).sum(-1).to(dtype)
+        return torch.where(there, x, 0.0), torch.where(there, ladj, 0.0)
 
     def decode_point(self, x: Tensor) -> Tensor:
         held = self._held
@@ -124,7 +131,14 @@ class Columns(Protocol):
             x: ``[..., D]``.
             mask: which cells are there; NaN stands for the others. Without it all are.
         """
-        held, v = self._held, self.decode_point(x)
+        v = self.on_grid(self.decode_point(x))
+        return v if mask is None else torch.where(mask, v, torch.nan)
+
+    def on_grid(self, v: Tensor) -> Tensor:
+        """Numbers in the units of the table as stored values ``[..., D]``: on the grid of their column, counts whole,
+        codes of values that there are.
+        """
+        held = self._held
         grid = torch.where(held["step"] > 0, held["step"], 1.0)
         rounded = held["origin"] + ((v - held["origin"]) / grid).round() * grid
         # Grids of decimals and of clocks are fractions that a product of the step does not hit to the bit.
@@ -137,8 +151,7 @@ class Columns(Protocol):
         v = torch.where(held["step"] > 0, rounded, v)
         # A sum with 0 makes 0 of −0.
         whole = (v.round().clamp(min=0) + 0.0).minimum(held["largest"])
-        v = torch.where(held["continuous"], v, whole)
-        return v if mask is None else torch.where(mask, v, torch.nan)
+        return torch.where(held["continuous"], v, whole)
 
     def _lowest(self) -> Tensor:
         """The lowest number on the grid of a positive column whose noise stays above 0."""

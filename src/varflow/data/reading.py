@@ -115,6 +115,11 @@ def is_table(path: Path) -> bool:
     return suffix_of(path) in (*TEXTS, *ARROWS)
 
 
+def is_text(path: Path) -> bool:
+    """Whether a file is a table of text by its suffix."""
+    return suffix_of(path) in TEXTS
+
+
 def read_table(path: Path, decimal: str = "auto", engine: str = "auto", before: str = "") -> Raw:
     """The columns of a file.
 
@@ -291,23 +296,28 @@ def _numbers_columns(cells: Sequence[str], body: Sequence[Sequence[str]]) -> boo
 
 
 def _text_file(path: Path, engine: str) -> Raw:
+    text, sample, dialect = _text_of(path)
+    large = len(text) > _LARGE if engine == "auto" else engine == "arrow"
+    if large and dialect.delimiter and not dialect.blanks:
+        found = _by_arrow(path, text, sample, dialect)
+        if found is not None:
+            return found
+    return _by_lines(path, text, dialect)
+
+
+def _text_of(path: Path) -> tuple[str, str, Dialect]:
+    """The text of a table, its beginning, and how it is cut."""
     text = decoded(content(path), str(path))
-    suffix = suffix_of(path)
     begin, delimiter = 0, None
     if said := re.match(r"sep=(.)\r?\n", text):
         begin, delimiter = said.end(), said[1]
     sample = text[begin : begin + _SAMPLE_BYTES]
     if not sample.strip():
         raise DataError(f"{path}: is empty; should hold a row of numbers or words an example")
-    dialect = sniffed(sample, suffix, len(text) > begin + _SAMPLE_BYTES)
+    dialect = sniffed(sample, suffix_of(path), len(text) > begin + _SAMPLE_BYTES)
     if delimiter is not None:
         dialect = dialect._replace(delimiter=delimiter)
-    large = len(text) > _LARGE if engine == "auto" else engine == "arrow"
-    if large and dialect.delimiter and not dialect.blanks:
-        found = _by_arrow(path, text[begin:] if begin else text, sample, dialect)
-        if found is not None:
-            return found
-    return _by_lines(path, text[begin:] if begin else text, dialect)
+    return text[begin:] if begin else text, sample, dialect
 
 
 def _heads(rows: Sequence[list[str]]) -> tuple[list[str], bool]:
@@ -321,8 +331,44 @@ def _heads(rows: Sequence[list[str]]) -> tuple[list[str], bool]:
     return names, True
 
 
+class TextTable(NamedTuple):
+    """The cells of a file as they are written.
+
+    Attributes:
+        names: of the columns.
+        headed: whether the first row of the file holds them.
+        rows: the cells of each other row.
+        dialect: how they were cut.
+    """
+
+    names: list[str]
+    headed: bool
+    rows: list[list[str]]
+    dialect: Dialect
+
+
+def text_table(path: Path) -> TextTable:
+    """The cells of a file of text, nothing read into them.
+
+    Raises:
+        DataError: as :func:`read_table`.
+    """
+    text, _, dialect = _text_of(path)
+    return _cut(path, text, dialect)
+
+
 def _by_lines(path: Path, text: str, dialect: Dialect) -> Raw:
     """Cells by Python's own reader."""
+    names, headed, body, _ = _cut(path, text, dialect)
+    many = len(body) > _MANY
+    columns = [
+        (listed_numbers(name, column) if many else None) or text_cells(name, column)
+        for name, column in zip(names, zip(*body, strict=True), strict=True)
+    ]
+    return Raw(tuple(columns), str(path), headed, dialect.delimiter or " ")
+
+
+def _cut(path: Path, text: str, dialect: Dialect) -> TextTable:
     csv.field_size_limit(2**31 - 1)
     try:
         rows = list(dialect._replace(strict=True).rows(io.StringIO(text, newline="")))
@@ -358,12 +404,7 @@ def _by_lines(path: Path, text: str, dialect: Dialect) -> Raw:
         if len(row) != size:
             cells = "1 cell" if len(row) == 1 else f"{len(row)} cells"
             raise DataError(f"{path}: row {number + 1} has {cells}, should have {size} ({COUNTED})")
-    many = len(body) > _MANY
-    columns = [
-        (listed_numbers(name, column) if many else None) or text_cells(name, column)
-        for name, column in zip(names, zip(*body, strict=True), strict=True)
-    ]
-    return Raw(tuple(columns), str(path), headed, dialect.delimiter or " ")
+    return TextTable(names, headed, body, dialect)
 
 
 def _by_arrow(path: Path, text: str, sample: str, dialect: Dialect) -> Raw | None:
@@ -415,6 +456,15 @@ def _by_arrow(path: Path, text: str, sample: str, dialect: Dialect) -> Raw | Non
 
 
 def _arrow_file(path: Path) -> Raw:
+    return settled(Raw(tuple(_of_arrow(arrow_of(path), str(path))), str(path)))
+
+
+def arrow_of(path: Path) -> Any:
+    """A .parquet, .feather or .arrow file as an Arrow table.
+
+    Raises:
+        DataError: pyarrow is not installed, or the file cannot be read.
+    """
     try:
         import pyarrow
         from pyarrow import feather, parquet
@@ -422,11 +472,10 @@ def _arrow_file(path: Path) -> Raw:
         raise need("table", "pyarrow", f"reading {path.suffix}") from error
     try:
         read = parquet.read_table if path.suffix.lower() == ".parquet" else feather.read_table
-        found = read(path)
+        return read(path)
     except (OSError, pyarrow.ArrowException) as error:
         what = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: cannot be read as {path.suffix} ({what})") from error
-    return settled(Raw(tuple(_of_arrow(found, str(path))), str(path)))
 
 
 # -- what text means ----------------------------------------------------------------------------------
@@ -526,7 +575,7 @@ def read_frame(x: Any, where: str = "x") -> Raw:
                 labels, classes = np.asarray(x[classed[0]]), tuple(x.features[classed[0]].names)
                 x = x.remove_columns(classed[:1])
             x = x.with_format("arrow")[:]
-        columns = _of_arrow(_arrow_table(x, where), where)
+        columns = _of_arrow(arrow_table(x, where), where)
     return settled(_checked(Raw(tuple(columns), where, labels=labels, classes=classes)))
 
 
@@ -633,7 +682,12 @@ def _of_polars(x: Any, where: str) -> Iterator[Cells]:
             raise _strange(name, kind, where)
 
 
-def _arrow_table(x: Any, where: str) -> Any:
+def arrow_table(x: Any, where: str) -> Any:
+    """Whatever speaks Arrow as an Arrow table.
+
+    Raises:
+        DataError: pyarrow is not installed.
+    """
     try:
         import pyarrow
     except ImportError as error:
@@ -662,7 +716,8 @@ def _of_arrow(table: Any, where: str) -> Iterator[Cells]:
             ordered = bool(kind.ordered)
             column = column.unify_dictionaries().combine_chunks()
             column = column.chunk(0) if isinstance(column, pyarrow.ChunkedArray) else column
-            codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            # Some write the numbers of values without a sign.
+            codes = column.indices.cast(pyarrow.int64()).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
             yield _coded(name, codes, [str(word).strip() for word in column.dictionary.to_pylist()], ordered)
         elif types.is_boolean(kind):
             values = pc.cast(column, pyarrow.int8()).cast(pyarrow.float64()).to_numpy()

@@ -20,7 +20,7 @@ from varflow.data.readers import need
 TABLES = (".csv", ".tsv", ".parquet", ".npy")
 
 
-def write_table(path: Path, columns: Mapping[str, Sequence[Any]], values: Any = None) -> None:
+def write_table(path: Path, columns: Mapping[str, Any], values: Any = None) -> None:
     """Columns of equal length as .csv, .tsv or .parquet; as .npy ``values``, or the columns side by side.
 
     Numbers are written with as many digits as it takes to read them back, dates as 2024-03-01, a masked cell as an
@@ -61,11 +61,32 @@ def print_table(file: IO[str], columns: Mapping[str, Sequence[Any]], delimiter: 
 def _parquet(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     try:
         import pyarrow
-        from pyarrow import parquet
     except ImportError as error:
         raise need("table", "pyarrow", "writing .parquet") from error
-    table = pyarrow.table({name: arrow_array(_array(column)) for name, column in columns.items()})
+    write_arrow(path, pyarrow.table({name: arrow_array(_array(column)) for name, column in columns.items()}))
+
+
+def write_arrow(path: Path, table: Any) -> None:
+    """An Arrow table as .csv, .tsv or .parquet.
+
+    Raises:
+        SpecError, RunError: as :func:`write_table`.
+    """
+    if path.suffix.lower() != ".parquet":
+        return write_table(path, arrow_columns(table))
+    from pyarrow import parquet
+
+    make_folder(path.parent)
     write_atomically(path, lambda file: parquet.write_table(table, file))
+
+
+def arrow_columns(table: Any) -> dict[str, np.ma.MaskedArray[Any, Any]]:
+    """The columns of an Arrow table as plain values, nulls masked."""
+    found = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        cells = column.to_pylist()
+        found[name] = np.ma.MaskedArray(np.array([*cells, None], object)[:-1], [cell is None for cell in cells])
+    return found
 
 
 def arrow_array(column: np.ndarray[Any, Any]) -> Any:

@@ -31,6 +31,7 @@ _EXPORTS = {
     "latents": "varflow.evaluation.health:latents",
     "paired": "varflow.evaluation.evaluation:paired",
     "pareto_k": "varflow.evaluation.psis:pareto_k",
+    "removed_cells": "varflow.evaluation.removed:removed_cells",
     "quadrature": "varflow.evaluation.integration:quadrature",
     "refined_bounds": "varflow.evaluation.refinement:refined_bounds",
     "sandwich_bounds": "varflow.evaluation.sandwich:sandwich_bounds",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from varflow.evaluation.psis import pareto_k as pareto_k
     from varflow.evaluation.refinement import Refinement as Refinement
     from varflow.evaluation.refinement import refined_bounds as refined_bounds
+    from varflow.evaluation.removed import removed_cells as removed_cells
     from varflow.evaluation.sandwich import annealed_likelihood as annealed_likelihood
     from varflow.evaluation.sandwich import sandwich_bounds as sandwich_bounds
     from varflow.evaluation.sandwich import simulate as simulate

@@ -42,6 +42,12 @@ _EXPORTS = {
     "codeword_colours": "varflow.figures.pictures:codeword_colours",
     "progress_of_trials": "varflow.figures.sweeps:progress_of_trials",
     "values_by_setting": "varflow.figures.sweeps:values_by_setting",
+    "marginal": "varflow.figures.tables:marginal",
+    "missing_cells": "varflow.figures.tables:missing_cells",
+    "imputed_values": "varflow.figures.tables:imputed_values",
+    "coverage": "varflow.figures.tables:coverage",
+    "ranks": "varflow.figures.tables:ranks",
+    "reliability": "varflow.figures.tables:reliability",
     "gallery": "varflow.figures.gallery_data:gallery",
     "target_gallery": "varflow.figures.gallery_target:target_gallery",
 }
@@ -76,6 +82,12 @@ if TYPE_CHECKING:
     from varflow.figures.scatter import plane as plane
     from varflow.figures.sweeps import progress_of_trials as progress_of_trials
     from varflow.figures.sweeps import values_by_setting as values_by_setting
+    from varflow.figures.tables import coverage as coverage
+    from varflow.figures.tables import imputed_values as imputed_values
+    from varflow.figures.tables import marginal as marginal
+    from varflow.figures.tables import missing_cells as missing_cells
+    from varflow.figures.tables import ranks as ranks
+    from varflow.figures.tables import reliability as reliability
     from varflow.figures.targets import animate as animate
     from varflow.figures.targets import bound_curves as bound_curves
     from varflow.figures.targets import density as density

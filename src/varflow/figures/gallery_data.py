@@ -15,6 +15,7 @@ from varflow.core.files import make_folder
 from varflow.figures import curves
 from varflow.figures import gallery_examples as examples
 from varflow.figures import gallery_latents as latents
+from varflow.figures import gallery_table as table
 from varflow.figures.base import canvas, style
 from varflow.figures.gallery_scene import Drawn, Entry, Scene, keep, write_index
 from varflow.model import Model
@@ -31,6 +32,7 @@ def gallery(
     curve: Any = None,
     code_prior_metrics: Sequence[Mapping[str, Any]] = (),
     names: Sequence[str] | None = None,
+    removed: Any = None,
 ) -> list[Entry]:
     """Draw every figure that applies to this model and these data.
 
@@ -50,6 +52,7 @@ def gallery(
             replaced by the first that has examples.
         curve: what :func:`varflow.evaluation.bound_curve` gave, for the figure of the bound.
         code_prior_metrics: records of the fit of a code prior, or none.
+        removed: what :func:`varflow.evaluation.removed_cells` gave, for the figures of imputations.
         names: of the figures to draw where they apply (:data:`FIGURES`); without it all of them.
 
     Returns:
@@ -62,7 +65,7 @@ def gallery(
     available = [name for name in (split, "validation", "test", "train") if dataset.sizes.get(name)]
     if not available:
         raise DataError(f"dataset: {dataset.name} has no examples; give at least one")
-    scene = Scene(model, dataset, metrics, seed, evaluation, available[0], curve, code_prior_metrics)
+    scene = Scene(model, dataset, metrics, seed, evaluation, available[0], curve, code_prior_metrics, removed)
     folder = Path(folder)
     make_folder(folder)
     with _evaluating(model), style():
@@ -158,7 +161,12 @@ FIGURES: dict[str, tuple[Callable[[Scene], Any], Callable[[Scene], Drawn]]] = {
     "code_maps": (lambda s: s.codebook is not None and s.pictures, examples.code_maps),
     "code_usage": (lambda s: s.codebook is not None, latents.code_usage),
     "plane": (lambda s: s.in_plane, examples.plane),
-    "pairs": (lambda s: not s.pictures and not s.in_plane, examples.pairs),
+    "pairs": (lambda s: not s.pictures and not s.in_plane and not s.table, examples.pairs),
+    "marginals": (lambda s: s.table, table.marginals),
+    "table_pairs": (lambda s: s.table and len(s.dataset.column_kinds) > 1, table.pairs),
+    "missing": (lambda s: s.table and table.is_missing(s), table.missing),
+    "imputed": (lambda s: s.table and s.removed is not None, table.imputed),
+    "calibration": (lambda s: s.table and s.removed is not None, table.calibration),
     "decoded": (
         lambda s: s.pictures and s.model.prior.standard and s.model.prior.event_shape == (2,),
         examples.decoded,

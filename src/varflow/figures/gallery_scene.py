@@ -72,6 +72,7 @@ class Scene:
         evaluation: for the figures of its weights, or None.
         curve: the bound against its number of samples, or None.
         second: records of the fit of a code prior.
+        removed: what was predicted of removed cells of a table, or None.
     """
 
     model: Model
@@ -82,6 +83,7 @@ class Scene:
     split: str
     curve: Any = None
     second: Sequence[Mapping[str, Any]] = ()
+    removed: Any = None
 
     @property
     def examples(self) -> str:
@@ -94,9 +96,14 @@ class Scene:
         return bool(self.dataset.picture)
 
     @property
+    def table(self) -> bool:
+        """Whether the data are a table whose columns are each of a kind."""
+        return bool(self.dataset.column_kinds)
+
+    @property
     def in_plane(self) -> bool:
         """Whether the data are points in the plane."""
-        return not self.pictures and tuple(self.dataset.event_shape) == (2,)
+        return not self.pictures and not self.table and tuple(self.dataset.event_shape) == (2,)
 
     @property
     def decodes(self) -> bool:

@@ -141,7 +141,10 @@ def plane(
 
 
 def pairs(
-    data: Float[Array, "N D"], samples: Float[Array, "M D"], axes: npt.NDArray[Any]
+    data: Float[Array, "N D"],
+    samples: Float[Array, "M D"],
+    axes: npt.NDArray[Any],
+    names: Sequence[str] = (),
 ) -> npt.NDArray[Any]:
     """Every pair of the first columns: data in grey, samples of the model in blue.
 
@@ -149,10 +152,11 @@ def pairs(
     data widened by a tenth to each side, so that a stray sample cannot shrink everything else.
 
     Args:
-        data: ``[N, D]``.
+        data: ``[N, D]``; NaN where a cell is missing, which is left out.
         samples: ``[M, D]``.
         axes: ``[P, P]`` axes with P ≤ D, as :func:`canvas` gives them; the upper triangle
             is left empty.
+        names: of the columns.
 
     Raises:
         ShapeError: data and samples differ in their columns, or there are fewer columns than axes.
@@ -167,7 +171,8 @@ def pairs(
         raise ShapeError(
             f"axes: shape {axes.shape} for {real.shape[1]} columns; give [P, P] with P ≤ columns"
         )
-    low, high = np.quantile(real, [0.001, 0.999], axis=0)
+    heads = list(names) or [f"column {number + 1}" for number in range(real.shape[1])]
+    low, high = np.nanquantile(real, [0.001, 0.999], axis=0)
     margin = 0.1 * (high - low) + 1e-9 * np.maximum(np.abs(low), 1)
     low, high = low - margin, high + margin
     for i in range(count):
@@ -183,6 +188,7 @@ def pairs(
                     (real[:, i], "data", {"color": BEFORE}),
                     (made[:, i], "samples of the model", {"color": AFTER, "histtype": "step"}),
                 ):
+                    values = values[~np.isnan(values)]
                     # Densities of all values, also of those outside of the frame.
                     share = np.full(len(values), 1 / (len(values) * (bins[1] - bins[0])))
                     panel.hist(values, bins=bins.tolist(), weights=share, label=name, **look)
@@ -193,9 +199,9 @@ def pairs(
                 panel.set_ylim(low[i], high[i])
             panel.tick_params(labelsize=8, labelbottom=i == count - 1, labelleft=j == 0 and i > 0)
             if i == count - 1:
-                panel.set_xlabel(f"column {j + 1}", color=INK)
+                panel.set_xlabel(heads[j], color=INK)
             if j == 0 and i > 0:
-                panel.set_ylabel(f"column {i + 1}", color=INK)
+                panel.set_ylabel(heads[i], color=INK)
     axes[0, 0].legend(loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8, borderaxespad=0.2)
     return axes
 

@@ -58,6 +58,14 @@ NAMES = {
     "inference_gap": "inference gap",
     "approximation_gap": "approximation gap",
     "amortization_gap": "amortization gap",
+    "removed_nll": "−log p(removed | rest)",
+    "removed_nll_continuous": "−log p(removed | rest), continuous cells",
+    "removed_rmse": "RMSE of removed numbers, standardized",
+    "removed_accuracy": "accuracy of removed values",
+    "coverage_50": "coverage of 50 % intervals",
+    "coverage_80": "coverage of 80 % intervals",
+    "coverage_90": "coverage of 90 % intervals",
+    "coverage_95": "coverage of 95 % intervals",
 }
 #: What a file of estimates is of, by the last word of its name.
 KINDS = {
@@ -66,8 +74,18 @@ KINDS = {
     "simulated": "Data simulated from the model: bounds from both sides",
     "gaps": "The inference gap taken apart",
     "curve": "The bound against the number of samples",
+    "removed": "Cells removed and predicted from the rest of their rows",
 }
 #: The numbers that a reader looks for first.
 HEADLINES = (
     "nll", "elbo", "bits_per_dim", "perplexity", "kl_q_p", "kl_p_q", "mode_coverage", "evidence_gap", "scale_error",
 )  # fmt: skip
+
+
+def name_of(quantity: str) -> str:
+    """How a reader calls a quantity; of two methods their names stay behind it."""
+    for mark in (", ", " less "):
+        first, found, rest = quantity.partition(mark)
+        if found and first in NAMES:
+            return f"{NAMES[first]}{mark}{rest}"
+    return NAMES.get(quantity, quantity)

@@ -15,7 +15,7 @@ from varflow.core.settings import SEVERAL
 from varflow.data.kinds import HEADS, overview
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import outdated
-from varflow.report.names import HEADLINES, KINDS, NAMES
+from varflow.report.names import HEADLINES, KINDS, NAMES, name_of
 from varflow.report.render import Picture, drawn, picture, render
 from varflow.settings.flags import spec_types
 from varflow.settings.spec import RunSpec
@@ -29,6 +29,12 @@ _ERRORS = (
 )
 
 _OUTDATED = "The run has gone on since: these estimates are of weights that it no longer has. Make them again."
+
+_REMOVED_ERRORS = (
+    "± is one standard error over the rows, whose cells are taken together. Of removed cells all methods see the "
+    "same rest of the row; a line with 'less' is the model's value less the other one's on the same cells, so below "
+    "0 the model has the lower loss, above 0 the higher accuracy."
+)
 
 _TARGET_ERRORS = (
     "± is one standard error over fits that differ in their seeds; one fit has none. The Monte-Carlo "
@@ -191,7 +197,7 @@ def result_of(folder: Path, file: Path) -> dict[str, Any]:
     )  # fmt: skip
     rows = [
         (
-            NAMES.get(e.name, e.name),
+            name_of(e.name),
             shown(e),
             e.unit or "–",
             "unknown" if e.monte_carlo_error is None else f"{e.monte_carlo_error:.2g}",
@@ -216,7 +222,7 @@ def result_of(folder: Path, file: Path) -> dict[str, Any]:
         "rows": rows,
         "about": f"{'Target' if of_target else 'Protocol'}: {protocols}. Seed of the estimates: {seeds}.",
         "notes": stored.get("notes") or [],
-        "explained": _TARGET_ERRORS if of_target else _ERRORS,
+        "explained": _TARGET_ERRORS if of_target else _REMOVED_ERRORS if kind == "removed" else _ERRORS,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from varflow.data.conditions import Conditions
     from varflow.evaluation import Evaluation
     from varflow.runs.distribution import Density
+    from varflow.runs.impute import Imputations
     from varflow.runs.latent_space import Neighbours, Way, What
     from varflow.runs.rows import Progress
     from varflow.runs.scores import Scores
@@ -366,6 +368,68 @@ class Run:
         found: Rows = reconstruct(self, x, mean, seed, given)
         return found
 
+    def impute(
+        self,
+        x: Any,
+        samples: int = 1000,
+        draws: int = 0,
+        given: Any = None,
+        seed: int = 0,
+        rounded: bool = True,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Rows with their missing cells filled in, in the kind that x is; what was there stays as it is.
+
+        With self-normalized importance weights w of the observed cells, over samples z of q(z|x_observed), a missing
+        cell gets Σ w E[cell|z]: the mean in the units of the table, of a positive column that of log-normals, of an
+        ordinal, category or binary column the most probable value (Mattei and Frellsen 2019, "MIWAE", section 3.2).
+
+        Args:
+            x: rows as for :meth:`log_prob`, with missing cells as a frame has them, or NaN in an array.
+            samples: of q(z|x_observed) for each row.
+            draws: give a list of so many tables instead, drawn from p(x_missing|x_observed): multiple imputations.
+            given: as for :meth:`log_prob`.
+            seed: of the samples. A row has the same values alone and among others; equal rows have draws of their
+                own.
+            rounded: means of counts and of columns on a grid go to the nearest value that the column has; without it
+                they are left as they are.
+            progress: called with (rows done, rows).
+
+        Raises:
+            SpecError: a run without likelihood=columns. A density whose prior is a mixture of Gaussians is no such
+                case: there p(x_missing|x_observed) has a closed form, and nothing is estimated.
+            DataError, ShapeError: as :meth:`log_prob`.
+
+        :meth:`imputations` has the spread of each cell too, and how far the weights of each row can be trusted.
+        """
+        from varflow.runs.impute import impute
+
+        return impute(self, x, samples, draws, given, seed, rounded, progress)
+
+    def imputations(
+        self,
+        x: Any,
+        samples: int = 1000,
+        draws: int = 0,
+        given: Any = None,
+        seed: int = 0,
+        rounded: bool = True,
+        memory: int = 2**30,
+        progress: Progress | None = None,
+    ) -> Imputations:
+        """:meth:`impute` as stored values, with draws, the spread of each cell, effective sample sizes and Pareto k̂.
+
+        Args:
+            x, samples, draws, given, seed, rounded, progress: as there; ``draws`` come beside the single values.
+            memory: bytes that decoding may take.
+
+        Raises:
+            as there.
+        """
+        from varflow.runs.impute import imputations
+
+        return imputations(self, x, samples, draws, given, seed, rounded, memory, progress)
+
     def interpolate(
         self, a: Rows, b: Rows, steps: int = 10, way: Way | None = None, seed: int = 0, given: Any = None
     ) -> Rows:
@@ -507,6 +571,44 @@ class Run:
         return result
 
     @ranks.by_first
+    def removed_cells(
+        self,
+        share: float = 0.3,
+        split: str = "test",
+        samples: int = 1000,
+        baselines: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Evaluation:
+        """Remove a share of the cells of a split at random and predict them; kept in the run folder as the estimates
+        of :meth:`evaluate` are. Of a run with likelihood=columns.
+
+        Args:
+            share: of the cells that are there.
+            split: of the data set.
+            samples: importance samples for each row.
+            baselines: what is set beside the model on the same cells, of
+                :data:`varflow.evaluation.table_baselines.BASELINES`; all that can be computed here unless given.
+            **options: of :func:`varflow.evaluation.removed_cells`.
+
+        Raises:
+            SpecError: another run.
+        """
+        from varflow.evaluation import removed_cells
+        from varflow.evaluation.table_baselines import available
+        from varflow.runs.impute import model_of_table
+
+        model, _ = model_of_table(self)
+        assert isinstance(self.dataset, Dataset)
+        beside = available() if baselines is None else baselines
+        found = removed_cells(model, self.dataset, share, split, samples, baselines=beside, **options)
+        if self.folder is not None and self.keeps:
+            from varflow.report.card import write_card
+
+            found.save(self.folder)
+            write_card(self.folder)
+        return found
+
+    @ranks.by_first
     def report(self, figures: Literal["all", "few"] = "all") -> Path:
         """Draw every figure that applies and write report.html; returns its path.
 
@@ -549,6 +651,7 @@ class Run:
             assert isinstance(self.dataset, Dataset)
             drawn = (self.folder / "evaluation" / "test-curve.npz").exists()
             curve = Evaluation.load(self.folder, "test-curve") if drawn else None
+            predicted = (self.folder / "evaluation" / "test-removed.npz").exists()
             gallery_data.gallery(
                 self.model,
                 self.dataset,
@@ -558,6 +661,7 @@ class Run:
                 curve=curve,
                 code_prior_metrics=self.code_prior_metrics,
                 names=gallery_data.FEW if few else None,
+                removed=Evaluation.load(self.folder, "test-removed") if predicted else None,
             )
         return write_report(self.folder)
 
