@@ -110,8 +110,10 @@ def test_what_is_given_wrongly_is_refused(density):
         run.sample(1, given={"dose": 1, "sex": "x"})
     with pytest.raises(DataError, match=r"given: 'sex' is missing in row 2"):
         run.log_prob(x, given={"dose": 1, "sex": ["f", None, "m"]})
-    with pytest.raises(ShapeError, match=r"given: shape \[2, 2\], should be \[3, 2\]: dose, sex of each row"):
-        run.log_prob(x, given={"dose": [1.0, 2.0], "sex": ["f", "m"]})
+    with pytest.raises(ShapeError, match=r"given: 'dose' has 2 values, and there are 3 rows; give one value, or 3"):
+        run.log_prob(x, given={"dose": [1.0, 2.0], "sex": "f"})
+    with pytest.raises(DataError, match=r"given: column 'dose' has inf in row 1 .* no finite number"):
+        run.log_prob(x, given={"dose": np.inf, "sex": "f"})
     with pytest.raises(SpecError, match=r"distribution: this run is conditioned on dose, sex"):
         run.distribution()
 
@@ -201,12 +203,20 @@ def test_a_table_of_kinds_under_some_of_its_columns(tmp_path):
     path.unlink()
     copy = vf.load(tmp_path / "run")
     drawn = copy.sample(5, given={"sex": "f"}, stored=True)
+    with pytest.raises(SpecError, match=r"count: was 100000000000; so many draws do not fit into memory"):
+        copy.sample(10**11, given={"sex": "f"})
     assert drawn.shape == (5, 4)
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(held).iloc[:7]
     frame.loc[2, "y"] = np.nan
     scores = copy.log_prob(frame)
     assert np.isfinite(scores).all()
+    rest = frame.drop(columns="sex")
+    np.testing.assert_array_equal(copy.log_prob(rest, given={"sex": frame["sex"]}), scores)
+    with pytest.raises(DataError, match=r"x: column 'w' has 1e\+300 in row 1 .* scales away from the training rows"):
+        copy.log_prob(frame.assign(w=1e300))
+    again = vf.fit("table", pandas.DataFrame(held), condition=("sex",), steps=2, **QUICK)
+    assert isinstance(again.sample(3, given={"sex": "m"}), pandas.DataFrame)
     assert list(copy.reconstruct(frame).columns) == ["dose", "y", "w", "visits"]
     with pytest.raises(SpecError, match=r"x: column 'sex' is missing|given: missing"):
         copy.log_prob(frame.drop(columns="sex"))

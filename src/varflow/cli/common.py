@@ -218,7 +218,9 @@ def conditions_of(text: str | None) -> dict[str, Any] | str | None:
     found: dict[str, Any] = {}
     for part in text.split(","):
         name, equals, value = (word.strip() for word in part.partition("="))
-        if not name or not equals or not value or name in found:
+        if name in found:
+            raise SpecError(f"given: '{name}' is given twice; give it once")
+        if not name or not equals or not value:
             raise SpecError(f"given: was '{text}'; use name=value, several with commas: dose=3,sex=f")
         try:
             found[name] = float(value)

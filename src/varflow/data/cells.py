@@ -228,6 +228,8 @@ class Cells:
 def number_text(value: float) -> str:
     """A number as it is written shortest."""
     value = float(value)
+    if not np.isfinite(value):
+        return repr(value)
     return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(value)
 
 

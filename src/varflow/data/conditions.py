@@ -202,9 +202,11 @@ def read_raw(tables: Mapping[str, reading.Raw], column: Sequence[str]) -> tuple[
     said = [text for text in column if any(text.startswith(f"{name}:") for name in names)]
     # A column that would be taken for labels is a condition here.
     said += [f"{name}:category" for name in names if name not in wanted and name.lower() in LABEL_HEADS]
+    for cells in tables[first].columns:
+        reason = "" if cells.name in wanted else kinds.left_out(cells)
+        if reason:
+            raise DataError(f"condition: column '{cells.name}' cannot be conditioned on ({reason}); choose another")
     found = kinds.find_kinds(tables[first], said)
-    for name, reason in found.dropped.items():
-        raise DataError(f"condition: column '{name}' cannot be conditioned on ({reason}); choose another")
     values = {
         part: found.values if part == first else kinds.stored(raw, found.columns, found.forms)
         for part, raw in tables.items()
@@ -244,9 +246,17 @@ def listed(condition: Sequence[str]) -> tuple[str, ...]:
 
 def _cells(name: str, value: Any, rows: int) -> Cells:
     """A value for all rows, or one for each, as a column."""
-    values = list(value) if isinstance(value, list | tuple | np.ndarray | Tensor) else [value] * rows
+    if hasattr(value, "to_pylist"):
+        value = value.to_pylist()
+    # A series of any library too.
+    several = hasattr(value, "__len__") and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) > 0
+    values = list(value) if several else [value] * rows
+    if len(values) != rows:
+        raise ShapeError(
+            f"given: '{name}' has {len(values)} values, and there are {rows} rows; give one value, or {rows}"
+        )
     values = [one.item() if isinstance(one, Tensor | np.generic) else one for one in values]
     if all((isinstance(one, int | float) and not isinstance(one, bool)) or one is None for one in values):
         numbers = np.array([np.nan if one is None else float(one) for one in values])
-        return Cells(name, "number", numbers, whole=bool(np.all(numbers[~np.isnan(numbers)] % 1 == 0)))
+        return Cells(name, "number", numbers, whole=bool(np.all(numbers[np.isfinite(numbers)] % 1 == 0)))
     return text_cells(name, ["" if one is None else str(one) for one in values])

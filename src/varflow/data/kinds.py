@@ -162,7 +162,7 @@ def find_kinds(raw: Raw, settings: Sequence[str] = ()) -> Found:
         if wish is not None and wish.kind == "drop":
             dropped[cells.name] = "set by hand"
             continue
-        if wish is None and (reason := _left_out(cells)):
+        if wish is None and (reason := left_out(cells)):
             dropped[cells.name] = reason
             continue
         column, read = _kind(cells, raw.where) if wish is None else _as_wished(cells, wish, raw.where)
@@ -221,7 +221,7 @@ def _few(cells: Cells) -> int:
     return min(_distinct(cells), 3)
 
 
-def _left_out(cells: Cells) -> str:
+def left_out(cells: Cells) -> str:
     """Why a column says nothing that a model could learn; "" where it says something."""
     there = ~cells.missing
     rows = int(there.sum())
@@ -417,7 +417,9 @@ def check_values(values: Numbers, column: Column, where: str) -> None:
         DataError: the first such cell.
     """
     there = ~np.isnan(values)
-    if column.kind == "count":
+    if np.isinf(values).any():
+        wrong, what = np.isinf(values), "no finite number"
+    elif column.kind == "count":
         wrong, what = there & ((values < 0) | (values % 1 != 0) | (values > _EXACT_COUNT)), "no count, 0, 1, 2, …"
     elif column.kind == "positive":
         # The noise of a rounded column reaches half a step down.

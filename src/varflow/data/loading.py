@@ -301,7 +301,9 @@ def from_tensor(
     names, beside = listed(condition), _beside(context)
     if names and beside:
         raise SpecError("condition: given beside context; give one of them")
+    frame = ""
     if names and any(reading.is_frame(rows) for rows in splits.values()):
+        frame = reading.library(next(iter(splits.values())))
         both = {part: parted(reading.read_frame(rows), names) for part, rows in splits.items()}
         splits = {part: rest for part, (rest, _) in both.items()}
         beside = {_SPLITS.get(part, part): chosen for part, (_, chosen) in both.items()}
@@ -312,6 +314,8 @@ def from_tensor(
     if protocol == "columns":
         found = _tables(name, splits, labels, columns, own_columns, kept)
         found.context = beside
+        if frame:
+            found.facts["frame"] = frame
         made = _build(found, protocol, levels, flip, seed_eval, True, kept)
         return _conditioned(made, found, names, column, conditions)
     held = {
@@ -535,7 +539,26 @@ def stored_rows(
         values = values.double()
         for column, cells in zip(preprocessing.columns, values.cpu().numpy().T, strict=True):
             kinds.check_values(cells, column, "x")
+        _check_near(values, preprocessing)
     return values
+
+
+#: So many scales from the training rows float32 still tells numbers apart, and squares of them are finite.
+_FARTHEST = 1e15
+
+
+def _check_near(values: Tensor, preprocessing: Columns) -> None:
+    """Refuse cells that lie so far from the training rows that nothing can be computed of them."""
+    x, _ = preprocessing.to(torch.device("cpu")).encode(values.cpu(), None, torch.float64)
+    far = (x.abs() > _FARTHEST) & torch.tensor([column.continuous for column in preprocessing.columns])
+    if not bool(far.any()):
+        return
+    row, place = (int(index) for index in far.nonzero()[0])
+    column = preprocessing.columns[place]
+    raise DataError(
+        f"x: column '{column.name}' has {float(values[row, place]):g} in row {row + 1} (counted from 1), "
+        f"{float(x[row, place].abs()):.1g} scales away from the training rows; correct or empty that cell"
+    )
 
 
 def table_rows(x: Any, kept: Columns) -> Any:

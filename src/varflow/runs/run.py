@@ -265,9 +265,16 @@ class Run:
             with random.stream(seed):
                 z = torch.stack([member.encode(None, count).z for member in self.members()])
             return z if len(z) > 1 else z[0]
-        context = self._context(given, count)
-        with random.stream(seed):
-            x = self.model.sample(count, mean=mean, context=context)
+        try:
+            context = self._context(given, count)
+            with random.stream(seed):
+                x = self.model.sample(count, mean=mean, context=context)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "alloc" not in str(error):
+                raise
+            raise SpecError(
+                f"count: was {count}; so many draws do not fit into memory, draw fewer at a time with several seeds"
+            ) from error
         found = self.preprocessing.stored_means(x) if mean else self.preprocessing.stored_values(x)
         library = "".join(self._told("frame"))
         return self.frame(found, library) if library and not stored else found
