@@ -286,6 +286,7 @@ def test_either_budget_replaces_that_of_the_recipe(capsys, tmp_path, recipe, bud
     assert ("10 steps" if budget == "--epochs" else "1 steps") in out
 
 
+@pytest.mark.slow
 def test_every_flow_fits_with_one_flag(capsys, tmp_path):
     from varflow import flows
 
@@ -389,6 +390,7 @@ def test_the_convolutional_recipe_fits_svhn_files(capsys, tmp_path):
     assert "svhn test, logit; 20 points" in out
 
 
+@pytest.mark.slow
 def test_quiet_says_nothing_but_errors(capsys, tmp_path):
     run = str(tmp_path / "run")
     code, out, err = call(capsys, "fit", "digits", *TINY, "--steps", "2", "--quiet", "--out", run)

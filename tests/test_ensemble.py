@@ -105,6 +105,7 @@ def test_a_fit_trains_each_as_if_it_were_alone() -> None:
     assert not torch.equal(runs[0].model.member(1).posterior.flow.u, runs[1].model.member(1).posterior.flow.u)
 
 
+@pytest.mark.slow
 def test_a_run_of_several_fits_is_saved_loaded_and_resumed(tmp_path) -> None:
     # A shorter budget would have another schedule of learning rates.
     whole = fit(tmp_path / "whole", decay="none")

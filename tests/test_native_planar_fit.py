@@ -424,6 +424,7 @@ def test_what_the_optimizers_keep_is_known_by_its_name() -> None:
         assert set(made.state[p]) == {"step", *names}
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_not_compiled_starts_without_the_compiler() -> None:
     """torch imports it, a second of work, at the first use of several of its decorators."""
     program = (

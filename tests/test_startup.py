@@ -79,6 +79,7 @@ def listed(folder) -> list[str]:
     return [entry["file"] for entry in json.loads((folder / "figures" / "index.json").read_text())]
 
 
+@pytest.mark.slow
 def test_a_report_of_few_figures_and_one_of_all(tmp_path):
     run = vf.fit("digits", **SMALL, out=tmp_path / "run")
     page = run.report("few").read_text()

@@ -103,6 +103,7 @@ def test_evaluation_sets_the_exact_likelihood_beside_the_estimate():
         assert x.x.shape == (4, 2)
 
 
+@pytest.mark.slow
 def test_a_vae_cannot_beat_the_truth(tmp_path):
     run = vf.fit("vae-2d", epochs=2, quiet=True, out=tmp_path / "run", data_seed=3)
     found = run.evaluate(samples=50)

@@ -122,6 +122,7 @@ def test_a_value_of_many_rows_on_no_grid_is_refused_by_name() -> None:
         Table.fit(torch.stack([torch.randn(500, generator=seeded(2)).double(), column], 1))
 
 
+@pytest.mark.slow
 def test_no_density_passes_what_a_distribution_over_whole_numbers_can_have() -> None:
     x = torch.randint(0, 3, (2000, 4), generator=seeded()).float()
     run = vf.fit("density", x, steps=400, batch=256, quiet=True)

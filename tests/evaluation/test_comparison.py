@@ -97,6 +97,7 @@ def test_text_markdown_csv_and_page(runs, tmp_path):
     assert "data:image" not in (tmp_path / "bare" / "comparison.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_page(runs, tmp_path):
     pages = []
     for name in "ab":

@@ -277,6 +277,7 @@ def test_the_right_model_is_calibrated(model, dataset):
     assert result.estimates["removed_nll"].value == pytest.approx(sum(wanted) / len(wanted), abs=0.01)
 
 
+@pytest.mark.slow
 def test_baselines_on_the_same_cells(model, dataset):
     pytest.importorskip("sklearn")
     result = removed_cells(model, dataset, 0.3, samples=200, baselines=tuple(BASELINES))

@@ -46,6 +46,7 @@ def test_nll_is_that_of_the_raw_rows(folder: Path, lengths: torch.Tensor) -> Non
     assert "units of the data" in found["nll"].estimator
 
 
+@pytest.mark.slow
 def test_best_elbo_and_records_are_of_the_raw_rows(folder: Path) -> None:
     run = vf.load(folder)
     entropy = 2 * (0.5 * math.log(2 * math.pi * math.e) + math.log(50))

@@ -547,6 +547,7 @@ print(native.available(), native.in_use(), native.reason())
 """
 
 
+@pytest.mark.slow
 def test_turned_off_by_the_environment() -> None:
     assert python(OFF, VARFLOW_NATIVE="0").strip() == "False False turned off by VARFLOW_NATIVE=0"
 
@@ -630,6 +631,7 @@ def test_a_library_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "wrong numbers" in native.reason()
 
 
+@pytest.mark.slow
 @compiled
 def test_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Made once; a damaged file is made again; nothing half done is left behind."""

@@ -193,6 +193,7 @@ def stretched(name: str, d: int, context_features: int, z: Tensor, context: Tens
     return flow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("context_features", [0, CONTEXT], ids=["static", "amortized"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

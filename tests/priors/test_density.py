@@ -80,6 +80,7 @@ def test_an_evaluation_says_what_applies_to_a_density_and_nothing_else():
     assert found.notes == []
 
 
+@pytest.mark.slow
 def test_every_family_improves_on_its_base_on_a_table_of_ones_own(tmp_path):
     """A banana in a .csv, from the command's own settings: held-out log-likelihood with its error."""
     g = torch.Generator().manual_seed(1)

@@ -142,7 +142,9 @@ def test_conditions_are_named_before_anything_is_fitted(tmp_path):
         listed(("a,b", "a"))
 
 
-@pytest.mark.parametrize("prior", [{}, {"prior": "maf", "prior_length": 1, "prior_context": True}])
+@pytest.mark.parametrize(
+    "prior", [pytest.param({}, marks=pytest.mark.slow), {"prior": "maf", "prior_length": 1, "prior_context": True}]
+)
 def test_pictures_under_their_labels(tmp_path, prior):
     """p(x|z, y) of digits: fitted, resumed, evaluated, annealed and refined under their classes."""
     from varflow.evaluation import Annealing, Refinement, annealed_likelihood, inference_gaps

@@ -270,6 +270,7 @@ def test_refusals(run: vf.Run, frame: Any, tmp_path: Path) -> None:
         run.impute(frame, 0)
 
 
+@pytest.mark.slow
 def test_removed_cells_and_figures_in_the_report(run: vf.Run) -> None:
     run.evaluate(samples=30)
     found = run.removed_cells(0.3, samples=100, baselines=("independent", "mixture"))

@@ -94,6 +94,7 @@ def cut_at(monkeypatch, stage, step):
     monkeypatch.setattr(Loop, "update", wrapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "step"),
     [("first", 7), ("first", 11), ("coding", 0), ("second", 1), ("second", 9), ("second", 15)],

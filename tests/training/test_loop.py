@@ -328,6 +328,7 @@ def test_cuda_trains():
     assert {p.device.type for p in loop.model.parameters()} == {"cuda"}
 
 
+@pytest.mark.slow
 def test_denormals_that_cannot_be_flushed_are_noticed():
     # A pool started before the flag was set keeps its own: the flag belongs to each thread.
     script = (

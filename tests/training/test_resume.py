@@ -161,6 +161,7 @@ def told_at(monkeypatch, step, number=signal.SIGINT):
     monkeypatch.setattr(Loop, "update", wrapped)
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_step_is_no_interruption(tmp_path, monkeypatch, capsys):
     told_at(monkeypatch, 9)
     words = ["--latent", "2", "--hidden", "8", "--threads", "1", "--steps", "10"]

@@ -97,6 +97,7 @@ def test_durations_that_are_none(value):
         DURATION.steps("warmup", value, 7)
 
 
+@pytest.mark.slow
 def test_records_are_in_the_units_of_the_data():
     # A thousandth of the unit: a density is a thousand times as large in every dimension.
     x = torch.randn(400, 3)
