@@ -12,6 +12,7 @@ import torch
 
 import varflow.data as vd
 from varflow.core.errors import DataError, SpecError
+from varflow.data import new_rows
 from varflow.data.columns import Columns
 from varflow.data.protocols import restored
 from varflow.data.writing import frame_of, write_table
@@ -315,7 +316,7 @@ def test_a_table_that_is_written_is_the_table_that_was_read(tmp_path: Path, data
     out = tmp_path / f"again{suffix}"
     for split in ("train", "test"):
         write_table(out, kept(data).table(data.raw(split)))
-        again = vd.loading.rows_of(str(out), kept=data.preprocessing)
+        again = new_rows.rows_of(str(out), kept=data.preprocessing)
         assert again.columns == tuple(KINDS)
         np.testing.assert_array_equal(again.values, data.raw(split).numpy())
 
@@ -342,7 +343,7 @@ def test_frames_have_the_types_of_the_table(data: vd.Dataset) -> None:
             assert list(getattr(frame, "columns", None) if library != "pyarrow" else frame.column_names) == list(
                 KINDS
             )
-            again = vd.loading.table_rows(frame, kept(data))
+            again = new_rows.table_rows(frame, kept(data))
             np.testing.assert_array_equal(again, values.numpy())
     frame = frame_of("pandas", kept(data).table(full))
     assert {name: frame[name].dtype.kind for name in wanted} == wanted

@@ -11,6 +11,8 @@ import pytest
 from varflow.core.columns import Column
 from varflow.core.errors import DataError, SpecError
 from varflow.data.cells import iso
+from varflow.data.frames import of_numbers as table
+from varflow.data.frames import read_frame
 from varflow.data.kinds import (
     FORMS,
     find_kinds,
@@ -20,8 +22,8 @@ from varflow.data.kinds import (
     table_lines,
     wishes,
 )
-from varflow.data.reading import Raw, read_frame, read_table
-from varflow.data.reading import of_numbers as table
+from varflow.data.raw import Raw
+from varflow.data.reading import read_table
 
 ROWS = 200
 

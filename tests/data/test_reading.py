@@ -13,7 +13,8 @@ import pytest
 
 from varflow.core.errors import DataError
 from varflow.data import reading
-from varflow.data.reading import read_frame, read_table
+from varflow.data.frames import read_frame
+from varflow.data.reading import read_table
 
 ENGINES = ("plain", "arrow")
 

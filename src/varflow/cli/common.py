@@ -119,7 +119,7 @@ class GivenOptions(RunOptions):
         return rows.context if self.given is None else conditions_of(self.given)
 
     def read(self, run: Any) -> Any:
-        """What was given, as :class:`varflow.data.loading.NamedRows`."""
+        """What was given, as :class:`varflow.data.new_rows.NamedRows`."""
         return rows_for(run, self.data, self.split, self.data_dir, self.resize)
 
     def table_path(self, out: str | None) -> Path | None:
@@ -237,7 +237,7 @@ def rows_for(run: Any, data: str | None, split: str, data_dir: str | None = None
 
     from varflow.data.columns import Columns
     from varflow.data.given import Given, in_order
-    from varflow.data.loading import NamedRows, rows_of
+    from varflow.data.new_rows import NamedRows, rows_of
 
     if data is None:
         dataset = run.dataset

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if count > held:
         what = f"the {options.split} split has" if options.data is None else f"{options.data} has"
         raise SpecError(f"count: was {count}, {what} {held}; use at most that")
-    from varflow.data.loading import stored_rows
+    from varflow.data.new_rows import stored_rows
 
     x = stored_rows(given.values[:count], run.preprocessing, run.form.event_shape, run.picture)
     conditions = options.conditions(given)

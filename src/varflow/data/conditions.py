@@ -18,10 +18,11 @@ from torch import Tensor
 
 from varflow.core.columns import Column
 from varflow.core.errors import DataError, ShapeError, SpecError, suggestion
-from varflow.data import kinds, reading
+from varflow.data import frames, kinds
 from varflow.data.cells import Cells, text_cells
 from varflow.data.columns import Columns, shares_of
 from varflow.data.named import LABEL_HEADS
+from varflow.data.raw import Raw
 from varflow.networks.columns import ColumnFeatures
 
 #: What the labels of data are called among the conditions.
@@ -117,10 +118,10 @@ class Conditions:
             for name in self.names:
                 if name not in given:
                     raise SpecError(f"given: '{name}' is missing; this run is conditioned on {', '.join(self.names)}")
-            raw = reading.Raw(tuple(_cells(name, given[name], rows) for name in self.names), "given")
+            raw = Raw(tuple(_cells(name, given[name], rows) for name in self.names), "given")
             found = torch.from_numpy(self._stored(raw))
-        elif reading.is_frame(given):
-            found = torch.from_numpy(self._stored(reading.read_frame(given, "given")))
+        elif frames.is_frame(given):
+            found = torch.from_numpy(self._stored(frames.read_frame(given, "given")))
         else:
             found = torch.as_tensor(given).double()
             found = found[:, None] if found.dim() == 1 else found
@@ -131,10 +132,10 @@ class Conditions:
             )
         return self.check(found)
 
-    def _stored(self, raw: reading.Raw) -> Any:
+    def _stored(self, raw: Raw) -> Any:
         return kinds.stored(raw, self.columns, self.preprocessing.forms)
 
-    def of_raw(self, raw: reading.Raw) -> Tensor:
+    def of_raw(self, raw: Raw) -> Tensor:
         """Stored values of the columns of a table that are the conditions."""
         return self.check(torch.from_numpy(self._stored(raw)), raw.where)
 
@@ -189,7 +190,7 @@ def _learned(column: Column, cells: Tensor) -> Column:
     return replace(column, loc=float(loc), scale=float(scale), missing=missing)
 
 
-def read_raw(tables: Mapping[str, reading.Raw], column: Sequence[str]) -> tuple[dict[str, Tensor], kinds.Found]:
+def read_raw(tables: Mapping[str, Raw], column: Sequence[str]) -> tuple[dict[str, Tensor], kinds.Found]:
     """Stored values of the columns that are conditioned on, in each part, and their kinds.
 
     Args:
@@ -214,7 +215,7 @@ def read_raw(tables: Mapping[str, reading.Raw], column: Sequence[str]) -> tuple[
     return {part: torch.from_numpy(np.array(held)) for part, held in values.items()}, found
 
 
-def parted(raw: reading.Raw, names: Sequence[str]) -> tuple[reading.Raw, reading.Raw]:
+def parted(raw: Raw, names: Sequence[str]) -> tuple[Raw, Raw]:
     """A table without some of its columns, and these.
 
     Raises:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varflow.core.columns import NAMED, Column
-from varflow.data import reading
+from varflow.data import frames, reading
 from varflow.data.cells import iso, number_text
 
 #: name of a column → (which cells are filled, all of its cells as the table has them).
@@ -27,7 +27,7 @@ _ISO = re.compile(r"\d{4}-\d{2}-\d{2}([T ].*)?$")
 
 def fill_frame(x: Any, filling: Filling) -> Any:
     """A frame of pandas or polars, or an Arrow table, with some of its cells filled in."""
-    library = reading.library(x)
+    library = frames.library(x)
     if library == "pandas":
         return _pandas(x, filling)
     if library == "polars":
@@ -108,7 +108,7 @@ def _arrow(x: Any, filling: Filling) -> Any:
     import pyarrow.compute as pc
     from pyarrow import types
 
-    x = reading.arrow_table(x, "x")
+    x = frames.arrow_table(x, "x")
     for place, name in enumerate(x.column_names):
         gone, cells = filling.get(name, (None, None))
         if gone is None or cells is None or not gone.any():

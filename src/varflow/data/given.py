@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from varflow.core.errors import DataError, ShapeError
+from varflow.data.frames import arrow_table, from_package
 from varflow.data.kinds import ADVICE
 from varflow.data.named import LABEL_HEADS
 
@@ -73,11 +74,11 @@ def given(x: Any) -> Given:
         )
     if isinstance(x, TensorDataset):
         return _tensors(x.tensors)
-    if _is_from(x, "datasets"):
+    if from_package(x, "datasets"):
         return _hugging_face(x)
     if isinstance(x, TorchDataset):
         return _items(x)
-    if _is_from(x, "polars") and type(x).__name__ == "LazyFrame":
+    if from_package(x, "polars") and type(x).__name__ == "LazyFrame":
         raise DataError("x: was a LazyFrame, whose rows are not there yet; give x.collect()")
     if _is_frame(x):
         return _frame(x)
@@ -115,19 +116,19 @@ def like(x: Any, found: Tensor, names: Sequence[str] = ()) -> Any:
     if isinstance(x, np.ndarray):
         return found.numpy()
     flat = found.dim() <= 2
-    if _is_from(x, "pandas") and flat:
+    if from_package(x, "pandas") and flat:
         import pandas
 
         if found.dim() == 1:
             return pandas.Series(found.numpy(), index=x.index, name=names[0] if names else None)
         return pandas.DataFrame(found.numpy(), index=x.index, columns=list(names) or None)
-    if _is_from(x, "polars") and flat:
+    if from_package(x, "polars") and flat:
         import polars
 
         if found.dim() == 1:
             return polars.Series(names[0] if names else "", found.numpy())
         return polars.DataFrame(found.numpy(), schema=list(names) or None)
-    if _is_from(x, "pyarrow") and flat:
+    if from_package(x, "pyarrow") and flat:
         import pyarrow
 
         if found.dim() == 1:
@@ -140,17 +141,13 @@ def like(x: Any, found: Tensor, names: Sequence[str] = ()) -> Any:
     return found
 
 
-def _is_from(x: Any, package: str) -> bool:
-    return any(kind.__module__.split(".")[0] == package for kind in type(x).__mro__)
-
-
 def _is_frame(x: Any) -> bool:
     named = ("__arrow_c_stream__", "__arrow_c_array__", "__dataframe__")
-    return _is_from(x, "pandas") or any(hasattr(x, name) for name in named)
+    return from_package(x, "pandas") or any(hasattr(x, name) for name in named)
 
 
 def _is_picture(x: Any) -> bool:
-    return _is_from(x, "PIL")
+    return from_package(x, "PIL")
 
 
 def _tensors(tensors: Sequence[Tensor]) -> Given:
@@ -254,14 +251,14 @@ def _frame(x: Any) -> Given:
 
 
 def _columns(x: Any) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    if _is_from(x, "pandas"):
+    if from_package(x, "pandas"):
         if not hasattr(x, "columns"):
             x = x.to_frame("x" if x.name is None else x.name)
         for place, name in enumerate(x.columns):
             column = x.iloc[:, place]
             yield str(name), _numbers(str(name), column.to_numpy(), bool(column.isna().any()), column.dtype)
         return
-    if _is_from(x, "polars"):
+    if from_package(x, "polars"):
         if not hasattr(x, "columns"):
             x = x.to_frame()
         for column in x.iter_columns():
@@ -276,22 +273,10 @@ def _columns(x: Any) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
 
 def _arrow_columns(x: Any) -> Iterator[tuple[str, Any]]:
     """The columns of an Arrow table, or of what can become one."""
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise DataError(
-            f"x: {type(x).__name__} is read through pyarrow; install it with: pip install 'varflow[table]'"
-        ) from error
-    if not isinstance(x, pyarrow.Table):
-        if isinstance(x, pyarrow.RecordBatch):
-            x = pyarrow.Table.from_batches([x])
-        elif hasattr(x, "__arrow_c_stream__") or hasattr(x, "__arrow_c_array__"):
-            x = pyarrow.table(x)
-        else:
-            from pyarrow.interchange import from_dataframe
+    table = arrow_table(x, "x")
+    import pyarrow
 
-            x = from_dataframe(x)
-    for name, column in zip(x.column_names, x.columns, strict=True):
+    for name, column in zip(table.column_names, table.columns, strict=True):
         if pyarrow.types.is_dictionary(column.type):
             raise _no_numbers(name, column.type)
         yield name, column.combine_chunks()

@@ -44,7 +44,7 @@ from varflow.data.cells import (
     number_text,
 )
 from varflow.data.named import LABEL_HEADS
-from varflow.data.reading import Raw
+from varflow.data.raw import Raw
 
 #: A count beyond this has a density, as other numbers have: a probability of one number among so many is none to
 #: tell.

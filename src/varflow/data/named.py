@@ -39,7 +39,7 @@ class Arrays:
     files: tuple[str, ...] = ()
     #: The kinds of a table's columns, where the values are its stored values (:class:`varflow.data.kinds.Found`).
     found: Any = None
-    #: Part → columns that are conditioned on (:class:`varflow.data.reading.Raw`).
+    #: Part → columns that are conditioned on (:class:`varflow.data.raw.Raw`).
     context: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from varflow.core.errors import DataError
+from varflow import data
+from varflow.core.errors import DataError, SpecError, unknown
+from varflow.data import reading
 from varflow.data.kinds import numbers_alone
 from varflow.data.named import Arrays
 from varflow.data.readers import content, need
-from varflow.data.reading import read_table
 
 PICTURES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -38,6 +39,35 @@ _LABELS = {
     "validation": ("labels_validation", "labels_val", "y_validation", "y_val", "Y_val"),
     "test": ("labels_test", "y_test", "Y_test"),
 }
+
+
+def own_arrays(path: Path, resize: int | tuple[int, int] | None, decimal: str = "auto") -> Arrays:
+    """What a file or a folder of one's own holds, by its suffix.
+
+    Raises:
+        DataError: nothing is there, or a suffix that nothing reads.
+        SpecError: a resize of something else than pictures, or a name that is no data set.
+    """
+    if path.is_dir() or (is_picture(path) and path.exists()):
+        size = (resize, resize) if isinstance(resize, int) else resize
+        return pictures(path, size)
+    if resize is not None:
+        raise SpecError(f"resize: only for a folder of pictures, and {path} is none")
+    if not path.exists():
+        if not path.suffix and len(path.parts) == 1:
+            raise unknown("data", str(path), data.SOURCES)
+        raise DataError(
+            f"data: no file or folder {path}; name one, or one of {', '.join(data.SOURCES)}"
+        )
+    kind, arrays, tables = path.suffix.lower(), (".npy", ".npz"), (*reading.TEXTS, *reading.ARROWS)
+    if kind in arrays:
+        return numpy_file(path)
+    if reading.is_table(path):
+        return table(path, decimal)
+    raise DataError(
+        f"{path}: suffix '{kind}' is none of {', '.join((*arrays, *tables))}; save it as one of them, or name a "
+        "folder of pictures"
+    )
 
 
 def numpy_file(path: Path) -> Arrays:
@@ -75,7 +105,7 @@ def table(path: Path, decimal: str = "auto") -> Arrays:
 
     A column headed label, labels, class, target or y gives the labels if its values are whole.
     """
-    values, labels, names = numbers_alone(read_table(path, decimal))
+    values, labels, names = numbers_alone(reading.read_table(path, decimal))
     facts = {"columns": list(names)} if names else {}
     return Arrays(path.name, {"all": values}, {} if labels is None else {"all": labels}, facts=facts)
 

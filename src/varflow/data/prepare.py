@@ -24,6 +24,15 @@ REAL = ("none", "standardize", "table", "columns")
 COLOUR = 3
 
 
+#: What the splits of others are called.
+_SPLITS = {"valid": "validation", "val": "validation", "dev": "validation"}
+
+
+def split_name(name: str) -> str:
+    """train, validation or test, however others call it."""
+    return _SPLITS.get(name, name)
+
+
 def plain(array: Any, split: str, names: Sequence[str] = (), missing: bool = False) -> Tensor:
     """A tensor of uint8 or floats, at least two-dimensional, not empty, finite; with ``missing`` NaN is a missing
     cell.

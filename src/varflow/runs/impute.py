@@ -19,10 +19,11 @@ from varflow.core.observed import Observed
 from varflow.data.columns import Columns
 from varflow.data.dataset import Dataset
 from varflow.data.filling import Filling, fill_frame
+from varflow.data.frames import from_package, is_frame, read_frame
 from varflow.data.given import given as given_in_python
 from varflow.data.given import like
 from varflow.data.prepare import plain
-from varflow.data.reading import Raw, from_package, is_frame, read_frame
+from varflow.data.raw import Raw
 from varflow.evaluation.gaussian_conditionals import (
     GaussianMixture,
     drawn,

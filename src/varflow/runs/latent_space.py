@@ -24,8 +24,8 @@ from varflow.core.files import write_atomically
 from varflow.core.observed import Examples, parts_of
 from varflow.data.columns import Columns
 from varflow.data.dataset import Dataset
+from varflow.data.frames import is_frame
 from varflow.data.given import like
-from varflow.data.reading import is_frame
 from varflow.evaluation.health import latents
 from varflow.evaluation.points import evaluating
 from varflow.model import Model

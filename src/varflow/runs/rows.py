@@ -11,10 +11,11 @@ from varflow.core.errors import SpecError
 from varflow.data.columns import Columns
 from varflow.data.conditions import Conditions, parted
 from varflow.data.dataset import SPLITS, Dataset
+from varflow.data.frames import is_frame, library, read_frame
 from varflow.data.given import Given, given, in_order, like
 from varflow.data.kinds import numbers_alone
-from varflow.data.loading import stored_rows, table_rows
-from varflow.data.reading import Raw, is_frame, library, read_frame
+from varflow.data.new_rows import stored_rows, table_rows
+from varflow.data.raw import Raw
 from varflow.data.writing import frame_of
 from varflow.model import Model
 
