@@ -11,7 +11,6 @@ preprocessing and weights, from which the model is built again.
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -669,7 +668,7 @@ def _sampled_log_prob(run: Run, stored: Tensor, samples: int) -> Tensor:
     model, seed, parts = _model(run), run.spec.training.seed, []
     for block in stored.split(POINTS):
         x, ladj = _seen(run, block)
-        found = importance_sample(model, x, samples, seed=seed, keys=_keys(block))
+        found = importance_sample(model, x, samples, seed=seed, keys=random.row_keys(block))
         parts.append(found.log_px + ladj.cpu())
     return torch.cat(parts)
 
@@ -688,14 +687,6 @@ def _posterior_means(run: Run, stored: Tensor) -> Tensor:
                 mean = model.encode(x, _DRAWS).z.mean(0)
         parts.append(mean.cpu())
     return torch.cat(parts)
-
-
-def _keys(stored: Tensor) -> list[int]:
-    """A number for each row that its values alone decide."""
-    # −0 and 0 are one value with two forms.
-    rows = np.ascontiguousarray(stored.double().numpy() + 0.0)
-    digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
-    return [int.from_bytes(digest, "little") for digest in digests]
 
 
 # -- a run as plain values -------------------------------------------------------------------------

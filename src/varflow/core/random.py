@@ -81,6 +81,15 @@ class Stream:
         return whole.narrow(request.batch_dim, self.rank * local, local).contiguous()
 
 
+def row_keys(values: Tensor) -> list[int]:
+    """A number for each row of ``values`` ``[N, D]`` that its numbers alone decide, for :class:`ByRow`."""
+    values = values.double()
+    # −0 and 0 are one value with two forms, and NaN has many.
+    rows = torch.where(values.isnan(), torch.nan, values + 0.0).cpu().contiguous().numpy()
+    digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    return [int.from_bytes(digest, "little") for digest in digests]
+
+
 class ByRow:
     """Draws of one step that belong to rows: along ``batch_dim`` those of a row depend on (seed, purpose, step, key
     of the row) alone, not on where it stands or on the rows beside it. Rows with one key have the same numbers.

@@ -51,8 +51,7 @@ class Columns(Protocol):
     stored: ClassVar[torch.dtype] = torch.float32
     scored: ClassVar[str] = (
         "density of the continuous columns, where rounded ones have uniform noise of one step, times the "
-        "probability of "
-        "the others, of the observed cells in the units of the table"
+        "probability of the others, of the observed cells in the units of the table"
     )
     columns: tuple[Column, ...] = ()
     forms: tuple[str, ...] = ()
@@ -244,8 +243,7 @@ def _learned(column: Column, cells: Tensor) -> Column:
     if bool((v == v[0]).all()):
         raise DataError(
             f"x: column {name} has one value in the training rows ({float(v[0]):g}), so its scale would be 0; drop "
-            "it "
-            f"({column.name}:drop), or give more rows"
+            f"it ({column.name}:drop), or give more rows"
         )
     if column.kind == "count":
         scale, loc = torch.std_mean(v.log1p(), correction=0)
@@ -254,8 +252,7 @@ def _learned(column: Column, cells: Tensor) -> Column:
     if column.kind == "positive" and float(v.min()) <= step / 2:
         raise DataError(
             f"x: column {name} is set to positive, and its smallest value {float(v.min()):g} is within half a step "
-            "of 0 on "
-            f"its grid of {step:g}; say {column.name}:real"
+            f"of 0 on its grid of {step:g}; say {column.name}:real"
         )
     tail = 0.0
     if column.kind == "real" and not step:

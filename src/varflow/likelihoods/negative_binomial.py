@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from varflow.core import random
+from varflow.likelihoods.asymptotic import by_series
 
 #: δ(z) = Σⱼ cⱼ z^(1 − 2j) for large z; at z ≥ 10 the next term is below 1e-16.
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
@@ -147,15 +148,12 @@ def poisson_quantile(share: Tensor, rate: Tensor) -> Tensor:
 
 def stirling_error(log_z: Tensor) -> Tensor:
     """δ(z) = log Γ(z + 1) − (z + ½) log z + z − ½ log 2π, for z > 0 by its logarithm."""
-    large = log_z > _LARGE
-    inverse = torch.exp(-torch.where(large, log_z, _LARGE))
-    square, series = inverse.square(), torch.zeros_like(inverse)
-    for coefficient in reversed(_STIRLING):
-        series = series * square + coefficient
-    log_small = torch.where(large, 0.0, log_z)
-    small = log_small.exp()
-    direct = torch.lgamma(small + 1) - (small + 0.5) * log_small + small - 0.5 * math.log(2 * math.pi)
-    return torch.where(large, series * inverse, direct)
+
+    def direct(log_small: Tensor) -> Tensor:
+        small = log_small.exp()
+        return torch.lgamma(small + 1) - (small + 0.5) * log_small + small - 0.5 * math.log(2 * math.pi)
+
+    return by_series(log_z, _LARGE, _STIRLING, direct)
 
 
 def _log1p_over(t: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from varflow.core import random
 from varflow.core.errors import SpecError, unknown
 from varflow.core.form import Form
 from varflow.core.settings import Above, settings
+from varflow.likelihoods.asymptotic import by_series
 from varflow.likelihoods.likelihood import Likelihood, LikelihoodSettings, batch_dim
 
 
@@ -120,13 +121,9 @@ def log_normalizer(log_freedom: Tensor) -> Tensor:
 
     For large ν by the asymptotic series of the ratio: the difference of the two has no digits left in float32.
     """
-    log_half = log_freedom - math.log(2.0)
-    large = log_half > _LARGE
-    inverse = torch.exp(-torch.where(large, log_half, _LARGE))
-    square, series = inverse.square(), torch.zeros_like(inverse)
-    for coefficient in reversed(_RATIO):
-        series = series * square + coefficient
-    log_small = torch.where(large, 0.0, log_half)
-    half = log_small.exp()
-    direct = torch.lgamma(half + 0.5) - torch.lgamma(half) - 0.5 * log_small
-    return torch.where(large, series * inverse, direct) - 0.5 * math.log(2 * math.pi)
+
+    def direct(log_small: Tensor) -> Tensor:
+        half = log_small.exp()
+        return torch.lgamma(half + 0.5) - torch.lgamma(half) - 0.5 * log_small
+
+    return by_series(log_freedom - math.log(2.0), _LARGE, _RATIO, direct) - 0.5 * math.log(2 * math.pi)

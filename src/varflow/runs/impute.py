@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -279,10 +278,7 @@ def as_seen(kept: Columns, piece: Dataset, index: Tensor, stored: Tensor) -> Obs
 def row_keys(stored: Tensor, context: Tensor | None) -> list[int]:
     """A number for each row that its values and its context alone decide."""
     values = stored.double() if context is None else torch.cat([stored.double(), context.double()], 1)
-    # −0 and 0 are one value with two forms, and NaN has many.
-    rows = torch.where(values.isnan(), torch.nan, values + 0.0).cpu().contiguous().numpy()
-    digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
-    return [int.from_bytes(digest, "little") for digest in digests]
+    return random.row_keys(values)
 
 
 def _rounded(kept: Columns, found: Imputations) -> Imputations:

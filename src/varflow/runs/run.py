@@ -20,7 +20,7 @@ from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.runs.assemble import spec_data
-from varflow.runs.folder import DATA, check_data, read_about, snapshots
+from varflow.runs.folder import DATA, check_data, read_about
 from varflow.settings.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -526,56 +526,9 @@ class Run:
         Raises:
             SpecError: a split or a limit for a target.
         """
-        from varflow import evaluation
-        from varflow.evaluation.chunks import Chunks
-        from varflow.evaluation.marginal_likelihood import IMPORTANCE
+        from varflow.runs.estimates import evaluate
 
-        if self.infers_target:
-            for name, value in (("split", split), ("limit", options.pop("limit", None))):
-                if value not in (None, "target"):
-                    raise SpecError(f"{name}: was {value}; a target has no data, leave {name} out")
-            options.pop("memory", None)
-            result = evaluation.evaluate_target(
-                self.model,
-                100_000 if samples is None else samples,
-                data=self.dataset.describe(),
-                **options,
-            )
-        elif isinstance(self.model, Model) and self.model.posterior.discrete:
-            assert isinstance(self.dataset, Dataset)
-            options.pop("memory", None)
-            if samples not in (None, 1):
-                raise SpecError(
-                    f"samples: was {samples}; q of a quantizer is one code for sure, leave samples out"
-                )
-            result = evaluation.evaluate_codes(
-                self.model, self.dataset, split="test" if split is None else split, **options
-            )
-        else:
-            assert isinstance(self.model, Model)
-            assert isinstance(self.dataset, Dataset)
-            if self.folder is not None and self.keeps:
-                options.setdefault("folder", self.folder / "evaluation")
-            result = evaluation.evaluate(
-                self.model,
-                self.dataset,
-                split="test" if split is None else split,
-                # Where the latents are the data all samples are the same; two, so that every sum has its variance.
-                samples=(2 if self.model.posterior.observed else 1000)
-                if samples is None
-                else samples,
-                **options,
-            )
-        if self.folder is not None and self.keeps:
-            from varflow.report.card import write_card
-            from varflow.runs import training_rows
-
-            result.save(self.folder)
-            Chunks(options.get("folder"), IMPORTANCE).clear()
-            if not self.infers_target:
-                training_rows.complete(self, self.folder)
-            write_card(self.folder)
-        return result
+        return evaluate(self, split, samples, **options)
 
     @ranks.by_first
     def removed_cells(
@@ -600,20 +553,9 @@ class Run:
         Raises:
             SpecError: another run.
         """
-        from varflow.evaluation import removed_cells
-        from varflow.evaluation.table_baselines import available
-        from varflow.runs.impute import model_of_table
+        from varflow.runs.estimates import removed_cells
 
-        model, _ = model_of_table(self)
-        assert isinstance(self.dataset, Dataset)
-        beside = available() if baselines is None else baselines
-        found = removed_cells(model, self.dataset, share, split, samples, baselines=beside, **options)
-        if self.folder is not None and self.keeps:
-            from varflow.report.card import write_card
-
-            found.save(self.folder)
-            write_card(self.folder)
-        return found
+        return removed_cells(self, share, split, samples, baselines, **options)
 
     @ranks.by_first
     def report(self, figures: Literal["all", "few"] = "all") -> Path:
@@ -627,50 +569,9 @@ class Run:
             RunError: the run has no folder.
             SpecError: another word for ``figures``.
         """
-        if figures not in ("all", "few"):
-            raise unknown("figures", str(figures), ("all", "few"))
-        if self.folder is None:
-            raise RunError("folder: this run is in memory; fit with out=... to have files")
-        from varflow.evaluation import Evaluation
-        from varflow.figures import gallery_data, gallery_target
-        from varflow.report.card import write_card
-        from varflow.report.page import write_report
-        from varflow.runs.hub import check_writable
+        from varflow.runs.estimates import report
 
-        check_writable(self)
-        write_card(self.folder)
-        split = "target" if self.infers_target else "test"
-        # A run from the hub comes without the results of single examples.
-        evaluated = (self.folder / "evaluation" / f"{split}.npz").exists()
-        evaluation = Evaluation.load(self.folder, split) if evaluated else None
-        folder, few = self.folder / "figures", figures == "few"
-        if self.infers_target:
-            gallery_target.target_gallery(
-                self.model,
-                self.metrics,
-                folder,
-                () if few else snapshots(self.folder),
-                evaluation=evaluation,
-                names=gallery_target.FEW if few else None,
-            )
-        else:
-            assert isinstance(self.model, Model)
-            assert isinstance(self.dataset, Dataset)
-            drawn = (self.folder / "evaluation" / "test-curve.npz").exists()
-            curve = Evaluation.load(self.folder, "test-curve") if drawn else None
-            predicted = (self.folder / "evaluation" / "test-removed.npz").exists()
-            gallery_data.gallery(
-                self.model,
-                self.dataset,
-                self.metrics,
-                folder,
-                evaluation=evaluation,
-                curve=curve,
-                code_prior_metrics=self.code_prior_metrics,
-                names=gallery_data.FEW if few else None,
-                removed=Evaluation.load(self.folder, "test-removed") if predicted else None,
-            )
-        return write_report(self.folder)
+        return report(self, figures)
 
     def copy(self, folder: str | Path) -> Run:
         """A copy in a folder of its own, opened from there: what a run from the hub is evaluated and reported in.
