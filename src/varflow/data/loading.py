@@ -51,6 +51,7 @@ def load(
     decimal: str = "auto",
     kept: Protocol | None = None,
     condition: Sequence[str] = (),
+    condition_gaps: str = "flag",
     conditions: Conditions | None = None,
 ) -> Dataset:
     """A named data set (``varflow.data.SOURCES``), or your own file or folder.
@@ -77,6 +78,8 @@ def load(
         decimal: "." or ",", where a table does not tell which of them stands before decimals.
         kept: the preprocessing that was learned before, under which a table's cells are read.
         condition: columns of the table that a model is conditioned on, or ``"label"``, the labels of the data.
+        condition_gaps: what a row without its condition stands for: "flag", a value of its own; "sum", all values of
+            the one category that has gaps, each by its share.
         conditions: what was learned of these before.
 
     Raises:
@@ -120,7 +123,7 @@ def load(
         arrays = tables.of_arrays(arrays, column, kept)
     _check_columns(column, protocol, names)
     made = _build(arrays, protocol, levels, flip, seed_eval, continuous, kept)
-    return conditioned(made, arrays, names, column, conditions)
+    return conditioned(made, arrays, names, column, conditions, condition_gaps)
 
 
 def _check_columns(column: Sequence[str], protocol: str, names: Sequence[str] = ()) -> None:
@@ -153,6 +156,7 @@ def from_tensor(
     column: Sequence[str] = (),
     kept: Protocol | None = None,
     condition: Sequence[str] = (),
+    condition_gaps: str = "flag",
     conditions: Conditions | None = None,
     context: Any = None,
 ) -> Dataset:
@@ -168,7 +172,8 @@ def from_tensor(
     they are. Values 0 and 1 alone are binary under "auto"; with ``continuous`` that chooses as in
     :func:`load`. ``columns`` are the names of a table's columns; ``column`` and ``kept`` are as in
     :func:`load`: under the protocol "columns" frames may hold text, dates and missing cells, and arrays NaN.
-    ``condition`` names columns of a frame, or "label", that a model is conditioned on; ``context`` holds such columns
+    ``condition`` names columns of a frame, or "label" (-1 where an example has none), that a model is conditioned on,
+    and ``condition_gaps`` is as in :func:`load`; ``context`` holds such columns
     by themselves: a frame, or an array ``[N, columns]``, of which whole numbers can be categories
     (``column=("c0:category",)``).
 
@@ -206,7 +211,7 @@ def from_tensor(
         if frame:
             found.facts["frame"] = frame
         made = _build(found, protocol, levels, flip, seed_eval, True, kept)
-        return conditioned(made, found, names, column, conditions)
+        return conditioned(made, found, names, column, conditions, condition_gaps)
     held = {
         split_name(part): Given(*kinds.numbers_alone(rows)) if isinstance(rows, Raw) else given(rows)
         for part, rows in splits.items()
@@ -223,7 +228,7 @@ def from_tensor(
         facts["classes"] = list(classes)
     arrays = named.Arrays(name, values, marks, facts=facts, context=beside)
     made = _build(arrays, protocol, levels, flip, seed_eval, continuous)
-    return conditioned(made, arrays, names, column, conditions)
+    return conditioned(made, arrays, names, column, conditions, condition_gaps)
 
 
 def dataset_of(
@@ -259,6 +264,7 @@ def dataset_of(
     shared: dict[str, Any] = {
         "protocol": "none" if learned else chosen, "continuous": continuous, "levels": settings.levels,
         "flip": settings.flip, "column": settings.column, "condition": settings.condition, "conditions": conditions,
+        "condition_gaps": settings.condition_gaps,
     }  # fmt: skip
     if isinstance(kept, Columns):
         # The kinds that were found before, whatever is said of them now.

@@ -60,6 +60,12 @@ class DataSettings(Settings):
         tuple[str, ...],
         "What the model is conditioned on, p(x|c): columns of the table, or label. dose,sex, or once for each.",
     ] = ()
+    condition_gaps: Annotated[
+        str,
+        "What a row without its condition stands for: flag, a value of its own; sum, all values of the one category "
+        "that has gaps, each by its share: p(x) = Σ π_k p(x|k), at K times the work.",
+        OneOf(("flag", "sum")),
+    ] = "flag"
     data_seed: Annotated[
         int, "Seed of the simulated data: gaussian-1, gaussian-2, three-clusters.", AtLeast(0)
     ] = 0

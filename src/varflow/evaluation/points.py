@@ -56,6 +56,8 @@ def points_of(
     check_points(dataset, model, split, points, "points")
     with random.stream(seed):
         batch = dataset.batch(split, torch.arange(points))
+    if model.condition_sum is not None:
+        model.condition_sum.refuse(batch.seen, "points")
     about = {**identity(batch.x), "data_ladj": batch.ladj.double().cpu().numpy()}
     return batch.seen, about, {**dataset.describe(), "split": split}
 

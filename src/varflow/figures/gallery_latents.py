@@ -79,7 +79,7 @@ def flow(scene: Scene) -> Drawn:
     count = scene.size(3)
     figure, axes = canvas(1, count, 1.0 + 4.4 * count, 4.2)
     for k, panel in enumerate(axes[0]):
-        q: Any = scene.model.posterior(scene.seen(k, k + 1))
+        q: Any = scene.model.infer(scene.seen(k, k + 1))
         mean, scale = q.mean[0].tolist(), (3 * q.log_scale[0].exp()).tolist()
         push = _with_local(flow, q)
         moved = push(q.mean)[0][0] - q.mean[0]

@@ -64,11 +64,14 @@ class Prior(nn.Module, ABC):
     def sample(self, shape: Sequence[int] = ()) -> Tensor:
         """Draws ``[*shape, *event_shape]`` with the dtype and device of the prior."""
 
-    def start(self, draw: Callable[[str], Tensor]) -> None:
+    def start(
+        self, draw: Callable[[str], Tensor], context: Callable[[str], Tensor] | None = None
+    ) -> None:
         """Begin at the data instead of anywhere; called once, before the first update of a prior fitted to data.
 
         Args:
             draw: split → its rows ``[N, *event_shape]``, as the prior sees them.
+            context: split → c of the same rows ``[N, C]``, where the model is conditioned.
 
         Most priors have nothing to do.
         """

@@ -93,6 +93,7 @@ def _choices(model: Model) -> tuple[What, ...]:
 
 
 def _embedded(model: Model, x: Examples, what: What, samples: int, seed: int, first: int) -> Tensor:
+    x = model.completed(x)
     if what == "centre":
         return _centre(model, x)
     if what == "codes":
@@ -144,7 +145,7 @@ def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0, given: Any =
             for first in range(0, piece.sizes["test"], _BLOCK):
                 rows = torch.arange(first, min(first + _BLOCK, piece.sizes["test"]))
                 with random.stream(_row_seed(seed, start + first)):
-                    seen = piece.batch("test", rows).seen
+                    seen = model.completed(piece.batch("test", rows).seen)
                     if model.posterior.observed:
                         z = _centre(model, seen)
                     else:
@@ -174,7 +175,7 @@ def interpolate(
             (_, piece), *more = pieces(run, _as_rows(name, end, run), seed, True, given)
             if more or piece.sizes["test"] != 1:
                 raise ShapeError(f"{name}: holds several rows; give one row or picture")
-            seen = piece.batch("test", torch.zeros(1, dtype=torch.int64)).seen
+            seen = model.completed(piece.batch("test", torch.zeros(1, dtype=torch.int64)).seen)
             ends.append(_centre(model, seen)[0])
             context = parts_of(seen)[1]
         first, last = ends
