@@ -29,8 +29,8 @@ class ConditionSum(nn.Module):
 
     whose mean is below log p(x). Its terms are means under r_k = π_k w_k / w, the posterior of the value that is not
     known: log w = Σ_k r_k (log w_k + log π_k − log r_k). So all objectives and estimators hold as they are. This is
-    the bound of Kingma, Mohamed, Rezende and Welling 2014 (eq. 7) with the best q(c|x) there is, in place of an encoder
-    for c, and without their further term for the labels that are known.
+    the bound of Kingma, Mohamed, Rezende and Welling 2014 (eq. 7) with the best q(c|x) there is, in place of an
+    encoder for c, and without their further term for the labels that are known.
 
     Every step costs as much as one with K times the examples: which of them have no condition is known on the device
     alone.

@@ -154,8 +154,14 @@ class Model(nn.Module):
         """Let a prior of x itself begin at the data, before the first update; ``draw(split)`` is x of its rows."""
         if self.posterior.observed:
             rows = functools.cache(lambda split: parts_of(self._known(draw(split))))
-            context = (lambda split: rows(split)[1]) if self.conditioned else None
-            self.prior.start(lambda split: rows(split)[0].flatten(1), context)
+
+            def context(split: str) -> Tensor:
+                found = rows(split)[1]
+                assert found is not None
+                return found
+
+            given = context if self.conditioned else None
+            self.prior.start(lambda split: rows(split)[0].flatten(1), given)
 
     def _known(self, x: Examples) -> Examples:
         """The examples whose condition is not summed over."""
@@ -246,8 +252,8 @@ class Model(nn.Module):
         return (context,) if context is not None and "context" in self.prior.reads else ()
 
     def infer(self, x: Shaped[Tensor, "..."] | Observed | None = None) -> Conditional:
-        """q(z | x, c), or q(z) where the posterior does not read x; of an example without its condition, which is summed
-        over, under the value that it most probably has.
+        """q(z | x, c), or q(z) where the posterior does not read x; of an example without its condition, which is
+        summed over, under the value that it most probably has.
         """
         return self._infer(self.completed(x))
 
@@ -301,8 +307,8 @@ class Model(nn.Module):
             return self._terms(x, samples, q, hold, groups)
         if hold or groups:
             raise SpecError(
-                f"condition: examples without '{self.condition_sum.name}' are summed over its values, which has neither "
-                "the KL of each latent nor a path gradient; use free_bits=0 and gradient=total"
+                f"condition: examples without '{self.condition_sum.name}' are summed over its values, which has "
+                "neither the KL of each latent nor a path gradient; use free_bits=0 and gradient=total"
             )
         return self.condition_sum.fold(self._terms(self.condition_sum.each(x), samples), context)
 

@@ -11,7 +11,6 @@ from torch import Tensor
 import varflow as vf
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError
-from varflow.priors.experts import fit_experts
 
 
 def fitted(x: Tensor, c: Tensor, held: int = 0) -> vf.priors.Experts:

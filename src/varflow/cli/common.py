@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -210,14 +211,19 @@ class AnnealingOptions(EstimateOptions):
 
 
 def conditions_of(text: str | None) -> dict[str, Any] | str | None:
-    """name → value of ``dose=3,sex=f``. Raises SpecError for anything else."""
+    """name → value of ``dose=3,sex=f``; what holds a comma stands in quotes, ``sex="f, m"``. Raises SpecError for
+    anything else.
+    """
     if text is None:
         return None
     if text == "marginal":
         return text
     found: dict[str, Any] = {}
-    for part in text.split(","):
+    for part in re.findall(r'(?:[^,"]|"[^"]*")+', text):
         name, equals, value = (word.strip() for word in part.partition("="))
+        if len(value) > 1 and value[0] == value[-1] == '"':
+            found[name] = value[1:-1]
+            continue
         if name in found:
             raise SpecError(f"given: '{name}' is given twice; give it once")
         if not name or not equals or not value:

@@ -27,6 +27,8 @@ from varflow.networks.columns import ColumnFeatures
 
 #: What the labels of data are called among the conditions.
 LABEL = "label"
+#: So many scales from the training rows float32 still tells numbers apart, and squares of them are finite.
+FARTHEST = 1e15
 #: The class number of an example without a label.
 UNLABELLED = -1
 
@@ -82,6 +84,14 @@ class Conditions:
                     f"{where}: '{column.name}' is missing in row {row} (counted from 1), and no training row was "
                     "without it; give a value"
                 )
+        x, _ = self.preprocessing.encode(values, None, torch.float64)
+        far = (x.abs() > FARTHEST) & torch.tensor([column.continuous for column in self.columns])
+        if bool(far.any()):
+            row, place = (int(index) for index in far.nonzero()[0])
+            raise DataError(
+                f"{where}: '{self.names[place]}' is {float(values[row, place]):g} in row {row + 1} (counted from 1), "
+                f"{float(x[row, place].abs()):.1g} scales away from the training rows; give another value"
+            )
         return values
 
     def having(self, values: Mapping[str, Tensor]) -> Conditions:
@@ -169,7 +179,7 @@ class Conditions:
         """What the training rows say of the columns, and what a row without one of them stands for.
 
         Raises:
-            DataError: a column that does not vary; gaps that are to be summed over, and are not in one category alone.
+            DataError: a column that does not vary; gaps that are to be summed over, and not in one category alone.
         """
         each = zip(found.columns, values["train"].double().cpu().T, strict=True)
         learned = [_learned(column, cells) for column, cells in each]
@@ -238,8 +248,8 @@ def _summed(columns: list[Column]) -> list[Column]:
     if len(gaps) != 1 or gaps[0].kind not in NAMED:
         said = ", ".join(f"{c.name} ({c.kind})" for c in gaps) or "none"
         raise DataError(
-            f"condition_gaps: was sum, which is over the values of one category, and the conditions with gaps are {said}; "
-            "use condition_gaps=flag, or condition on others"
+            f"condition_gaps: was sum, which is over the values of one category, and the conditions with gaps are {said}"
+            "; use condition_gaps=flag, or condition on others"
         )
     return [replace(c, kind="category", summed=True) if c is gaps[0] else c for c in columns]
 

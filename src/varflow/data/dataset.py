@@ -91,6 +91,7 @@ class Dataset:
         files: tuple[str, ...] = (),
         first_row: int = 0,
         equal_noise: bool = False,
+        row_noise: bool = False,
     ) -> None:
         self.name = name
         self.seed_eval = seed_eval
@@ -111,6 +112,8 @@ class Dataset:
         self._first_row = first_row
         #: Whether every row gets the same fixed noise, so that equal rows stay equal.
         self._equal_noise = equal_noise
+        #: Whether the fixed noise of a row depends on what it holds instead of where it stands.
+        self._row_noise = row_noise
         #: Whether batches come with a mask: all of them or none, so that a step has one form.
         self._masked = any(_has_missing(protocol, x) for x in self._raw.values())
         self._drawn: dict[str, Tensor] = {}
@@ -228,6 +231,11 @@ class Dataset:
             with random.stream(self.seed_eval):
                 u = random.uniform(self.event_shape, f"{self._protocol.purpose}/each", dtype=torch.float32)
             self._drawn[split] = self._protocol.draw(values, u.to(self.device).expand(values.shape))
+        if split not in self._drawn and self._row_noise:
+            values = self._raw[split]
+            with random.use(random.ByRow(self.seed_eval, random.row_keys(values.flatten(1)))):
+                u = random.uniform(values.shape, f"{self._protocol.purpose}/row", dtype=torch.float32, batch_dim=0)
+            self._drawn[split] = self._protocol.draw(values, u.to(self.device))
         if split not in self._drawn:
             values, purpose = self._raw[split], f"{self._protocol.purpose}/{split}"
             drawn = torch.empty(values.shape, dtype=self._protocol.stored, device=self.device)

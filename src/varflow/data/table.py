@@ -152,7 +152,8 @@ def step_of(column: Tensor, name: str) -> float:
     if len(values) == 1:
         return 0.0
     whole = bool((values == values.round()).all())
-    share = float(counts.max()) / len(column)
+    # A value that is there once is no tie, however few rows there are.
+    share = float(counts.max()) / len(column) if counts.max() > 1 else 0.0
     differ = len(values) / len(column)
     if differ > (_DISTINCT_WHOLE if whole else _DISTINCT) and share <= _SHARE:
         return 0.0

@@ -15,7 +15,7 @@ from torch import Tensor
 from varflow import data
 from varflow.core import random
 from varflow.core.errors import positive
-from varflow.core.observed import Examples, parts_of
+from varflow.core.observed import Examples
 from varflow.data.dataset import SPLITS, Batch, Dataset
 from varflow.evaluation import health, psis
 from varflow.evaluation.chunks import Chunks
@@ -88,7 +88,7 @@ def evaluate(
         parts.append(Importance(**kept))
         ladjs.append(batch.ladj.double().cpu())
         if batch.context is not None and model.read_by_prior(batch.context):
-            contexts.append(parts_of(model.completed(batch.seen))[1])
+            contexts.append(model.completed(batch.seen).context)
         means.append(batch.x.double().flatten(1).mean(1).cpu())
         if progress is not None:
             progress(min(first + POINTS, points), points)

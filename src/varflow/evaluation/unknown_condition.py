@@ -21,9 +21,9 @@ def summed(
 ) -> Importance:
     """What importance samples say of points some of which lack their condition.
 
-    ``estimate`` is of points that have it, and of the keys of their random numbers. Means of terms are under r_k = π_k ŵ_k / Σ π ŵ, ŵ_k = exp of the ELBO under
-    k, which gives log Σ_k π_k exp(ELBO_k), a bound below log p(x); the effective sample size and Pareto k̂ are those
-    under the value that weighs most.
+    ``estimate`` is of points that have it, and of the keys of their random numbers. Means of terms are under r_k =
+    π_k ŵ_k / Σ π ŵ, ŵ_k = exp of the ELBO under k, which gives log Σ_k π_k exp(ELBO_k), a bound below log p(x); the
+    effective sample size and Pareto k̂ are those under the value that weighs most.
     """
     context = parts_of(x)[1]
     assert context is not None

@@ -27,9 +27,9 @@ class ColumnFeatures(nn.Module):
     ordinal                 K − 1 numbers, the j-th of them 1 where the code is j or more
     ======================  ====================================================================
 
-    All of them are 0 in a cell that is missing. For each column that can be missing (``column.missing`` > 0), unless it
-    is summed over, a number follows that is 1 where the cell is there; so a missing real cell is told from one at the mean. Real columns
-    without missing cells are passed on as they are, F = D.
+    All of them are 0 in a cell that is missing. For each column that can be missing (``column.missing`` > 0), unless
+    it is summed over, a number follows that is 1 where the cell is there; so a missing real cell is told from one at
+    the mean. Real columns without missing cells are passed on as they are, F = D.
 
     Args:
         columns: what is known of the D columns, in their order.

@@ -20,14 +20,14 @@ from varflow.priors.prior import Prior
 
 #: What is tried of each number of components: the weight of the prior on covariances against one row, whether that is
 #: diagonal, and whether means follow c.
-_WAYS = (
-    (100.0, True, True), (100.0, False, True), (10.0, False, True), (1.0, True, True), (1.0, False, True),
-    (10.0, False, False),
-)  # fmt: skip
-#: Weight of the prior on slopes, around zero, against one row.
-_RIDGE = 1.0
+_WAYS = ((100.0, True, True), (10.0, False, True), (1.0, False, True), (10.0, False, False))
+#: While ways are compared: iterations of EM at most, and the gain in nats a row below which it ends.
+_COMPARING = (40, 1e-3)
+#: Weight of the prior on slopes, and on the gate's, around zero, against one row. Classes that are told apart for
+#: sure need a steep gate.
+_RIDGE, _GATE_RIDGE = 1.0, 0.01
 #: Steps towards the best weights in an iteration of EM.
-_GATE_STEPS = 3
+_GATE_STEPS = 20
 
 
 class Regressions(NamedTuple):
@@ -156,7 +156,8 @@ class Experts(Prior):
     def _needed(self, context: Tensor | None) -> Tensor:
         if context is None:
             raise SpecError(
-                f"context: missing; this prior is p(z|c) with {self.context_features} context features, give c [..., C]"
+                f"context: missing; this prior is p(z|c) with {self.context_features} context features, give "
+                "c [..., C]"
             )
         if context.shape[-1:] != (self.context_features,):
             raise ShapeError(
@@ -169,7 +170,7 @@ def fit_experts(train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -
     """The mixture of linear regressions of x on c that does best on held-out rows; float64, on the CPU.
 
     As :func:`varflow.priors.gaussians.fit_components`, with means mₖ + Sₖ c by weighted least squares (a ridge of one
-    row on S) and weights softmax(a + A c), towards whose best an iteration of EM takes three steps of the bound that
+    row on S) and weights softmax(a + A c), towards whose best an iteration of EM takes some steps of the bound that
     Böhning 1992 gives for the curvature. S = 0 is tried too, and fewer
     strengths of the prior on covariances.
 
@@ -191,7 +192,7 @@ def _fit_experts(x: Tensor, c: Tensor, held: Tensor, held_c: Tensor) -> Regressi
     u, held_u = _with_one(c), _with_one(held_c)
     few, few_u = x[: gaussians.CHOOSING], u[: gaussians.CHOOSING]
     chosen: tuple[int, float, bool, bool] = (1, 1.0 if not len(held) else 100.0, True, True)
-    best = _em(few, few_u, *chosen)
+    best = _em(few, few_u, *chosen, limits=_COMPARING)
     highest, vain = -math.inf, 0
     for components in COMPONENTS if len(held) else ():
         too_many = components * x.shape[1] ** 2 > LARGEST_COVARIANCES or 4 * components > len(few)
@@ -199,13 +200,12 @@ def _fit_experts(x: Tensor, c: Tensor, held: Tensor, held_c: Tensor) -> Regressi
             break
         vain += 1
         for strength, diagonal, sloped in _WAYS:
-            found = _em(few, few_u, components, strength, diagonal, sloped)
+            found = _em(few, few_u, components, strength, diagonal, sloped, limits=_COMPARING)
             score = float(_joint(held, held_u, found).logsumexp(-1).mean())
             if score > highest:
                 chosen, best = (components, strength, diagonal, sloped), found
                 highest, vain = score, 0
-    if len(x) > len(few):
-        best = _em(x, u, *chosen, start=best)
+    best = _em(x, u, *chosen, start=best)
     coefficients = scale * best.coefficients
     coefficients[:, 0] += mean
     return Regressions(best.gate, coefficients, scale.unsqueeze(-1) * best.factors)
@@ -219,8 +219,9 @@ def _em(
     diagonal: bool,
     sloped: bool,
     start: Regressions | None = None,
+    limits: tuple[int, float] = (gaussians.ITERATIONS, gaussians.TOLERANCE),
 ) -> Regressions:
-    """The mode that EM finds from the clusters of x, or from another fit."""
+    """The mode that EM finds from the clusters of x and c together, or from another fit."""
     (rows, features), size = x.shape, u.shape[1]
     covariance = x.mT @ x / rows
     spread = torch.diag(covariance.diagonal()) if diagonal else covariance
@@ -228,13 +229,13 @@ def _em(
     belief = spread / components ** (2 / features) + ridge
     read = u if sloped else u[:, :1]
     penalty = torch.diag(torch.tensor([1e-9] + [_RIDGE] * (read.shape[1] - 1), dtype=x.dtype))
-    curvature = torch.linalg.cholesky(u.mT @ u + _RIDGE * torch.eye(size, dtype=x.dtype))
+    curvature = torch.linalg.cholesky(u.mT @ u + _GATE_RIDGE * torch.eye(size, dtype=x.dtype))
     gate, before = torch.zeros(components, size, dtype=x.dtype), -math.inf
     if start is None:
-        belong = clusters(x, components)
+        belong = clusters(torch.cat([x, u[:, 1:]], 1), components)
     else:
         gate, belong = start.gate, _joint(x, u, start).softmax(-1)
-    for _ in range(gaussians.ITERATIONS):
+    for _ in range(limits[0]):
         sizes = belong.sum(0)
         weighted = belong.mT.unsqueeze(-1) * read
         fitted = torch.linalg.solve(weighted.mT @ read + penalty, weighted.mT @ x)
@@ -242,7 +243,7 @@ def _em(
         scatter = (belong.mT.unsqueeze(-1) * left).mT @ left
         covariances = (scatter + strength * belief) / (sizes + strength)[:, None, None]
         for _ in range(_GATE_STEPS if components > 1 else 0):
-            slope = (belong - (u @ gate.mT).softmax(-1)).mT @ u - _RIDGE * gate
+            slope = (belong - (u @ gate.mT).softmax(-1)).mT @ u - _GATE_RIDGE * gate
             gate = gate + 2 * torch.cholesky_solve(slope.mT, curvature).mT
         coefficients = torch.zeros(components, size, features, dtype=x.dtype)
         coefficients[:, : read.shape[1]] = fitted
@@ -250,7 +251,7 @@ def _em(
         joint = _joint(x, u, found)
         total = joint.logsumexp(-1, keepdim=True)
         belong, now = (joint - total).exp(), float(total.mean())
-        if components == 1 or now - before < gaussians.TOLERANCE:
+        if components == 1 or now - before < limits[1]:
             break
         before = now
     return found
@@ -258,11 +259,12 @@ def _em(
 
 def _joint(x: Tensor, u: Tensor, found: Regressions) -> Tensor:
     """log πₖ(c) N(x; Bₖᵀ u, Lₖ Lₖᵀ), u = (1, c): ``[N, D]`` and ``[N, 1 + C]`` → ``[N, K]``."""
-    left = x - u @ found.coefficients
-    white = torch.linalg.solve_triangular(found.factors, left.mT, upper=False)
+    identity = torch.eye(x.shape[1], dtype=x.dtype).expand(len(found.factors), -1, -1)
+    whitening = torch.linalg.solve_triangular(found.factors, identity, upper=False)
+    white = (x - u @ found.coefficients) @ whitening.mT
     ladj = found.factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_weights = torch.log_softmax(u @ found.gate.mT, -1)
-    squares = white.square().sum(1).mT
+    squares = white.square().sum(-1).mT
     return log_weights - ladj - 0.5 * x.shape[-1] * math.log(2 * math.pi) - 0.5 * squares
 
 

@@ -176,7 +176,7 @@ class Flow(Prior):
     def sample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Float[Tensor, "..."]:
         """Draws ``[*shape, D]``; of p(z|c) for a context ``[..., C]`` that broadcasts against them."""
         self._check_context(context)
-        e = self.base.sample(shape, *self._given(context))  # type: ignore[call-arg]
+        e = self.base.sample(shape, *self._given(context))
         z = self.decode(e, context)
         if not self.defensive:
             return z

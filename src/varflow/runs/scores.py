@@ -92,7 +92,7 @@ def score(
         reference = training_scores(run, None if samples is None else drawn)
     total = count(x)
     parts: list[Tensor] = []
-    for start, piece in pieces(run, x, seed, given_for=given):
+    for start, piece in pieces(run, x, seed, given_for=given, row_noise=True):
         for first, block in _blocks(piece.sizes["test"], _EXACT if certain else POINTS):
             seen = piece.batch("test", block)
             parts.append(_block(run, seen, drawn, memory, seed, start + first))
@@ -148,8 +148,14 @@ def _block(run: Run, seen: Any, samples: int, memory: int, seed: int, first: int
         with torch.no_grad():
             log_px = model.terms(x, 1).log_weight[0].double().cpu()
         return torch.stack([log_px + ladj, torch.zeros_like(ladj), torch.full_like(ladj, torch.nan)])
-    found = importance_sample(model, x, samples, memory, seed, first)
+    found = importance_sample(model, x, samples, memory, seed, first, keys=_keys(seen))
     return torch.stack([found.log_px + ladj, found.log_px_variance.sqrt(), found.khat])
+
+
+def _keys(seen: Any) -> list[int]:
+    """What the latents of each row are drawn by: the row itself, so that it has one score, alone and among others."""
+    rows = [part.double().flatten(1) for part in (seen.x, seen.context, seen.mask) if part is not None]
+    return random.row_keys(torch.cat(rows, 1))
 
 
 def _rank(scores: Tensor, reference: Tensor) -> Tensor:
@@ -197,7 +203,9 @@ def score_training_rows(
     certain = model.posterior.observed or model.posterior.discrete
     size, begun, parts = (_EXACT if certain else _BLOCK), time.monotonic(), []
     chosen = training_order(dataset)[:rows].to(dataset.device)[:PIECE]
-    (_, piece), *_ = pieces(run, dataset.raw("train")[chosen], given_for=conditions_at(dataset, chosen))
+    (_, piece), *_ = pieces(
+        run, dataset.raw("train")[chosen], given_for=conditions_at(dataset, chosen), row_noise=True
+    )
     for number, (first, block) in enumerate(_blocks(piece.sizes["test"], size)):
         seen = piece.batch("test", block)
         parts.append(_block(run, seen, samples, 2**28, run.spec.training.seed, number * POINTS)[0])

@@ -38,6 +38,7 @@ class Keywords(TypedDict, total=False):
     decimal: Literal["auto", ".", ","]
     column: tuple[str, ...] | list[str]
     condition: tuple[str, ...] | list[str]
+    condition_gaps: Literal["flag", "sum"]
     likelihood: Literal[
         "auto", "identity", "bernoulli", "gaussian", "student-t", "logistics", "categorical", "columns",
     ]
