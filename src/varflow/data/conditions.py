@@ -248,8 +248,8 @@ def _summed(columns: list[Column]) -> list[Column]:
     if len(gaps) != 1 or gaps[0].kind not in NAMED:
         said = ", ".join(f"{c.name} ({c.kind})" for c in gaps) or "none"
         raise DataError(
-            f"condition_gaps: was sum, which is over the values of one category, and the conditions with gaps are {said}"
-            "; use condition_gaps=flag, or condition on others"
+            f"condition_gaps: was sum, which is over the values of one category, and those with gaps are {said}; "
+            "use condition_gaps=flag, or condition on others"
         )
     return [replace(c, kind="category", summed=True) if c is gaps[0] else c for c in columns]
 
