@@ -5,6 +5,8 @@ work of a fit and agree on everything else: rank 0 alone writes, an error on one
 
 Two groups of PyTorch's distributed engine are used. The default one carries tensors (gloo on the CPU, NCCL on
 CUDA). A second one, gloo on every machine, carries plain values, and may wait for days: for rank 0 to evaluate.
+
+Machines need no common file system: what rank 0 reads of a run the others get from it (:func:`files_of_first`).
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -26,6 +31,8 @@ from varflow.core.errors import NonFiniteError, RankError, SpecError, VarflowErr
 #: What torchrun tells each process.
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE = timedelta(days=7)
+#: Where the name of a launch lies in torchrun's store, and how long to look for that store.
+_LAUNCH, _STORE_PATIENCE = "varflow/launch", timedelta(seconds=60)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -52,6 +59,23 @@ def several() -> bool:
 def local() -> int:
     """The number of this process on its machine, which is that of its CUDA device."""
     return int(os.environ.get("LOCAL_RANK", rank()))
+
+
+def launch() -> str | None:
+    """A name of this start of torchrun, the same for every process that it ever starts; None without torchrun.
+
+    It lies in the store that torchrun keeps for its workers and that outlives them. So a worker that takes the place
+    of one that died has the name of that one, and a second start of the same command has another. The count of
+    restarts in the environment does not tell: machines count for themselves, and may differ.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not dist.is_available():
+        return None
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(host, port, is_master=False, timeout=_STORE_PATIENCE)
+        return store.compare_set(_LAUNCH, "", uuid.uuid4().hex).decode()
+    except (KeyError, ValueError, RuntimeError):
+        return None
 
 
 def stay_alone() -> None:
@@ -185,6 +209,31 @@ def first(make: Callable[[], _T]) -> _T:
     with _connection():
         dist.broadcast_object_list(box, 0, group=_control)
     return box[0]  # type: ignore[return-value]
+
+
+@contextmanager
+def files_of_first(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """A folder with the files of these names, those that there are: ``folder`` itself for rank 0.
+
+    The others get a copy that is gone afterwards: their machine need not share a file system with that of rank 0.
+    """
+    if not several():
+        yield folder
+        return
+
+    def read() -> dict[str, bytes]:
+        return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+
+    held = first(read)
+    if rank() == 0:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="varflow-") as copy:
+        for name, content in held.items():
+            path = Path(copy) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        yield Path(copy)
 
 
 def first_of(value: _T | None) -> _T | None:
