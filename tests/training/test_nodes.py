@@ -1,18 +1,19 @@
 """Two machines against one process: two launchers, each with a working folder of its own, that find each other by
-torchrun's rendezvous; and workers that are killed and replaced.
+torchrun's rendezvous, on loopback and in network namespaces of their own; and workers that are killed and replaced.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -38,25 +39,59 @@ def free_port() -> int:
         return port
 
 
+NETWORKS = [f"varflow-{os.getpid()}-{number}" for number in (0, 1)]
+
+
+def separable() -> bool:
+    """Whether this user may make networks."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        return False
+    done = subprocess.run(["ip", "netns", "add", NETWORKS[0]], capture_output=True, check=False)
+    subprocess.run(["ip", "netns", "delete", NETWORKS[0]], capture_output=True, check=False)
+    return done.returncode == 0
+
+
 @contextmanager
-def nodes(folder: Path, *arguments: object, restarts: int = 0) -> Iterator[list[subprocess.Popen[str]]]:
+def networks() -> Iterator[None]:
+    """Two networks with a wire between them."""
+
+    def ip(words: str) -> None:
+        subprocess.run(["ip", *words.split()], check=True, capture_output=True)
+
+    try:
+        for network in NETWORKS:
+            ip(f"netns add {network}")
+        ip(f"link add wire0 netns {NETWORKS[0]} type veth peer name wire1 netns {NETWORKS[1]}")
+        for number, network in enumerate(NETWORKS):
+            ip(f"-n {network} address add 10.77.0.{number + 1}/24 dev wire{number}")
+            ip(f"-n {network} link set wire{number} up")
+            ip(f"-n {network} link set lo up")
+        yield
+    finally:
+        for network in NETWORKS:
+            subprocess.run(["ip", "netns", "delete", network], capture_output=True, check=False)
+
+
+@contextmanager
+def nodes(
+    folder: Path, *arguments: object, restarts: int = 0, apart: bool = False
+) -> Iterator[list[subprocess.Popen[str]]]:
     """torchrun on two machines, which share nothing but the address where they meet."""
-    endpoint = f"127.0.0.1:{free_port()}"
-    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    addresses = [f"10.77.0.{number}" if apart else f"127.0.0.{number}" for number in (1, 2)]
+    endpoint = f"{addresses[0]}:{free_port()}"
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
     found = []
-    for number in (0, 1):
+    for number, address in enumerate(addresses):
         home = folder / f"node{number}"
         home.mkdir(parents=True)
-        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+        command = ["ip", "netns", "exec", NETWORKS[number]] if apart else []
+        command += [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
         command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=test"]
         # The order of their addresses says which has rank 0.
-        command += [f"--local-addr=127.0.0.{number + 1}", f"--max-restarts={restarts}", *map(str, arguments)]
+        command += [f"--local-addr={address}", f"--max-restarts={restarts}", *map(str, arguments)]
+        own = kept | ({"GLOO_SOCKET_IFNAME": f"wire{number}"} if apart else {})
         with open(home / "said.txt", "w") as said:
-            found.append(
-                subprocess.Popen(
-                    command, cwd=home, stdout=said, stderr=said, text=True, env={**kept, "OMP_NUM_THREADS": "1"}
-                )
-            )
+            found.append(subprocess.Popen(command, cwd=home, stdout=said, stderr=said, text=True, env=own))
     try:
         yield found
     finally:
@@ -80,11 +115,14 @@ def wait(processes: list[subprocess.Popen[str]], folder: Path, seconds: float = 
         assert process.returncode == 0, said(folder)
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["loopback", "namespaces"])
+def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two machines left behind."""
+    apart = request.param == "namespaces"
+    if apart and not separable():
+        pytest.skip("this user may make no network namespaces")
     folder = tmp_path_factory.mktemp("two")
-    with nodes(folder, WORKER) as processes:
+    with networks() if apart else nullcontext(), nodes(folder, WORKER, apart=apart) as processes:
         wait(processes, folder)
     return folder
 
@@ -111,9 +149,9 @@ def test_two_machines_train_to_the_result_of_one_process(case: str, two: Path, t
 
 def test_the_second_machine_needs_and_writes_no_run(two: Path) -> None:
     kept = {path.name for path in (two / "node1").iterdir()}
-    assert kept == {*(f"{c}{s}.pt" for c in CASES for s in ("", "-resumed")), "estimates.json", "said.txt"}
-    assert json.loads((two / "node0" / "estimates.json").read_text())
-    assert (two / "node0" / "estimates.json").read_text() == (two / "node1" / "estimates.json").read_text()
+    assert kept == {*(f"{c}{s}.pt" for c in CASES for s in ("", "-resumed")), "estimate.json", "said.txt"}
+    first, second = (json.loads((two / f"node{number}" / "estimate.json").read_text()) for number in (0, 1))
+    assert first == second
     assert read_json(two / "node0" / "runs" / "dense" / "environment.json")["processes"] == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -287,3 +288,25 @@ def test_other_processes_read_a_copy_of_the_files(tmp_path: Path, monkeypatch: p
         assert (here / "prior" / METRICS).read_bytes() == b"a line\n"
         assert not (here / WEIGHTS).exists()
     assert not here.exists()
+
+
+def test_processes_meet_anew_in_a_store_that_has_seen_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who died left their calls behind; nobody takes them, or their answers, for those of the living."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30))
+
+    def client() -> dist.TCPStore:
+        return dist.TCPStore("127.0.0.1", server.port, is_master=False, timeout=timedelta(seconds=30))
+
+    names = set()
+    for begins in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
+        # Called out, and died.
+        server.set("varflow/here/1", f"dead before {begins}")
+        with ThreadPoolExecutor(3) as pool:
+            found = [pool.submit(ranks._meeting, client(), number, 3) for number in begins]
+            told = {each.result(20) for each in found}
+        assert len(told) == 1
+        names |= told
+    assert len(names) == 3
+    monkeypatch.setattr(ranks, "_MEETING", 0.1)
+    with pytest.raises(RankError, match="did not come"):
+        ranks._meeting(client(), 0, 2)
