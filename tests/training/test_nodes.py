@@ -157,7 +157,8 @@ def test_the_second_machine_needs_and_writes_no_run(two: Path) -> None:
 
 FLAGS = [
     *("--latent", "3", "--hidden", "16", "--layers", "1", "--flow", "planar", "--length", "2", "--amortized"),
-    *("--threads", "1", "--precision", "float64", "--steps", "3000", "--save-every", "0.001", "--out", "run"),
+    *("--threads", "1", "--precision", "float64", "--steps", "600", "--validate-every", "20 steps"),
+    *("--save-every", "0.001", "--no-report", "--out", "run"),
 ]  # fmt: skip
 
 
@@ -177,6 +178,7 @@ def records(folder: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in r.items() if "second" not in k} for r in read_metrics(folder)]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the workers in /proc")
 def test_killed_workers_are_replaced_and_the_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "killed"
