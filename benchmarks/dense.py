@@ -251,19 +251,42 @@ class NormflowsPosterior(nn.Module):
         layers: list[nn.Module] = []
         for _ in range(length):
             if flow == "iaf":
-                # Its network is a first layer and blocks of one width; without residuals a block is one layer.
-                sizes = {"num_blocks": len(IAF_HIDDEN) - 1, "use_residual_blocks": False}
-                made = normflows.flows.MaskedAffineAutoregressive
-                layers += [made(LATENT, IAF_HIDDEN[0], context_features=HIDDEN, **sizes)]
-                layers += [normflows.flows.Permute(LATENT)]
+                layers += [_normflows_iaf(), normflows.flows.Permute(LATENT)]
             else:
                 layers += [_normflows_additive(), normflows.flows.Permute(LATENT, "swap")]
-        base = normflows.distributions.ConditionalDiagGaussian(LATENT, nn.Linear(HIDDEN, 2 * LATENT))
+        base = normflows.distributions.base.ConditionalDiagGaussian(LATENT, nn.Linear(HIDDEN, 2 * LATENT))
         self.flow = normflows.ConditionalNormalizingFlow(base, layers)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         z, log_q = self.flow.sample(len(hidden), context=hidden)
         return z, log_q
+
+
+def _normflows_iaf() -> nn.Module:
+    """normflows' autoregressive step with a context in the first layer of its network, as the others have it.
+
+    Its own networks take one in residual blocks alone, which have twice the layers and a gate.
+    """
+    import normflows
+
+    class Made(nn.Module):
+        def __init__(self, plain: Any) -> None:
+            super().__init__()
+            self.plain, self.context = plain, nn.Linear(HIDDEN, IAF_HIDDEN[0])
+
+        def forward(self, inputs: Tensor, context: Tensor) -> Tensor:
+            outputs: Tensor = self.plain.initial_layer(inputs) + self.context(context)
+            for block in self.plain.blocks:
+                outputs = block(outputs)
+            outputs = self.plain.final_layer(outputs)
+            return outputs
+
+    # A first layer and blocks of one width; without residuals a block is one layer.
+    sizes = {"num_blocks": len(IAF_HIDDEN) - 1, "use_residual_blocks": False}
+    step = normflows.flows.MaskedAffineAutoregressive(LATENT, IAF_HIDDEN[0], **sizes)
+    step.autoregressive_net = Made(step.autoregressive_net)
+    made: nn.Module = step
+    return made
 
 
 def _normflows_additive() -> nn.Module:

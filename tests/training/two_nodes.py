@@ -6,12 +6,14 @@ writes the second has not.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import varflow as vf
@@ -36,9 +38,18 @@ def codes(out: Path) -> Any:
     return vf.fit("vq-pixelcnn", x, out=out, **settings, **COMMON)
 
 
-CASES: dict[str, Callable[[Path], Any]] = {"dense": dense, "codes": codes}
+def streamed(out: Path) -> Any:
+    """A table that is read as it is needed, each machine from a file of its own."""
+    np.save("rows.npy", np.random.default_rng(0).standard_normal((500, 3)).cumsum(1).astype(np.float32))
+    settings = {"data": "rows.npy", "stream": "always", "prior_length": 1, "steps": 12, "batch": 32}
+    return vf.fit("density", out=out, validate_every="0.5 epochs", **settings, **COMMON)
+
+
+CASES: dict[str, Callable[[Path], Any]] = {"dense": dense, "codes": codes, "streamed": streamed}
 #: Larger budgets, with which the runs go on.
-MORE: dict[str, dict[str, Any]] = {"dense": {"steps": 20}, "codes": {"prior_steps": 9}}
+MORE: dict[str, dict[str, Any]] = {"dense": {"steps": 20}, "codes": {"prior_steps": 9}, "streamed": {"steps": 20}}
+if importlib.util.find_spec("varflow.data.streaming") is None:
+    del CASES["streamed"]
 
 
 def given(case: str) -> Any:
