@@ -312,13 +312,22 @@ def amortized(batches: Batches, posterior: nn.Module, fused: bool = False) -> St
     return rival(model, model, batches, fused)
 
 
-def floor(onednn: bool = False) -> Step:
-    """The matrix products alone, forward and backward, of 784-400-400-80 and 40-400-400-784.
+def flow_products(flow: str, length: int) -> list[tuple[int, int]]:
+    """(inputs, outputs) of the products of an amortized IAF or of additive couplings, masks not made use of."""
+    inputs, widths, outputs = (LATENT, IAF_HIDDEN, 2 * LATENT) if flow == "iaf" else (
+        LATENT // 2, NICE_HIDDEN, LATENT // 2
+    )  # fmt: skip
+    layers = list(zip((inputs, *widths), (*widths, outputs), strict=True))
+    return [(HIDDEN, length * widths[0]), *(length * layers)]
+
+
+def floor(onednn: bool = False, more: Sequence[tuple[int, int]] = ()) -> Step:
+    """The matrix products alone, forward and backward, of 784-400-400-80 and 40-400-400-784, and of ``more``.
 
     With torch's own products (MKL in the usual builds), or with oneDNN's.
     """
     sizes = [(PIXELS, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 2 * LATENT),
-             (LATENT, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, PIXELS)]  # fmt: skip
+             (LATENT, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, PIXELS), *more]  # fmt: skip
     layers = []
     for number, (before, after) in enumerate(sizes):
         x, w, g = torch.randn(BATCH, before), torch.randn(after, before), torch.randn(BATCH, after)

@@ -36,7 +36,9 @@ def measure(flow: str, options: argparse.Namespace) -> Times:
     steps = dict(contestants(flow, options))
     dense.train(steps, options.warmup)
     made = [Contestant(name, step) for name, step in steps.items()]
-    made.append(Contestant("matrix products of the dense VAE alone", dense.floor(), repeat=2))
+    products = dense.flow_products(flow, FLOWS[flow][0])
+    made.append(Contestant("its matrix products alone", dense.floor(more=products), repeat=2))
+    made.append(Contestant("the same with oneDNN", dense.floor(onednn=True, more=products), repeat=2))
     return interleave(made, options.blocks, options.steps, clock=options.clock)
 
 
@@ -60,9 +62,9 @@ def main() -> None:
         "Rivals have the same networks: two hidden layers of 320 units in each of 4 IAF steps, of 200 in each of 16 "
         "couplings. zuko: `MaskedAutoregressiveTransform`, inverted, so that a draw is one pass, and its NICE with "
         "`AdditiveTransform`, behind a Gaussian in `NormalizingFlow.rsample_and_log_prob`. normflows: "
-        "`MaskedAffineAutoregressive` with permutations between, in a `ConditionalNormalizingFlow`. Its networks take "
-        "a context in residual blocks alone, which are larger: here it enters their first layer. It has no coupling "
-        "with a context either: there the context stands beside the half that is kept, around its own "
+        "`MaskedAffineAutoregressive` with permutations between, in a `ConditionalNormalizingFlow`. Its networks "
+        "take a context in residual blocks alone, which are larger: here it enters their first layer. It has no "
+        "coupling with a context either: there the context stands beside the half that is kept, around its own "
         "`AffineCoupling` without scales. Rivals' examples use torch's default Adam; the fused one, which varflow "
         "uses, is a line of its own for each."
     ]

@@ -1,8 +1,8 @@
 """All additive couplings of a flow in one function with the derivative written out: what training steps take.
 
 :class:`varflow.flows.coupling.AdditiveCoupling` defines it, a step after the other in plain operations. Here the
-activations of all steps lie in one tensor a layer, so that the gradient of a layer's weights is one batched product for
-all steps, and nothing is stacked afterwards. Derivatives of derivatives go through the definition.
+activations of all steps lie in one tensor a layer, so that the gradient of a layer's weights is one batched product
+for all steps, and nothing is stacked afterwards. Derivatives of derivatives go through the definition.
 """
 
 from __future__ import annotations
