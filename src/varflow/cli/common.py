@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,11 +63,11 @@ class RunOptions:
             )
         return Path(self.run) / "figures" / name
 
-    def progress(self, unit: str = "points") -> AbstractContextManager[Callable[[int, int], None] | None]:
-        """A bar on standard error for what takes long, unless nothing is to be printed."""
+    def progress(self, unit: str = "points") -> Any:
+        """How far what takes long is, on standard error, unless nothing is to be printed."""
         from varflow.evaluation import Progress
 
-        return nullcontext() if self.quiet else Progress(unit=unit)
+        return Progress(unit, self.quiet)
 
 
 @dataclass(frozen=True, kw_only=True)
