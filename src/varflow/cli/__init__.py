@@ -22,6 +22,7 @@ from varflow.core.errors import SpecError, VarflowError, suggestion
 VERBS = (
     "recipes", "fit", "sweep", "evaluate", "anneal", "gaps", "curve", "compare", "score", "embed", "nearest",
     "impute", "sample", "reconstruct", "interpolate", "export", "report", "show", "push", "data", "demo",
+    "completion",
 )  # fmt: skip
 
 #: Those that keep what they have finished, block by block, and read it when they are called again.
@@ -84,6 +85,10 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(__version__)
         return 0
+    if command == "__complete":
+        from varflow.cli.completion import answer
+
+        return answer(rest)
     if command not in VERBS:
         raise SpecError(f"command: unknown '{command}'; {suggestion(command, VERBS)}")
     with output.documented("--json" in rest and not {"-h", "--help"} & set(rest)):

@@ -23,13 +23,14 @@ _POSITIONAL = {
     "run": ("the folder of a run", "runs/planar"),
     "repository": ("where it goes on the hub", "runs/planar owner/name"),
     "data": ("a file or folder of rows or pictures", "runs/planar new.csv"),
+    "shell": ("bash, zsh or fish", "bash"),
     "a": ("the first of two pictures or rows", "runs/planar first.png second.png"),
     "b": ("the second of two pictures or rows", "runs/planar first.png second.png"),
 }
 
 
 def parse(kind: type, arguments: list[str], *positional: str) -> Any:
-    """An instance of ``kind`` from flags; leading words fill the ``positional`` fields, ``kind.words`` unless given."""
+    """An instance of ``kind`` from flags; leading words fill the ``positional`` fields, or ``kind.words``."""
     positional = positional or getattr(kind, "words", ())
     words = 0
     while words < min(len(arguments), len(positional)) and not arguments[words].startswith("-"):
