@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DONE := $(VENV)/.installed
 
-.PHONY: demo test test-portable test-wheel slow gpu lint types clean
+.PHONY: demo test test-portable test-wheel release slow gpu lint types clean
 
 demo: $(DONE)
 	$(VENV)/bin/varflow demo --out demo
@@ -19,6 +19,11 @@ test-portable: $(DONE)
 # A wheel and an sdist in fresh environments without a compiler: PYTHONS="python3.11 python3.12 python3.13".
 test-wheel: $(DONE)
 	$(RUN) tests/wheel.py $(PYTHONS)
+
+# Builds the sdist and the wheel into dist/ and checks all that RELEASING.md names; CHECKS="tree version" picks.
+release: $(DONE)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[release]'
+	$(RUN) tests/release.py $(CHECKS)
 
 slow: $(DONE)
 	$(RUN) -m pytest -m slow --timeout 1800 $(ARGS)
