@@ -62,8 +62,8 @@ def main(arguments: list[str]) -> int:
     if options.pictures is not None and not run.picture:
         raise SpecError("pictures: this run was fitted to rows, which are no pictures; leave it out")
     if not run.infers_target and run.model.posterior.discrete:
-        with random.stream(options.seed):
-            x, written = _coded(run, options.count, options.mean, chosen, target)
+        with options.progress("positions") as progress, random.stream(options.seed):
+            x, written = _coded(run, options.count, options.mean, chosen, target, progress)
         options.say(written)
         coded = [written]
     else:
@@ -96,7 +96,7 @@ def _no_codes(chosen: dict[str, Any]) -> None:
 
 
 def _coded(
-    run: Any, count: int, mean: bool, chosen: dict[str, Any], target: Path
+    run: Any, count: int, mean: bool, chosen: dict[str, Any], target: Path, progress: Any
 ) -> tuple[Any, Path]:
     """x, and the file with its codes and the log p(codes) recorded while they were drawn."""
     import io
@@ -119,7 +119,7 @@ def _coded(
                 raise SpecError(f"label: was {label}; the labels of this prior are {known}")
             home = next(run.model.parameters()).device
             options["labels"] = torch.full((count,), label, device=home)
-        z, log_prob = prior.sample_and_log_prob((count,), **options)
+        z, log_prob = prior.sample_and_log_prob((count,), **options, progress=progress)
     drawn = run.model.decode(z, mean)
     x = run.preprocessing.stored_means(drawn) if mean else run.preprocessing.stored_values(drawn)
     make_folder(target.parent)
