@@ -33,7 +33,7 @@ gpu: $(DONE)
 	$(RUN) -m benchmarks.gpu
 
 lint: $(DONE)
-	$(VENV)/bin/ruff check src tests benchmarks experiments
+	$(VENV)/bin/ruff check src tests benchmarks experiments setup.py
 	$(VENV)/bin/mypy
 
 # After a change of public names or of settings: what type checkers read of them.

@@ -15,7 +15,7 @@ import varflow as vf
 from varflow.cli import VERBS, main, output
 from varflow.cli.output import OutputError, plain, records
 from varflow.core.files import read_json
-from varflow.evaluation import Evaluation
+from varflow.evaluation import Evaluation, Progress
 from varflow.runs.run import Run
 
 SMALL = {"latent": 2, "hidden": 8, "layers": 1, "steps": 4, "threads": 1, "quiet": True}
@@ -175,6 +175,36 @@ def test_settings_recipes_and_data(document, call, home):
     found = document("data")
     assert {"name": "gaussian-1", "here": True}.items() <= found["data"][6].items()
     assert document("data", "check", "digits")["verification"].startswith("verified")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "evaluate a --samples 5 --limit 9 --split validation",
+        "curve a --samples 5 --limit 9 --split validation",
+        "score a --samples 3 --out scores.csv",
+        "embed a --out z.npy",
+        "impute t gaps.csv --samples 9 --out filled.csv",
+        "sample a --count 4",
+        pytest.param("anneal a --points 3 --chains 2 --temperatures 5 --simulated 3", marks=pytest.mark.slow),
+        "show a",
+        "data",
+    ],
+)
+def test_quiet_leaves_nothing_but_the_document(call, monkeypatch, words):
+    # A line at every occasion, were it not for the wish.
+    monkeypatch.setattr(Progress.__init__, "__defaults__", ("points", False, None, 0.0))
+    code, out, err = call(*words.split(), "--quiet", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)
+    assert call(*words.split(), "--quiet") == (0, "", "")
+
+
+def test_progress_is_told_on_standard_error(call, monkeypatch):
+    monkeypatch.setattr(Progress.__init__, "__defaults__", ("points", False, None, 0.0))
+    _, out, err = call("score", "a", "--samples", "3", "--out", "scores.csv")
+    assert "250/250 rows  in 0:0" in err
+    assert out.startswith("scores.csv: 250 rows")
 
 
 def test_files_that_were_written(document):

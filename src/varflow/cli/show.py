@@ -68,15 +68,15 @@ def main(arguments: list[str]) -> int:
         if name in changes or not options.changed
     ]
     widths = [max((len(str(row[k])) for row in rows), default=0) for k in (0, 1)]
-    print(f"{options.run}" + (f": recipe {recipe}" if recipe else ""))
+    options.say(f"{options.run}" + (f": recipe {recipe}" if recipe else ""))
     last = ""
     for role, name, value, changed in rows:
         head = role if role != last else ""
         last = role
         mark = "*" if changed else " "
-        print(f"{head:<{widths[0]}}  {mark} {name:<{widths[1]}}  {value}")
+        options.say(f"{head:<{widths[0]}}  {mark} {name:<{widths[1]}}  {value}")
     if changes:
-        print(f"* differs from {'the recipe' if known else 'the defaults'}")
+        options.say(f"* differs from {'the recipe' if known else 'the defaults'}")
     return 0
 
 
