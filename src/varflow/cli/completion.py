@@ -164,6 +164,10 @@ def _all(before: list[str], current: str) -> Iterator[Candidate]:
         yield from _flags(kind, spec, types, given)
 
 
+#: Verbs that take runs without a number, and how many at least.
+_SEVERAL_RUNS = {"compare": 2, "explore": 1}
+
+
 def _waiting(given: list[str], types: dict[str, Any]) -> str:
     """The setting that the word before asks a value of; "" where it asks none, as a switch does."""
     last = given[-1] if given else ""
@@ -177,8 +181,8 @@ def _needs_word(verb: str, kind: type, given: list[str]) -> bool:
     """Whether a verb is not complete without a word here."""
     if verb in ("fit", "sweep"):
         return not given
-    if verb == "compare":
-        return len(given) < 2
+    if verb in _SEVERAL_RUNS:
+        return len(given) < _SEVERAL_RUNS[verb]
     words = getattr(kind, "words", ())
     required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
     return len(given) < len([name for name in words if name in required])
@@ -189,7 +193,7 @@ def _words(verb: str, kind: type, types: dict[str, Any], given: list[str], curre
     if verb in ("fit", "sweep"):
         if not given:
             yield from _recipes()
-    elif verb == "compare":
+    elif verb in _SEVERAL_RUNS:
         yield from (one for one in _folders(current, "spec.json") if one.value.rstrip("/") not in given)
     elif len(given) < len(names := getattr(kind, "words", ())):
         yield from _values(verb, names[len(given)], types, current, given)

@@ -72,8 +72,7 @@ def demo(out: Path, epochs: float = 150.0, seed: int = 0, quiet: bool = False) -
         name = title.replace(", ", "-").replace(" ", "-").lower()
         say(f"{number} of {len(_POSTERIORS)}: {title}")
         run = fitting.fit(chosen, out=out / name, overwrite=True, quiet=quiet, recipe="digits")
-        with evaluation.Progress(quiet=quiet) as progress:
-            result = run.evaluate(samples=500, progress=progress)
+        result = run.evaluate(samples=500)
         run.report("few")
         reference = plain.setdefault(latent, result)
         paired = (
