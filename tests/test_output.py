@@ -289,7 +289,7 @@ def shell(line: str, **more) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [["recipes"], ["recipes", "--json"], ["show", "digits"], ["recips"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["recipes"], ["recipes", "--json"], ["data", "--help"], ["recips"]], ids=" ".join)
 def test_a_reader_that_goes_away_ends_a_verb_in_silence(words, unbuffered):
     both = words == ["recips"]
     reads, writes = os.pipe()
@@ -305,7 +305,7 @@ def test_a_reader_that_goes_away_ends_a_verb_in_silence(words, unbuffered):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 @pytest.mark.parametrize(
-    ("words", "unbuffered"), [("recipes", ""), ("recipes --json", "1"), ("fit digits --help", "")]
+    ("words", "unbuffered"), [("recipes", ""), ("recipes --json", "1"), ("data --help", "")]
 )
 def test_a_full_disk_is_one_sentence(words, unbuffered):
     done = shell(f"$VARFLOW {words} > /dev/full", PYTHONUNBUFFERED=unbuffered)

@@ -157,7 +157,12 @@ def guarded() -> Iterator[None]:
         return
     own: Any = _Guarded(sys.stdout)
     with redirect_stdout(own):
-        yield
+        try:
+            yield
+        except SystemExit:
+            # The end of --help.
+            own.flush()
+            raise
         own.flush()
 
 
