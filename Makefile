@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DONE := $(VENV)/.installed
 
-.PHONY: demo test test-portable test-wheel slow gpu lint types clean
+.PHONY: demo test test-portable test-wheel release slow gpu lint types clean
 
 demo: $(DONE)
 	$(VENV)/bin/varflow demo --out demo
@@ -20,6 +20,11 @@ test-portable: $(DONE)
 test-wheel: $(DONE)
 	$(RUN) tests/wheel.py $(PYTHONS)
 
+# Builds the sdist and the wheel into dist/ and checks all that RELEASING.md names; CHECKS="tree version" picks.
+release: $(DONE)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[release]'
+	$(RUN) tests/release.py $(CHECKS)
+
 slow: $(DONE)
 	$(RUN) -m pytest -m slow --timeout 1800 $(ARGS)
 
@@ -28,7 +33,7 @@ gpu: $(DONE)
 	$(RUN) -m benchmarks.gpu
 
 lint: $(DONE)
-	$(VENV)/bin/ruff check src tests benchmarks experiments
+	$(VENV)/bin/ruff check src tests benchmarks experiments setup.py
 	$(VENV)/bin/mypy
 
 # After a change of public names or of settings: what type checkers read of them.

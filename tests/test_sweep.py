@@ -58,7 +58,9 @@ def swept(tmp_path_factory):
     evaluate, fit = Run.evaluate, fitting.fit
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(fitting, "fit", lambda *a, **k: order.append("fit") or fit(*a, **k))
-        patched.setattr(Run, "evaluate", lambda run, split=None, *a: order.append(split) or evaluate(run, split, *a))
+        patched.setattr(
+            Run, "evaluate", lambda run, split=None, *a, **k: order.append(split) or evaluate(run, split, *a, **k)
+        )
         found = sweep(out, trials=5, top=2, figures=True)
     return found, order
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from varflow.core.lazy import attach
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _EXPORTS = {
     "Ensemble": "varflow.ensemble:Ensemble",

@@ -108,6 +108,21 @@ class Comparison:
             _write(writer, name, self.names[0], found)
         return out.getvalue()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that fit strict JSON: each estimate as in the evaluation of its run."""
+        return {
+            "protocol": self.protocol,
+            "runs": [
+                {"name": name, "folder": str(folder), "estimates": {q: e.to_dict() for q, e in found.items()}}
+                for name, folder, found in zip(self.names, self.folders, self.estimates, strict=True)
+            ],
+            "differences": [
+                {"run": name, "against": self.names[0], "estimates": {q: e.to_dict() for q, e in found.items()}}
+                for name, found in zip(self.names[1:], self.differences, strict=True)
+            ],
+            "notes": self.notes,
+        }
+
     def footer(self) -> list[str]:
         """How the numbers came about."""
         firsts = [next(iter(found.values())) for found in self.estimates]
