@@ -15,6 +15,7 @@ from varflow.core.files import make_folder
 from varflow.figures import curves
 from varflow.figures import gallery_examples as examples
 from varflow.figures import gallery_latents as latents
+from varflow.figures import gallery_points as points
 from varflow.figures import gallery_table as table
 from varflow.figures.base import canvas, style
 from varflow.figures.gallery_scene import Drawn, Entry, Scene, keep, write_index
@@ -39,7 +40,8 @@ def gallery(
     Pictures get samples and reconstructions (and the decoded plane for a 2-D latent), tables get
     the pairs of their columns. The latents before and after the flow, the plane that a 2-D flow
     warps, the learning curves and the Pareto k̂ follow where there are such. Everything random
-    depends on ``seed`` alone, so the same model gives the same files. ``index.json`` lists them.
+    depends on ``seed`` alone, so the same model gives the same files. ``index.json`` lists them; ``points.json`` has
+    the latents with what each is of, for a page that can be asked.
 
     Args:
         model: a trained (or new) model on the device of the data; its mode is restored.
@@ -71,6 +73,7 @@ def gallery(
     with _evaluating(model), style():
         drawings = ((name, draw(scene, name)) for name in FIGURES if names is None or name in names)
         entries = [keep(name, drawn, folder) for name, drawn in drawings if drawn is not None]
+        points.keep(scene, folder, few=names is not None)
     write_index(folder, entries)
     return entries
 
