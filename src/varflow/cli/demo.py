@@ -18,7 +18,7 @@ class Demo:
 
     out: str = "demo"
     """Folder for the runs and the page."""
-    epochs: float = 100.0
+    epochs: float = 80.0
     """Budget of each fit to the digits."""
     seed: int = 0
     """Seed of every fit."""

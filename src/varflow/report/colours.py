@@ -23,11 +23,11 @@ def of_classes(count: int) -> list[tuple[str, str]]:
 
 def readable(colour: str, paper: str, least: float = LEAST) -> str:
     """A colour, moved towards black or white until it stands out from the paper."""
-    inwards = (0, 0, 0) if luminance(_parts(paper)) > 0.4 else (255, 255, 255)
-    parts = _parts(colour)
+    inwards = (0, 0, 0) if luminance(parts(paper)) > 0.4 else (255, 255, 255)
+    own = parts(colour)
     for share in range(0, 101, 2):
-        mixed = [round(a + (b - a) * share / 100) for a, b in zip(parts, inwards, strict=True)]
-        if contrast(mixed, _parts(paper)) >= least:
+        mixed = [round(a + (b - a) * share / 100) for a, b in zip(own, inwards, strict=True)]
+        if contrast(mixed, parts(paper)) >= least:
             break
     return "#" + "".join(f"{part:02x}" for part in mixed)
 
@@ -44,5 +44,6 @@ def luminance(parts: Sequence[int]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _parts(colour: str) -> list[int]:
+def parts(colour: str) -> list[int]:
+    """Red, green and blue of ``#rrggbb`` in 0 … 255."""
     return [int(colour[k : k + 2], 16) for k in (1, 3, 5)]

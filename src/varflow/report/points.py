@@ -142,7 +142,8 @@ def _panel(
 
     marks = []
     for index, (x, y) in enumerate(held["points"]):
-        if math.isfinite(float(x)) and math.isfinite(float(y)):
+        # What lies outside of the window is left out; a NaN lies nowhere.
+        if x0 <= float(x) <= x1 and y0 <= float(y) <= y1:
             marks.append(Mark(index, *place(float(x), float(y))))
     first, second = (str(axis) for axis in held["axes"])
     groups: list[tuple[int, str, str, list[Mark]]] = []

@@ -26,19 +26,22 @@ from varflow.settings import recipes
 #: Energies of Rezende and Mohamed 2015, and what their densities look like.
 ENERGIES = (("u1", "two modes, bent to a ring"), ("u2", "a wave"), ("u3", "a wave that splits"), ("u4", "two waves"))
 #: What the posteriors are called, and the settings in which they differ from the recipe.
-POSTERIORS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("Gaussian", {}),
-    ("planar flow", {"flow": "planar", "amortized": True, "length": 4}),
-    ("IAF", {"flow": "iaf", "amortized": True, "length": 4}),
-)
-#: Numbers of latents: a plane that can be looked at, and more of them.
-LATENTS = (2, 8)
+POSTERIORS: dict[str, dict[str, Any]] = {
+    "Gaussian": {},
+    "planar flow": {"flow": "planar", "amortized": True, "length": 4},
+    "IAF": {"flow": "iaf", "amortized": True, "length": 4},
+}
+#: Number of latents → posteriors, the first of which the others are compared with: a plane that can be looked at, and
+#: a space that is wide enough for the digits.
+MODELS: dict[int, tuple[str, ...]] = {2: ("Gaussian", "planar flow", "IAF"), 8: ("Gaussian", "IAF")}
 COLUMNS = (
     "latents", "posterior", "ELBO (nats)", "−log p(x) (nats)", "log p(x), less that of the Gaussian (nats)",
     "active latents", "seconds",
 )  # fmt: skip
 #: Importance samples for each test digit, draws of each energy's fit, and the side of a decoded plane in pictures.
-_SAMPLES, _DRAWS, _SIDE = 500, 20_000, 22
+_SAMPLES, _DRAWS, _SIDE = 500, 20_000, 18
+#: A plane shows the prior out to here, and all digits but a few.
+_REACH, _SHARE = 3.1, 0.98
 #: Digits in a scatter.
 _DIGITS = 250
 
@@ -83,7 +86,7 @@ class Stages:
 
 def demo(
     out: Path,
-    epochs: float = 100.0,
+    epochs: float = 80.0,
     seed: int = 0,
     say: Callable[[object], None] = print,
     quiet: bool = False,
@@ -103,20 +106,22 @@ def demo(
         RunError: the folder cannot be written.
     """
     make_folder(out)
-    stages = Stages(len(ENERGIES) + len(LATENTS) * len(POSTERIORS) + 1, say)
+    stages = Stages(len(ENERGIES) + sum(map(len, MODELS.values())) + 1, say)
     energies = [_energy(out, name, seed, stages, quiet, small) for name, _ in ENERGIES]
     digits = {
-        (latent, title): _digits(out, latent, title, settings, epochs, seed, stages, quiet)
-        for latent in LATENTS
-        for title, settings in POSTERIORS
+        (latent, title): _digits(out, latent, title, epochs, seed, stages, quiet)
+        for latent, titles in MODELS.items()
+        for title in titles
     }
     with stages.stage("the page"):
         values = {
             "films": [read_json(_folder(one) / "figures" / gallery_film.FILM) for one in energies],
             "names": [f"{name}: {shape}" for name, shape in ENERGIES],
             "notes": [f"KL(q‖p) = {one.found.estimates['kl_q_p'].number()} nats" for one in energies],
-            "planes": _planes([(title, digits[2, title]) for title, _ in POSTERIORS], seed),
-            "moves": [(title, _points(digits[2, title].run, seed)) for title, own in POSTERIORS if own],
+            "planes": _planes([(title, digits[2, title]) for title in MODELS[2]], seed),
+            "moves": [
+                (title, _points(digits[2, title].run, seed)) for title in MODELS[2] if "flow" in POSTERIORS[title]
+            ],
             "rows": _rows(digits),
         }
     return pages.write(
@@ -150,7 +155,6 @@ def _digits(
     out: Path,
     latent: int,
     title: str,
-    settings: dict[str, Any],
     epochs: float,
     seed: int,
     stages: Stages,
@@ -158,7 +162,7 @@ def _digits(
 ) -> Fitted:
     began = time.perf_counter()
     with stages.stage(f"digits, {latent} latents, posterior: {title}") as told:
-        spec = recipes.find("digits").spec.replace(latent=latent, epochs=epochs, seed=seed, **settings)
+        spec = recipes.find("digits").spec.replace(latent=latent, epochs=epochs, seed=seed, **POSTERIORS[title])
         name = f"digits-{latent}-{title.replace(' ', '-').lower()}"
         run = fitting.fit(spec, out=out / name, overwrite=True, quiet=quiet, recipe="digits")
         found = run.evaluate(samples=_SAMPLES)
@@ -171,7 +175,7 @@ def _rows(digits: dict[tuple[int, str], Fitted]) -> list[tuple[str, list[str]]]:
     """The folder of each fit, and its cells of the table."""
     rows = []
     for (latent, title), one in digits.items():
-        reference, found = digits[latent, POSTERIORS[0][0]], one.found.estimates
+        reference, found = digits[latent, MODELS[latent][0]], one.found.estimates
         less = "" if one is reference else paired(one.found, reference.found, "log_px").figures()
         active = f"{found['active_units'].value:.0f} of {latent}"
         rows.append(
@@ -197,8 +201,9 @@ def _points(run: Run, seed: int) -> dict[str, Any]:
 def _planes(fits: Sequence[tuple[str, Fitted]], seed: int) -> list[tuple[str, str, dict[str, Any]]]:
     """For each fit its title, its numbers, and what the plane decodes to above the digits that lie in it."""
     held = [(title, one, _points(one.run, seed)) for title, one in fits]
-    # One window for all.
-    reach = max(abs(edge) for _, _, points in held for edge in points["panels"][-1]["window"])
+    # One window for all; a digit far out would make all others small.
+    away = torch.tensor([points["panels"][-1]["points"] for _, _, points in held]).abs().amax(-1).flatten()
+    reach = max(_REACH, float(torch.quantile(away, _SHARE)))
     window = [-reach, reach, -reach, reach]
     found = []
     for title, one, points in held:
@@ -206,6 +211,8 @@ def _planes(fits: Sequence[tuple[str, Fitted]], seed: int) -> list[tuple[str, st
         decoded = {**after, "title": "", "under": _decoded(one.run, reach)}
         numbers = one.found.estimates
         said = f"ELBO {numbers['elbo'].figures()}, −log p(x) {numbers['nll'].figures()} nats"
+        if outside := sum(max(map(abs, place)) > reach for place in after["points"]):
+            said += f"; {outside} of {len(after['points'])} digits lie outside"
         found.append((title, said, {**points, "panels": [decoded, after], "title": f"Digit plane, {title}"}))
     return found
 
