@@ -64,7 +64,7 @@ def test_each_point_has_its_own_picture_class_and_row(colours) -> None:
     (window,) = {tuple(panel["window"]) for panel in held["panels"]}
     assert window[1] - window[0] == pytest.approx(window[3] - window[2])
     # The page takes it.
-    assert scatter(held).count == 23
+    assert scatter(held).size == 23
 
 
 def test_large_pictures_are_made_small() -> None:

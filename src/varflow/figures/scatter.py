@@ -137,8 +137,8 @@ def plane(
             colour = "#555555"
             if labels is not None:
                 classes = as_numpy("labels", labels, len(values)).astype(int)
-                names = np.unique(classes)
-                colours = dict(zip(names, categories(len(names)), strict=True))
+                present = np.unique(classes)
+                colours = dict(zip(present, categories(len(present)), strict=True))
                 colour = [colours[k] for k in classes]
         panel.scatter(values[:, 0], values[:, 1], s=5, c=colour, alpha=0.6, linewidths=0)
         panel.set_xlim(low[0] - margin[0], high[0] + margin[0])

@@ -27,7 +27,7 @@ _APART = 24
 class Mark(NamedTuple):
     """A point of a panel: which example, and where, in units of the panel."""
 
-    index: int
+    example: int
     x: float
     y: float
 
@@ -63,7 +63,7 @@ class Scatter(NamedTuple):
     legend: list[tuple[int, str, str, str]]
     sheet: str
     told: str
-    count: int
+    size: int
 
 
 def of_folder(figures: Path) -> Scatter | None:
@@ -152,7 +152,7 @@ def _panel(
         groups.append((0, "", "", marks))
     else:
         for k in sorted(set(labels)):
-            own = [mark for mark in marks if labels[mark.index] == k]
+            own = [mark for mark in marks if labels[mark.example] == k]
             groups.append((k, *colours[k], own))
             if own and len(classes[k]) <= _LETTERS:
                 names.append((classes[k], median(m.x for m in own), median(m.y for m in own)))
