@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from varflow.core.errors import DataError
@@ -154,6 +155,11 @@ def _in_plane(scene: Scene) -> bool:
     return scene.flow is not None and scene.flow.features == 2
 
 
+def _weighted(scene: Scene) -> bool:
+    """Whether any importance weights were looked at; those of a density are all the same."""
+    return len(scene.khat) > 0 and not np.isnan(np.asarray(scene.khat, float)).all()
+
+
 #: Those of a report at the end of a fit, which is not to be waited for.
 FEW = ("samples", "reconstructions", "code_maps", "plane", "pairs", "curves", "code_curves")
 
@@ -187,6 +193,6 @@ FIGURES: dict[str, tuple[Callable[[Scene], Any], Callable[[Scene], Drawn]]] = {
     "hmc": (lambda s: s.decodes and not s.model.posterior.discrete, latents.hmc),
     "curves": (lambda s: s.metrics, learning),
     "code_curves": (lambda s: s.coded, stages),
-    "weights": (lambda s: len(s.khat), weights),
+    "weights": (_weighted, weights),
     "bound": (lambda s: s.curve is not None, bound),
 }

@@ -85,7 +85,7 @@ def points(scene: Scene, most: int = MOST) -> dict[str, Any]:
         "panels": [
             {
                 "title": name,
-                "axes": [_plain(axis, symbol) for axis in axes],
+                "axes": [_plain(axis, symbol, "x" if observed else "z") for axis in axes],
                 "window": [edge for pair in _square(window) for edge in pair],
                 "points": np.round(points, 4).tolist(),
             }
@@ -131,8 +131,9 @@ def _axis_names(scene: Scene) -> tuple[str, str]:
     return first, second
 
 
-def _plain(axis: str, symbol: str) -> str:
-    return axis.replace("${}$", symbol).replace("$z$", "z")
+def _plain(axis: str, symbol: str, whole: str) -> str:
+    """An axis of :func:`varflow.figures.scatter.view` without formulas; shares are of the variance of ``whole``."""
+    return axis.replace("${}$", symbol).replace("$z$", whole)
 
 
 def _square(limits: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -143,7 +143,8 @@ def _folder(one: Fitted) -> Path:
 def _energy(out: Path, name: str, seed: int, stages: Stages, quiet: bool, small: dict[str, Any]) -> Fitted:
     began = time.perf_counter()
     with stages.stage(f"energy {name}, a flow of 32 planar steps") as told:
-        spec = recipes.find("energy").spec.replace(target=name, seed=seed, **small)
+        own: dict[str, Any] = {"target": name, "seed": seed, **small}
+        spec = recipes.find("energy").spec.replace(**own)
         run = fitting.fit(spec, out=out / f"energy-{name}", overwrite=True, quiet=quiet, recipe="energy")
         found = run.evaluate(samples=_DRAWS)
         run.report("few")
