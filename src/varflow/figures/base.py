@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,13 @@ def save(figure: Figure, path: Path | str, dpi: int = 150) -> Path:
         path, lambda file: figure.savefig(file, dpi=dpi, format=path.suffix[1:] or "png")
     )
     return path
+
+
+def encoded(image: Any, form: str = "PNG", **options: Any) -> bytes:
+    """A picture of Pillow as the bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format=form, optimize=True, **options)
+    return buffer.getvalue()
 
 
 def categories(count: int) -> list[Any]:

@@ -177,6 +177,10 @@ class Scene:
         labels = self.dataset.labels(self.split)
         return None if labels is None else labels[:count]
 
+    def class_names(self, count: int) -> list[str]:
+        """What the classes 0, 1, … are called; ``count`` numbers where they have no names."""
+        return list(self.dataset.classes) or [str(number) for number in range(count)]
+
     @cached_property
     def latents(self) -> tuple[Tensor, Tensor]:
         """One draw (z₀, z) for each example of a scatter, ``[N, D]`` each."""

@@ -114,7 +114,7 @@ def report(run: Run, figures: Literal["all", "few"] = "all") -> Path:
             run.model,
             run.metrics,
             folder,
-            () if few else snapshots(run.folder),
+            snapshots(run.folder),
             evaluation=evaluation,
             names=gallery_target.FEW if few else None,
         )
