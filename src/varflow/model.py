@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from varflow.core import display
 from varflow.core.errors import SpecError
 from varflow.core.observed import Examples, Observed, observed, parts_of
 from varflow.native.planar_fit import Chain, Fits, declared
@@ -127,6 +128,9 @@ class Model(nn.Module):
         if hasattr(prior, "bind"):
             prior.bind(posterior)
         self.likelihood: Any = likelihood
+
+    def _repr_html_(self) -> str:
+        return display.tree(self)
 
     #: How many fits stand in this module: one; see :class:`varflow.Ensemble`.
     fits: int = 1

@@ -98,18 +98,59 @@ def target_gallery(
     """
     folder = Path(folder)
     make_folder(folder)
-    scene = _Scene(_members(model), metrics, seed, evaluation)
-    entries = []
+    scene = scene_of(model, metrics, seed, evaluation)
     with torch.no_grad(), style():
-        for name, draw in _FIGURES:
-            if (names is None or name in names) and (drawn := draw(scene)) is not None:
-                entries.append(keep(name, drawn, folder))
+        drawings = ((name, draw(scene, name)) for name in FIGURES if names is None or name in names)
+        entries = [keep(name, drawn, folder) for name, drawn in drawings if drawn is not None]
         if names is None or FILM in names:
-            film = _film(scene, model, _with_the_end(snapshots, model, metrics), folder)
+            film = _film(scene, model, with_the_end(snapshots, model, metrics), folder)
             if film is not None:
                 entries.append(film)
     write_index(folder, entries)
     return entries
+
+
+def scene_of(
+    model: Model | Ensemble, metrics: Sequence[Mapping[str, Any]], seed: int = 0, evaluation: Any = None
+) -> _Scene:
+    """What the figures of a fit to a target are drawn from; arguments of :func:`target_gallery`."""
+    return _Scene(_members(model), metrics, seed, evaluation)
+
+
+def draw(scene: _Scene, name: str) -> Drawn | None:
+    """The figure of one name, or None where it does not apply."""
+    found = (figure(scene) for figure in FIGURES[name])
+    return next((drawn for drawn in found if drawn is not None), None)
+
+
+def applying(scene: _Scene, snapshots: int) -> tuple[str, ...]:
+    """The names of the figures that apply, with so many snapshots of the training."""
+    in_plane = scene.window is not None
+    posterior: Any = scene.first.posterior
+    gaussian = posterior.base if getattr(posterior, "uses_gradient", False) else posterior
+    flow = getattr(gaussian, "flow", None)
+    log_z = getattr(scene.target, "log_normalizer", None)
+    known = log_z is not None or hasattr(scene.first.likelihood, "maximum_likelihood")
+    chosen = {
+        "densities": in_plane,
+        "flow": flow is not None and flow.features == 2 and not flow.context_features,
+        "draws": not in_plane,
+        "bound": bool(scene.metrics) and known and len({type(m.prior) for m in scene.members}) == 1,
+        FILM: in_plane and snapshots > 1,
+    }
+    return tuple(name for name, applies in chosen.items() if applies)
+
+
+def film(
+    model: Model | Ensemble,
+    metrics: Sequence[Mapping[str, Any]],
+    snapshots: Sequence[tuple[int, Mapping[str, Tensor]]],
+    folder: Path,
+    seed: int = 0,
+) -> Entry | None:
+    """The training as an animation, ``training.gif``; None where it is not in the plane or has no snapshots."""
+    with torch.no_grad(), style():
+        return _film(scene_of(model, metrics, seed), model, with_the_end(snapshots, model, metrics), folder)
 
 
 def density_of(model: Model, window: Any, size: int = _CELLS, seed: int = 0) -> tuple[Any, bool]:
@@ -276,16 +317,16 @@ def _curves(
     return Drawn(figure, "The bound and its exact value", caption)
 
 
-_FIGURES = (
-    ("densities", _densities),
-    ("flow", _warped),
-    ("draws", _draws_by_direction),
-    ("bound", _bound),
-    ("bound", _evidence_bound),
-)
+#: Name of the file → what may draw it: the first that applies.
+FIGURES = {
+    "densities": (_densities,),
+    "flow": (_warped,),
+    "draws": (_draws_by_direction,),
+    "bound": (_bound, _evidence_bound),
+}
 
 
-def _with_the_end(
+def with_the_end(
     snapshots: Sequence[tuple[int, Mapping[str, Tensor]]],
     model: Model | Ensemble,
     metrics: Sequence[Mapping[str, Any]],

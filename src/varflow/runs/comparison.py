@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
+from varflow.core import display
 from varflow.core.errors import RunError, SpecError
 from varflow.core.files import read_json
 from varflow.evaluation.estimate import Estimate
@@ -49,7 +50,7 @@ _FIELDS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Estimates of several runs, and each run less the first.
 
@@ -70,6 +71,18 @@ class Comparison:
     protocol: str
     curves: list[Evaluation] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        points = next(iter(self.estimates[0].values())).points
+        return f"Comparison({', '.join(self.names)}; {self.protocol}, {points} points)"
+
+    def _repr_html_(self) -> str:
+        tables = [display.table(rows[0], rows[1:]) for rows in (self.rows(), self.difference_rows())]
+        return display.block(
+            display.heading("Runs on the same points"), tables[0],
+            display.heading("Differences", "in pairs, point by point"), tables[1],
+            display.note(*self.footer()),
+        )
 
     def rows(self) -> list[list[str]]:
         """A heading, then a row for each run: value ± standard error over the points."""

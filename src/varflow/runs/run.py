@@ -26,6 +26,7 @@ from varflow.settings.spec import RunSpec
 if TYPE_CHECKING:
     from varflow.data.conditions import Conditions
     from varflow.evaluation import Evaluation
+    from varflow.figures.illustration import Illustration
     from varflow.runs.distribution import Density
     from varflow.runs.impute import Imputations
     from varflow.runs.latent_space import Neighbours, Way, What
@@ -96,6 +97,11 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.folder or 'in memory'}, {self.outcome.get('step', 0)} steps)"
+
+    def _repr_html_(self) -> str:
+        from varflow.runs.showing import html
+
+        return html(self)
 
     @property
     def dataset(self) -> Dataset | TargetBatches:
@@ -572,6 +578,29 @@ class Run:
         from varflow.runs.estimates import report
 
         return report(self, figures)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of the figures that apply to the run, in the order to look at them; :meth:`figure` draws one."""
+        from varflow.runs.drawing import names
+
+        return names(self)
+
+    def figure(self, name: str, split: str = "validation", seed: int = 0, dpi: int = 100) -> Illustration:
+        """One figure, which a notebook shows by itself with its caption; nothing is written.
+
+        Args:
+            name: one of :attr:`figures`.
+            split: whose examples are shown. An empty one is replaced by the first that has examples.
+            seed: of all draws.
+            dpi: dots per inch of the picture.
+
+        Raises:
+            SpecError: an unknown name, or a figure that does not apply; the message says what is missing.
+        """
+        from varflow.runs.drawing import figure
+
+        return figure(self, name, split, seed, dpi)
 
     def copy(self, folder: str | Path) -> Run:
         """A copy in a folder of its own, opened from there: what a run from the hub is evaluated and reported in.
