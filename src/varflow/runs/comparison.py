@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
 
@@ -17,6 +17,9 @@ from varflow.core.files import read_json
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import Evaluation, check_same, outdated, paired
 from varflow.runs.hub import is_address
+
+if TYPE_CHECKING:
+    from varflow.runs.run import Run
 
 #: What is shown of each run, and which of it is compared in pairs, by kind of evaluation.
 _SHOWN = {
@@ -134,21 +137,28 @@ class Comparison:
         ]
 
 
-def compare(folders: Sequence[str | Path], split: str = "test") -> Comparison:
+def compare(runs: Sequence[str | Path | Run], split: str = "test") -> Comparison:
     """Compare runs that were evaluated on the same points.
 
     Annealed likelihoods, inference gaps and curves join in where every run has them; those of other points are
     left out with a note.
 
     Args:
-        folders: two runs or more; differences are taken against the first.
+        runs: two runs or more, or their folders; differences are taken against the first.
         split: the split they were evaluated on.
 
     Raises:
         SpecError: fewer than two runs, a run given twice, or runs of other data, protocol or points, by name.
         RunError: a run that was not evaluated, or damaged files.
     """
-    for folder in folders:
+    folders: list[str | Path] = []
+    for run in runs:
+        folder = run if isinstance(run, str | Path) else run.origin or run.folder
+        if folder is None:
+            raise SpecError(
+                "runs: one is in memory, which keeps no results of single examples; fit with out=... and evaluate it"
+            )
+        folders.append(folder)
         if is_address(folder):
             raise SpecError(
                 f"runs: {folder} lies on the hub, without the results of single examples that pairs are made of; "

@@ -564,6 +564,58 @@ class Run:
         return removed_cells(self, share, split, samples, baselines, **options)
 
     @ranks.by_first
+    def curve(self, samples: int = 1000, split: str = "test", **options: Any) -> Evaluation:
+        """The bound E log 1/k Σ w for k = 1, 10, 100, … samples, from the ELBO to log p(x); kept in the run folder.
+
+        Args:
+            samples: weights of each example, the largest k.
+            split: of the data set.
+            **options: of :func:`varflow.evaluation.bound_curve`.
+
+        Raises:
+            SpecError: a run without latents that are uncertain.
+        """
+        from varflow.runs.estimates import of_latents
+
+        return of_latents(self, "curve", split, samples=samples, **options)
+
+    @ranks.by_first
+    def gaps(self, points: int = 200, split: str = "test", **options: Any) -> Evaluation:
+        """log p(x) − ELBO of the first points taken apart: what the family of q costs, and what the encoder costs.
+
+        It is kept in the run folder, where :func:`varflow.compare` finds it.
+
+        Args:
+            points: of the split.
+            split: of the data set.
+            **options: of :func:`varflow.evaluation.inference_gaps`.
+
+        Raises:
+            SpecError: a run without latents that are uncertain.
+        """
+        from varflow.runs.estimates import of_latents
+
+        return of_latents(self, "gaps", split, points=points, **options)
+
+    @ranks.by_first
+    def anneal(self, points: int = 200, split: str = "test", **options: Any) -> Evaluation:
+        """log p(x) of the first points by annealed importance sampling, which needs no good q.
+
+        It is kept in the run folder, where :func:`varflow.compare` finds it.
+
+        Args:
+            points: of the split.
+            split: of the data set.
+            **options: of :func:`varflow.evaluation.annealed_likelihood`.
+
+        Raises:
+            SpecError: a run without latents that are uncertain.
+        """
+        from varflow.runs.estimates import of_latents
+
+        return of_latents(self, "anneal", split, points=points, **options)
+
+    @ranks.by_first
     def report(self, figures: Literal["all", "few"] = "all") -> Path:
         """Draw every figure that applies and write report.html; returns its path.
 

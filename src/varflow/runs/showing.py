@@ -9,7 +9,9 @@ import numpy as np
 
 from varflow.core import display
 from varflow.core.files import read_json
+from varflow.data.columns import Columns
 from varflow.data.dataset import Dataset
+from varflow.data.kinds import HEADS, overview
 from varflow.runs.folder import DATA, read_about
 from varflow.settings.spec import RunSpec
 
@@ -29,6 +31,7 @@ def html(run: Run) -> str:
         display.facts({**_data(run), **_parts(run), **_fit(run)}),
         _estimates(run),
         display.curves(_curves(run.metrics), "ELBO, nats"),
+        _columns(run),
         display.folded("Settings that differ from the defaults", display.facts(changed), display.note(own))
         if changed
         else "",
@@ -89,6 +92,16 @@ def _fit(run: Run) -> dict[str, Any]:
             f"{best['elbo']:.2f} nats at step {best['step']:,} (one draw for each example, no error bar)"
         )
     return found
+
+
+def _columns(run: Run) -> str:
+    """What each column of a table was read as, or why it was left out."""
+    kept = run.preprocessing
+    if not isinstance(kept, Columns):
+        return ""
+    words = range(len(HEADS) - 1)
+    rows = overview(kept.columns, kept.dropped)
+    return display.folded("What the columns were read as", display.table(HEADS, rows, words))
 
 
 def _estimates(run: Run) -> str:
