@@ -13,6 +13,7 @@ from typing import Any
 
 #: Rows of a table that a notebook shows, at most.
 ROWS = 40
+_SHORT = 30
 _CELL = "text-align: {side}; padding: 0.25em 0.8em; vertical-align: top; white-space: {wrap}"
 #: Told apart in light and in dark.
 _COLOURS = ("currentColor", "#3F90DA")
@@ -58,7 +59,9 @@ def table(heads: Sequence[Any], rows: Iterable[Sequence[Any]], words: Iterable[i
     shown = given[:ROWS]
 
     def cell(kind: str, column: int, value: Any, scope: str = "") -> str:
-        side, wrap = ("left", "normal") if column in left else ("right", "nowrap")
+        side = "left" if column in left else "right"
+        # Short words are not broken at their hyphens.
+        wrap = "normal" if column in left and len(str(value)) > _SHORT else "nowrap"
         held = f' scope="{scope}"' if scope else ""
         return f'<{kind}{held} style="{_CELL.format(side=side, wrap=wrap)}">{text(value)}</{kind}>'
 
@@ -99,7 +102,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], unit: 
     first, last = (end(x for points in kept.values() for x, _ in points) for end in (min, max))
     margin = 0.05 * (high - low) or 1.0
     low, high = low - margin, high + margin
-    width, height, left, below = 420, 110, 62, 18
+    width, height, left, below = 440, 110, 84, 18
 
     def place(x: float, y: float) -> str:
         across = left + (width - left) * (x - first) / ((last - first) or 1.0)
@@ -117,7 +120,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], unit: 
     # Every drawing on a page has an area of its own to be cut by: the inner svg cuts what leaves it.
     inside = f'<svg x="0" y="0" width="{width}" height="{height}" overflow="hidden">{"".join(lines)}</svg>'
     marks = "".join(
-        f'<text x="{left - 6}" y="{y}" text-anchor="end" {letters}>{value:.5g}</text>'
+        f'<text x="{left - 6}" y="{y}" text-anchor="end" {letters}>{value:.4g}</text>'
         for y, value in ((11, high), (height - 2, low))
     )
     steps = "".join(

@@ -24,7 +24,7 @@ from varflow.model import LogJoint, Model
 
 #: Fits that get a panel; samples behind a histogram; cells of a picture and of a frame.
 _SHOWN, _SAMPLES, _CELLS, _FRAME = 4, 400_000, 200, 120
-_FRAMES = 40
+_FRAMES, _FILM_DPI = 40, 80
 FILM = "training"
 #: Those of a report at the end of a fit, which is not to be waited for.
 FEW = ("densities", "draws", "bound")
@@ -147,10 +147,11 @@ def film(
     snapshots: Sequence[tuple[int, Mapping[str, Tensor]]],
     folder: Path,
     seed: int = 0,
+    dpi: float | None = None,
 ) -> Entry | None:
     """The training as an animation, ``training.gif``; None where it is not in the plane or has no snapshots."""
     with torch.no_grad(), style():
-        return _film(scene_of(model, metrics, seed), model, with_the_end(snapshots, model, metrics), folder)
+        return _film(scene_of(model, metrics, seed), model, with_the_end(snapshots, model, metrics), folder, dpi)
 
 
 def density_of(model: Model, window: Any, size: int = _CELLS, seed: int = 0) -> tuple[Any, bool]:
@@ -343,6 +344,7 @@ def _film(
     model: Model | Ensemble,
     snapshots: Sequence[tuple[int, Mapping[str, Tensor]]],
     folder: Path,
+    dpi: float | None = None,
 ) -> Entry | None:
     window = scene.window
     if window is None or len(snapshots) < 2:
@@ -360,7 +362,7 @@ def _film(
             again.load_state_dict(dict(weights))
             yield step, density_of(_members(again)[0], window, _FRAME, scene.seed)[0]
 
-    path = targets.animate(exact, frames(), window, folder / f"{FILM}.gif", scene.name)
+    path = targets.animate(exact, frames(), window, folder / f"{FILM}.gif", scene.name, dpi=dpi or _FILM_DPI)
     fit = " of the first fit" if len(scene.members) > 1 else ""
     caption = (
         f"Left: {scene.name}. Right: q{fit} at {len(chosen)} steps of training, ever further apart; "

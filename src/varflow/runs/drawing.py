@@ -33,7 +33,7 @@ def names(run: Run) -> tuple[str, ...]:
             return gallery_data.applying(scene)
 
 
-def figure(run: Run, name: str, split: str, seed: int, dpi: int) -> Illustration:
+def figure(run: Run, name: str, split: str, seed: int, dpi: float | None) -> Illustration:
     """See :meth:`varflow.Run.figure`."""
     from varflow.figures import gallery_data, gallery_target
     from varflow.figures.base import style
@@ -46,7 +46,7 @@ def figure(run: Run, name: str, split: str, seed: int, dpi: int) -> Illustration
     if run.infers_target and name == gallery_target.FILM:
         kept = [] if run.folder is None else snapshots(run.folder)
         with tempfile.TemporaryDirectory() as room:
-            entry = gallery_target.film(run.model, run.metrics, kept, Path(room), seed)
+            entry = gallery_target.film(run.model, run.metrics, kept, Path(room), seed, dpi)
             if entry is not None:
                 return of_file(name, entry)
     elif run.infers_target:

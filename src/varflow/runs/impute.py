@@ -151,7 +151,8 @@ def _spread(column: Column, spread: float) -> str:
         return ""
     if column.kind in NAMED:
         return f"({100 * spread:.0f} % another)"
-    return f"± {spread:.2g}" + (" days" if column.kind == "date" else "")
+    shown = f"{spread:.2g}" if spread < 100 or math.isinf(spread) else f"{spread:.0f}"
+    return f"± {shown}" + (" days" if column.kind == "date" else "")
 
 
 @torch.no_grad()

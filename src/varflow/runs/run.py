@@ -638,14 +638,14 @@ class Run:
 
         return names(self)
 
-    def figure(self, name: str, split: str = "validation", seed: int = 0, dpi: int = 100) -> Illustration:
+    def figure(self, name: str, split: str = "validation", seed: int = 0, dpi: float | None = None) -> Illustration:
         """One figure, which a notebook shows by itself with its caption; nothing is written.
 
         Args:
             name: one of :attr:`figures`.
             split: whose examples are shown. An empty one is replaced by the first that has examples.
             seed: of all draws.
-            dpi: dots per inch of the picture.
+            dpi: dots per inch of the picture; 100 unless given, of an animation 80.
 
         Raises:
             SpecError: an unknown name, or a figure that does not apply; the message says what is missing.
