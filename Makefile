@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DONE := $(VENV)/.installed
 
-.PHONY: demo test test-portable test-wheel release slow gpu lint types clean
+.PHONY: demo test test-portable test-wheel release slow notebooks gpu lint types clean
 
 demo: $(DONE)
 	$(VENV)/bin/varflow demo --out demo
@@ -27,6 +27,10 @@ release: $(DONE)
 
 slow: $(DONE)
 	$(RUN) -m pytest -m slow --timeout 1800 $(ARGS)
+
+# The tutorials, executed, with their outputs stored: NAMES="first_vae table_with_gaps" picks.
+notebooks: $(DONE)
+	$(RUN) docs/tutorials/execute.py $(NAMES)
 
 # On a machine with a CUDA device: its slice of the tests, then a table of steps, in eight minutes at most.
 gpu: $(DONE)

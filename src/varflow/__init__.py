@@ -17,6 +17,7 @@ _EXPORTS = {
     "Form": "varflow.core.form:Form",
     "RunSpec": "varflow.settings.spec:RunSpec",
     "build": "varflow.runs.assemble:build",
+    "compare": "varflow.runs.comparison:compare",
     "density": "varflow.runs.assemble:density",
     "fit": "varflow.runs.fitting:fit",
     "load": "varflow.runs.loading:load",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from varflow.runs import trackers as trackers
     from varflow.runs.assemble import build as build
     from varflow.runs.assemble import density as density
+    from varflow.runs.comparison import compare as compare
     from varflow.runs.fitting import fit as fit
     from varflow.runs.fitting import resume as resume
     from varflow.runs.loading import load as load

@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from varflow.condition_sum import ConditionSum
-from varflow.core import random
+from varflow.core import display, random
 from varflow.core.errors import SpecError
 from varflow.core.observed import Examples, Observed, observed, parts_of
 from varflow.native.planar_fit import Chain, Fits, declared
@@ -138,6 +138,9 @@ class Model(nn.Module):
             prior.bind(posterior)
         self.likelihood: Any = likelihood
         self.condition_sum: ConditionSum | None = condition_sum
+
+    def _repr_html_(self) -> str:
+        return display.tree(self)
 
     #: How many fits stand in this module: one; see :class:`varflow.Ensemble`.
     fits: int = 1

@@ -68,12 +68,14 @@ def canvas(
 ) -> tuple[Figure, Any]:
     """A figure and its axes ``[rows, columns]``, laid out so that nothing is cut off.
 
-    It knows no window: :func:`save` writes it. Sizes in inches.
+    It knows no window: :func:`save` writes it, and a notebook shows it where it is the last line of a cell. Sizes in
+    inches.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height))
+    from varflow.figures.illustration import Inline
+
+    figure = Inline(figsize=(width, height))
     figure.set_layout_engine("compressed", w_pad=0.08, h_pad=0.08)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)

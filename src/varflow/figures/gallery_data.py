@@ -65,13 +65,11 @@ def gallery(
         DataError: the data set is empty.
         RunError: the folder cannot be written.
     """
-    available = [name for name in (split, "validation", "test", "train") if dataset.sizes.get(name)]
-    if not available:
-        raise DataError(f"dataset: {dataset.name} has no examples; give at least one")
-    scene = Scene(model, dataset, metrics, seed, evaluation, available[0], curve, code_prior_metrics, removed)
+    split = shown_split(dataset, split)
+    scene = Scene(model, dataset, metrics, seed, evaluation, split, curve, code_prior_metrics, removed)
     folder = Path(folder)
     make_folder(folder)
-    with _evaluating(model), style():
+    with drawing(model):
         drawings = ((name, draw(scene, name)) for name in FIGURES if names is None or name in names)
         entries = [keep(name, drawn, folder) for name, drawn in drawings if drawn is not None]
         points.keep(scene, folder, few=names is not None)
@@ -79,10 +77,34 @@ def gallery(
     return entries
 
 
+def shown_split(dataset: Any, split: str) -> str:
+    """The split whose examples are shown: the given one, or the first that has examples.
+
+    Raises:
+        DataError: the data set is empty.
+    """
+    for name in (split, "validation", "test", "train"):
+        if dataset.sizes.get(name):
+            return name
+    raise DataError(f"dataset: {dataset.name} has no examples; give at least one")
+
+
 def draw(scene: Scene, name: str) -> Drawn | None:
     """The figure of one name, or None where it does not apply."""
     applies, figure = FIGURES[name]
     return figure(scene) if applies(scene) else None
+
+
+def applying(scene: Scene) -> tuple[str, ...]:
+    """The names of the figures that apply, in the order to look at them."""
+    return tuple(name for name, (applies, _) in FIGURES.items() if applies(scene))
+
+
+@contextmanager
+def drawing(model: Model) -> Iterator[None]:
+    """Inside, the model is in evaluation mode and figures have the house style."""
+    with _evaluating(model), style():
+        yield
 
 
 @contextmanager

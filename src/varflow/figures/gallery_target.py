@@ -24,7 +24,7 @@ from varflow.model import LogJoint, Model
 
 #: Fits that get a panel; samples behind a histogram; cells of a picture and of a frame.
 _SHOWN, _SAMPLES, _CELLS, _FRAME = 4, 400_000, 200, 120
-_FRAMES = 40
+_FRAMES, _FILM_DPI = 40, 80
 FILM = "training"
 #: Frames of draws, which cost little.
 _MOVES = 60
@@ -103,13 +103,11 @@ def target_gallery(
     """
     folder = Path(folder)
     make_folder(folder)
-    scene = _Scene(_members(model), metrics, seed, evaluation)
-    entries = []
+    scene = scene_of(model, metrics, seed, evaluation)
     with torch.no_grad(), style():
-        for name, draw in _FIGURES:
-            if (names is None or name in names) and (drawn := draw(scene)) is not None:
-                entries.append(keep(name, drawn, folder))
-        ended = _with_the_end(snapshots, model, metrics)
+        drawings = ((name, draw(scene, name)) for name in FIGURES if names is None or name in names)
+        entries = [keep(name, drawn, folder) for name, drawn in drawings if drawn is not None]
+        ended = with_the_end(snapshots, model, metrics)
         if names is None or FILM in names:
             film = _film(scene, model, ended, folder)
             if film is not None:
@@ -117,6 +115,50 @@ def target_gallery(
         _keep_draws(scene, model, ended, folder)
     write_index(folder, entries)
     return entries
+
+
+def scene_of(
+    model: Model | Ensemble, metrics: Sequence[Mapping[str, Any]], seed: int = 0, evaluation: Any = None
+) -> _Scene:
+    """What the figures of a fit to a target are drawn from; arguments of :func:`target_gallery`."""
+    return _Scene(_members(model), metrics, seed, evaluation)
+
+
+def draw(scene: _Scene, name: str) -> Drawn | None:
+    """The figure of one name, or None where it does not apply."""
+    found = (figure(scene) for figure in FIGURES[name])
+    return next((drawn for drawn in found if drawn is not None), None)
+
+
+def applying(scene: _Scene, snapshots: int) -> tuple[str, ...]:
+    """The names of the figures that apply, with so many snapshots of the training."""
+    in_plane = scene.window is not None
+    posterior: Any = scene.first.posterior
+    gaussian = posterior.base if getattr(posterior, "uses_gradient", False) else posterior
+    flow = getattr(gaussian, "flow", None)
+    log_z = getattr(scene.target, "log_normalizer", None)
+    known = log_z is not None or hasattr(scene.first.likelihood, "maximum_likelihood")
+    chosen = {
+        "densities": in_plane,
+        "flow": flow is not None and flow.features == 2 and not flow.context_features,
+        "draws": not in_plane,
+        "bound": bool(scene.metrics) and known and len({type(m.prior) for m in scene.members}) == 1,
+        FILM: in_plane and snapshots > 1,
+    }
+    return tuple(name for name, applies in chosen.items() if applies)
+
+
+def film(
+    model: Model | Ensemble,
+    metrics: Sequence[Mapping[str, Any]],
+    snapshots: Sequence[tuple[int, Mapping[str, Tensor]]],
+    folder: Path,
+    seed: int = 0,
+    dpi: float | None = None,
+) -> Entry | None:
+    """The training as an animation, ``training.gif``; None where it is not in the plane or has no snapshots."""
+    with torch.no_grad(), style():
+        return _film(scene_of(model, metrics, seed), model, with_the_end(snapshots, model, metrics), folder, dpi)
 
 
 def density_of(model: Model, window: Any, size: int = _CELLS, seed: int = 0) -> tuple[Any, bool]:
@@ -280,16 +322,16 @@ def _curves(
     return Drawn(figure, "The bound and its exact value", caption)
 
 
-_FIGURES = (
-    ("densities", _densities),
-    ("flow", _warped),
-    ("draws", _draws_by_direction),
-    ("bound", _bound),
-    ("bound", _evidence_bound),
-)
+#: Name of the file → what may draw it: the first that applies.
+FIGURES = {
+    "densities": (_densities,),
+    "flow": (_warped,),
+    "draws": (_draws_by_direction,),
+    "bound": (_bound, _evidence_bound),
+}
 
 
-def _with_the_end(
+def with_the_end(
     snapshots: _Snapshots,
     model: Model | Ensemble,
     metrics: Sequence[Mapping[str, Any]],
@@ -339,6 +381,7 @@ def _film(
     model: Model | Ensemble,
     snapshots: _Snapshots,
     folder: Path,
+    dpi: float | None = None,
 ) -> Entry | None:
     window = scene.window
     if window is None or len(snapshots) < 2:
@@ -352,7 +395,7 @@ def _film(
             again.load_state_dict(dict(weights))
             yield step, density_of(_members(again)[0], window, _FRAME, scene.seed)[0]
 
-    path = targets.animate(exact, frames(), window, folder / f"{FILM}.gif", scene.name)
+    path = targets.animate(exact, frames(), window, folder / f"{FILM}.gif", scene.name, dpi=dpi or _FILM_DPI)
     fit = " of the first fit" if len(scene.members) > 1 else ""
     caption = (
         f"Left: {scene.name}. Right: q{fit} at {len(chosen)} steps of training, ever further apart; "

@@ -242,7 +242,7 @@ def animate(
     name: str = "target",
     milliseconds: int = 120,
     hold: int = 2000,
-    dpi: int = 80,
+    dpi: float = 80,
 ) -> Path:
     """A GIF of the target and, beside it, q at each of some steps of training; one colour scale.
 
@@ -290,7 +290,7 @@ def _frames(
     frames: Iterable[tuple[int, Array]],
     window: Window,
     name: str,
-    dpi: int,
+    dpi: float,
 ) -> Sequence[Any]:
     """The frames as images of one palette."""
     from PIL import Image

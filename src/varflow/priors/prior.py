@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from varflow.core import display
 from varflow.core.conditions import refuse_unread
 from varflow.core.form import Form
 from varflow.core.settings import Settings, settings
@@ -47,6 +48,9 @@ class Prior(nn.Module, ABC):
     standard: bool = False
     classes: int | None = None
     reads: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        return display.tree(self)
 
     @abstractmethod
     def log_prob(self, z: Shaped[Tensor, "..."], context: Tensor | None = None) -> Tensor:

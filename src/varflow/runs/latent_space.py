@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from varflow.core import random
+from varflow.core import display, random
 from varflow.core.errors import RunError, ShapeError, SpecError, positive, unknown
 from varflow.core.files import write_atomically
 from varflow.core.observed import Examples, parts_of
@@ -205,7 +205,7 @@ def _as_rows(name: str, end: Any, run: Run) -> Any:
     return end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Neighbours:
     """The training rows whose latents are nearest to those of given rows, nearest first.
 
@@ -219,6 +219,26 @@ class Neighbours:
     rows: list[list[int]] | list[list[str]]
     distance: Float[Tensor, "rows k"]
     label: Int64[Tensor, "rows k"] | None
+
+    def __repr__(self) -> str:
+        k = self.distance.shape[1]
+        return f"Neighbours({k} of each of {len(self.rows)} rows, nearest at {float(self.distance[:, 0].min()):.3g})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        origins: list[list[Any]] = [list(places) for places in self.rows[: display.ROWS]]
+        for i, places in enumerate(origins):
+            labels: list[Any] = [""] * len(places) if self.label is None else self.label[i].tolist()
+            cells = [
+                f"{place}{'' if self.label is None else f' (label {label})'}, {distance:.3g}"
+                for place, label, distance in zip(places, labels, self.distance[i].tolist(), strict=True)
+            ]
+            rows.append([str(i), *cells])
+        heads = ["row", *(f"neighbour {k + 1}" for k in range(self.distance.shape[1]))]
+        left = len(self.rows) - len(rows)
+        more = [f"and {left:,} more rows"] if left else []
+        said = "Each neighbour: its place among the training rows, and its distance in latent space."
+        return display.block(display.table(heads, rows, words=range(len(heads))), display.note(*more, said))
 
 
 @torch.no_grad()

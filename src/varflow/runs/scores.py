@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow.core import random
+from varflow.core import display, random
 from varflow.core.errors import RunError, SpecError, positive
 from varflow.core.files import read_json, write_json
 from varflow.data.dataset import Dataset
 from varflow.evaluation.importance import POINTS, importance_sample
+from varflow.evaluation.psis import UNRELIABLE
 from varflow.runs.folder import TRAINING_SCORES
 from varflow.runs.rows import PIECE, Progress, count, one_model, pieces
 
@@ -34,7 +35,7 @@ _EXACT = 2048
 _ROWS, _SECONDS, _BLOCK = 2000, 1.0, 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """log p(x) of rows, float64 tensors ``[N]`` on the CPU, in nats and of x in the units of the data.
 
@@ -64,6 +65,36 @@ class Scores:
         if self.samples:
             found |= {"error": self.error, "khat": self.khat}
         return found if self.rank is None else {**found, "rank": self.rank}
+
+    def summary(self) -> str:
+        """How the numbers came about, and how far they can be trusted."""
+        how = f"{self.samples} importance samples for each row" if self.samples else "nothing sampled"
+        said = f"log of the {self.scored}, nats; {how}"
+        if self.rank is not None:
+            said += f"; rank: the share of {self.training_rows:,} training rows that are at most as likely"
+        doubtful = int((self.khat > UNRELIABLE).sum())
+        return said + (f"; k̂ above 0.7 in {doubtful} rows, which need more samples" if doubtful else "")
+
+    def __repr__(self) -> str:
+        mean = f", mean {float(self.log_prob.mean()):.4g} nats" if len(self.log_prob) else ""
+        return f"Scores({len(self.log_prob)} rows{mean}; {self.summary()})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for i in range(len(self.log_prob)):
+            if i == display.ROWS:
+                break
+            cells = [str(i), f"{float(self.log_prob[i]):.2f}"]
+            if self.samples:
+                cells += [f"± {float(self.error[i]):.2g}", f"{float(self.khat[i]):.2f}"]
+            if self.rank is not None:
+                cells += [f"{float(self.rank[i]):.3f}"]
+            rows.append(cells)
+        titles = {"log_prob": "log p, nats", "error": "MC error", "khat": "k̂", "rank": "rank"}
+        left = len(self.log_prob) - len(rows)
+        more = [f"and {left:,} more rows"] if left else []
+        heads = ["row", *(titles[name] for name in self.columns())]
+        return display.block(display.table(heads, rows), display.note(*more, self.summary()))
 
 
 def score(

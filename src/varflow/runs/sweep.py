@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from varflow.core import display
 from varflow.core.errors import RunError, SpecError, VarflowError, positive, suggestion
 from varflow.core.files import read_json, write_json
 from varflow.core.live import Live
@@ -81,7 +82,7 @@ class Trial:
         }  # fmt: skip
 
 
-@dataclass
+@dataclass(repr=False)
 class Sweep:
     """A sweep and what came of it.
 
@@ -192,6 +193,21 @@ class Sweep:
         if self.comparison is not None:
             parts += ["", aligned(self.comparison.difference_rows())]
         return "\n".join([*parts, *self.footer()])
+
+    def __repr__(self) -> str:
+        best = self.best
+        said = "" if best is None else f"; best {best.name}, validation bound {best.value:.2f} nats"
+        return f"Sweep({self.plan.name}: {self.summary()}{said})"
+
+    def _repr_html_(self) -> str:
+        heads, *rows = self.rows()
+        pieces = [display.heading(f"Sweep over {self.plan.name}"), display.table(heads, rows, (0, len(heads) - 1))]
+        if tested := self.test_rows():
+            pieces += [display.heading("The best on the test split"), display.table(tested[0], tested[1:])]
+        if self.comparison is not None:
+            heads, *rows = self.comparison.difference_rows()
+            pieces += [display.table(heads, rows)]
+        return display.block(*pieces, display.note(*self.footer()))
 
     def markdown(self) -> str:
         """The same in Markdown."""
