@@ -73,7 +73,10 @@ class Fit:
         words = ["varflow", "fit", self.recipe]
         for name, value in self.settings.items():
             flag = name.replace("_", "-")
-            words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words += [f"--{flag}", str(value)]
         return shlex.join(words)
 
     def spec(self) -> Any:
@@ -390,14 +393,16 @@ def details(row: Row, numbers: Found, pictures: Path, page: Path) -> list[str]:
 
 def fits_table(row: Row, done: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Numbers of the finished fits, and below them how they were obtained."""
-    columns = {name: title for name, title in row.columns.items() if any(name in f.get("estimates", {}) for f in done.values())}
+    there = {name for fit in done.values() for name in fit.get("estimates", {})}
+    columns = {name: title for name, title in row.columns.items() if name in there}
     head = ["fit", "updates", *columns.values(), *row.extra, "minutes"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for name, fit in done.items():
+    for label, fit in done.items():
         estimates = fit.get("estimates", {})
-        cells = [name, f"{fit['step']:,}"]
-        for column in columns:
-            cells.append(figures(estimates[column], 4 if column in FINE else 2) if column in estimates else "")
+        cells = [label, f"{fit['step']:,}"]
+        cells += [
+            figures(estimates[name], 4 if name in FINE else 2) if name in estimates else "" for name in columns
+        ]
         cells += [text(fit) for text in row.extra.values()]
         lines.append("| " + " | ".join([*cells, f"{fit['seconds'] / 60:.1f}"]) + " |")
     lines += ["", *_how(row, done)]
@@ -406,23 +411,24 @@ def fits_table(row: Row, done: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _how(row: Row, done: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Estimator, samples, points, protocol, seed and processor, said once where they agree."""
+    shown = [(name, fit["estimates"]) for name, fit in done.items() if "estimates" in fit]
     told: dict[str, list[str]] = {}
-    for name, fit in done.items():
-        for key in row.columns:
-            e = fit.get("estimates", {}).get(key)
-            if e is not None:
-                error = e["monte_carlo_error"]
-                khat = "" if e["khat"] is None else f", k̂ > 0.7 at {100 * float(e['khat']):.0f} %"
-                small = "" if error is None or khat == "" else f" (here Monte-Carlo error {float(error):.3f}{khat})"
-                line = f"{key}: {e['estimator']}; {e['samples']:,} samples, {e['points']:,} points; {e['protocol']}; seed {e['seed']}"
-                told.setdefault(line, []).append(f"{name}{small}")
-    lines = [f"{line}." for line in told]
-    khats = [float(e["khat"]) for fit in done.values() if (e := fit.get("estimates", {}).get("nll")) and e["khat"] is not None]
-    if khats:
-        errors = [float(fit["estimates"]["nll"]["monte_carlo_error"] or 0) for fit in done.values() if "nll" in fit["estimates"]]
+    for name, estimates in shown:
+        for e in (estimates[key] for key in row.columns if key in estimates):
+            how = f"{e['name']}: {e['estimator']}"
+            size = f"{e['samples']:,} samples, {e['points']:,} points, seed {e['seed']}; {e['protocol']}"
+            told.setdefault(f"{how}; {size}", []).append(name)
+    # A line that not all fits share says whose it is.
+    everywhere = len(shown)
+    lines = [line + (f" ({', '.join(of)})" if len(of) < everywhere else "") + "." for line, of in told.items()]
+    weighted = [estimates["nll"] for _, estimates in shown if estimates.get("nll", {}).get("khat") is not None]
+    if weighted:
+        shares = [100 * float(e["khat"]) for e in weighted]
+        error = max(float(e["monte_carlo_error"] or 0.0) for e in weighted)
         lines.append(
-            f"Monte-Carlo error of −log p(x) up to {max(errors):.3f}; Pareto k̂ > 0.7 at {100 * min(khats):.0f} to "
-            f"{100 * max(khats):.0f} % of the points, so that −log p(x) is an upper bound in expectation."
+            f"Monte-Carlo error of −log p(x) up to {error:.3f}; Pareto k̂ > 0.7 at {min(shares):.0f} to "
+            f"{max(shares):.0f} % "
+            "of the points, where −log p(x) is too high in expectation and its Monte-Carlo error too small."
         )
     processors = sorted({str(fit["processor"]) for fit in done.values() if "processor" in fit})
     if processors:
@@ -473,7 +479,7 @@ def main(rows: Sequence[Row], name: str, doc: str, argv: Sequence[str] | None = 
     parser.add_argument("rows", nargs="*", help="names as `list` prints them; all without any")
     parser.add_argument("--runs", type=Path, default=Path("runs") / name.rpartition(".")[2])
     parser.add_argument("--only", nargs="*", default=None, help="run: these fits of the row alone")
-    parser.add_argument("--into", type=Path, default=None, help="table: the page to write; standard output without it")
+    parser.add_argument("--into", type=Path, default=None, help="table: the page to write; without it the overview")
     options = parser.parse_args(argv)
     known = {row.name: row for row in rows}
     missing = [row for row in options.rows if row not in known]

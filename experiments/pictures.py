@@ -243,7 +243,8 @@ def curves(published: Sequence[tuple[str, float, float]], names: Sequence[str]) 
             panel = axes[0, 0]
             colours = base.categories(max(len(names), len(published)))
             for name, colour in zip(names, colours, strict=False):
-                points = json.loads((home / name / "curve.json").read_text()) if (home / name / "curve.json").exists() else []
+                path = home / name / "curve.json"
+                points = json.loads(path.read_text()) if path.exists() else []
                 if points:
                     panel.errorbar(
                         [p["epoch"] for p in points], [p["nll"] for p in points], [p["error"] for p in points],
