@@ -259,13 +259,24 @@ def run(row: Row, runs: Path) -> None:
 
 
 def state(work: Work, folder: Path) -> str:
-    """finished, not run, or how far it is."""
+    """finished, not run, or how far it is, with the hours that the rest takes at its pace so far."""
     if work.measure(folder) is not None:
         return "finished"
     done, total = work.progress(folder)
     if not done:
         return "not run"
-    return f"at step {done:,} of {total:,}" if done < total else "fitted, not evaluated"
+    if done >= total:
+        return "fitted, not evaluated"
+    return f"at step {done:,} of {total:,}{_rest(folder, total - done)}"
+
+
+def _rest(folder: Path, steps: int) -> str:
+    """How long so many updates take, at the median pace of the records."""
+    from varflow.core.files import read_metrics
+
+    rows = read_metrics(folder / "prior") or read_metrics(folder)
+    pace = sorted(row["steps_per_second"] for row in rows if row.get("steps_per_second"))
+    return f", {steps / pace[len(pace) // 2] / 3600:.1f} h to go" if pace else ""
 
 
 def collect(row: Row, runs: Path, results: Path, pictures: Path) -> dict[str, Any]:
@@ -384,7 +395,7 @@ def details(row: Row, numbers: Found, pictures: Path, page: Path) -> list[str]:
     if left:
         lines += ["", "Unfinished: " + "; ".join(f"{name}: {text}" for name, text in left.items()) + "."]
         if row.hours:
-            lines.append(f"Estimated for the whole row on one core: {row.hours}.")
+            lines.append(f"The whole row on one core: {row.hours}.")
     picture = pictures / f"{row.name}.png"
     if picture.exists():
         lines += ["", f"![{row.title}]({picture.relative_to(page.parent).as_posix()})"]
