@@ -20,6 +20,9 @@ from typing import Any, Protocol
 HERE = Path(__file__).parent
 #: Where the numbers of finished rows lie.
 RESULTS = HERE / "results"
+#: Estimates that are kept of an evaluation, beside those that a row shows.
+KEPT = ("elbo", "nll", "bits_per_dim", "active_units", "aggregated_distance", "nll_true", "kl_true", "kl_q_p",
+        "code_bits", "perplexity")  # fmt: skip
 #: Estimates that are shown with four decimals.
 FINE = ("kl_q_p", "kl_true", "aggregated_distance", "bits_per_dim", "code_bits")
 
@@ -183,7 +186,7 @@ def measured(folder: Path, annealed: bool = False) -> dict[str, Any] | None:
         "seconds": ended["seconds"] + second.get("seconds", 0.0),
         "reason": ended["reason"],
         "processor": environment["processor"],
-        "estimates": {name: found.estimates[name].to_dict() for name in found.estimates},
+        "estimates": {name: found.estimates[name].to_dict() for name in KEPT if name in found.estimates},
     }
     if "mean" in found.per_latent and "scale" in found.per_latent:
         # E z² under the aggregated posterior, mean over the latents: 1 under the prior.
@@ -386,14 +389,16 @@ def details(row: Row, numbers: Found, pictures: Path, page: Path) -> list[str]:
         lines.append(f"- **One of its fits**: `{commands[-1].command()}`")
     if not row.fits:
         return lines
-    told = verdict(row, numbers)
-    lines += [f"- **Verdict**: {told.word}{': ' + told.why if told.why else ''}", ""]
+    judged = verdict(row, numbers)
+    lines += [f"- **Verdict**: {judged.word}{': ' + judged.why if judged.why else ''}"]
     done = {work.name: numbers["fits"][work.name] for work in row.fits if work.name in numbers["fits"]}
     if done:
-        lines += fits_table(row, done)
-    left = {work.name: numbers["states"].get(work.name, "not run") for work in row.fits if work.name not in done}
-    if left:
-        lines += ["", "Unfinished: " + "; ".join(f"{name}: {text}" for name, text in left.items()) + "."]
+        lines += ["", *fits_table(row, done)]
+    told: dict[str, list[str]] = {}
+    for name in (work.name for work in row.fits if work.name not in done):
+        told.setdefault(numbers["states"].get(name, "not run"), []).append(name)
+    if told:
+        lines += ["", "Unfinished: " + "; ".join(f"{', '.join(names)}: {text}" for text, names in told.items()) + "."]
         if row.hours:
             lines.append(f"The whole row on one core: {row.hours}.")
     picture = pictures / f"{row.name}.png"

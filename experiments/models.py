@@ -42,7 +42,8 @@ MODELS = [
     Model("mnist-iwae-2-k5", "published/iwae-2/k5", 1000),
     Model("mnist-hvae", "systems/hvae-iwae/hvae-seed0", 100),
     Model("cifar-vlae", "systems/vae-vlae-cifar/vlae", 100),
-    Model("three-clusters", "systems/three-clusters/planar"),
+    Model("plane-gaussian-1", "systems/vae-2d/gaussian-1"),
+    Model("plane-three-clusters", "systems/three-clusters/planar"),
     Model("energy-u3-planar-32", "systems/energies-paper/u3-32", None),
 ]
 
@@ -76,6 +77,35 @@ def make(model: Model, runs: Path) -> Path | None:
     return target
 
 
+def write_list() -> None:
+    """models/README.md: each model with its size, its numbers and the row that it comes from."""
+    from varflow.core.files import write_text
+    from varflow.runs.collection import collection
+
+    origin = {model.name: model.run for model in MODELS}
+    lines = [
+        "# Fitted models",
+        "",
+        "Weights are float16; `vf.load` makes them float32. Each was evaluated as it lies here, on its whole test split; its",
+        "card, README.md in its folder, has all numbers with their errors. The row of",
+        "[docs/experiments.md](../docs/experiments.md) or [docs/published.md](../docs/published.md) says how it was trained.",
+        "",
+        "```",
+        "varflow models                                   # this list, from the files",
+        f"varflow sample models/{MODELS[-1].name}          # every verb that takes a run takes one of these",
+        "```",
+        "",
+        "| model | what it is | bytes | ELBO, nats | −log p(x), nats | row |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kept in collection(HOME):
+        cells = [kept.estimates[name].figures() if name in kept.estimates else "" for name in ("elbo", "nll")]
+        name = kept.folder.name
+        row = "/".join(origin[name].split("/")[1:])
+        lines.append(f"| [{name}]({name}) | {kept.title} | {kept.size:,} | {' | '.join(cells)} | {row} |")
+    write_text(HOME / "README.md", "\n".join(lines) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of systems/ and published/")
@@ -84,6 +114,7 @@ def main() -> None:
     for model in MODELS:
         if options.only is None or model.name in options.only:
             print(f"{model.name}: {make(model, options.runs) or 'its run is not finished'}", flush=True)
+    write_list()
     size = sum(path.stat().st_size for path in HOME.rglob("*") if path.is_file())
     print(f"{HOME}: {size / 1e6:.1f} MB")
     if size > MOST:

@@ -46,7 +46,7 @@ def test_estimates_of_other_weights_stay_behind(run: vf.Run, tmp_path: Path) -> 
 
 
 def test_refuses_what_does_not_fit(run: vf.Run, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="dtype: unknown 'float8'"):
+    with pytest.raises(SpecError, match="dtype: unknown value 'float8'"):
         run.copy(tmp_path / "small", dtype="float8")
     large = run.copy(tmp_path / "large")
     weights = read_weights(large.folder / "model.safetensors")

@@ -8,7 +8,8 @@ from pathlib import Path
 from varflow.core.errors import RunError
 from varflow.core.files import present, read_json, weights_digest
 from varflow.evaluation.estimate import Estimate
-from varflow.runs.comparison import aligned, titled
+from varflow.report.names import name_of
+from varflow.runs.comparison import aligned
 
 #: What is shown of an evaluation, as far as it is there.
 _SHOWN = ("elbo", "nll", "bits_per_dim", "kl_true", "kl_q_p")
@@ -60,7 +61,7 @@ def _kept(run: Path) -> Kept:
 def table(models: list[Kept]) -> str:
     """Plain text: a row for each model, and below it how its numbers came about."""
     shown = [name for name in _SHOWN if any(name in kept.estimates for kept in models)]
-    rows = [["model", "MB", *map(titled, shown), "what it is"]]
+    rows = [["model", "MB", *map(name_of, shown), "what it is"]]
     for kept in models:
         cells = [_figures(kept.estimates[name]) if name in kept.estimates else "" for name in shown]
         rows.append([str(kept.folder), f"{kept.size / 1e6:.2f}", *cells, kept.title])
