@@ -23,6 +23,8 @@ RESULTS = HERE / "results"
 #: Estimates that are kept of an evaluation, beside those that a row shows.
 KEPT = ("elbo", "nll", "bits_per_dim", "active_units", "aggregated_distance", "nll_true", "kl_true", "kl_q_p",
         "code_bits", "perplexity")  # fmt: skip
+#: The gap between log p(x) and the ELBO, and its parts.
+GAPS = ("inference_gap", "approximation_gap", "amortization_gap")
 #: Estimates that are shown with four decimals.
 FINE = ("kl_q_p", "kl_true", "aggregated_distance", "bits_per_dim", "code_bits")
 
@@ -62,6 +64,7 @@ class Fit:
         samples: importance samples for each test point.
         limit: the first so many test points; all without it.
         annealed: test points of annealed importance sampling besides.
+        gaps: test points whose gap between log p(x) and the ELBO is taken apart besides.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Fit:
     samples: int | None = None
     limit: int | None = None
     annealed: int = 0
+    gaps: int = 0
 
     def command(self) -> str:
         """The same on the command line."""
@@ -105,7 +109,7 @@ class Fit:
         signal = run.outcome.get("signal")
         if signal is not None:
             raise Interrupted(int(signal))
-        evaluated(run, self.samples, self.limit, self.annealed)
+        evaluated(run, self.samples, self.limit, self.annealed, self.gaps)
 
     def progress(self, folder: Path) -> tuple[int, int]:
         return updates(folder, self.total())
@@ -121,7 +125,7 @@ class Fit:
         return found
 
     def measure(self, folder: Path) -> dict[str, Any] | None:
-        return measured(folder, bool(self.annealed))
+        return measured(folder, bool(self.annealed), bool(self.gaps))
 
 
 #: Training rows of the named data sets, after the validation split was taken away.
@@ -150,7 +154,7 @@ def updates(folder: Path, total: int) -> tuple[int, int]:
     return done, max(total, done)
 
 
-def evaluated(run: Any, samples: int | None, limit: int | None, annealed: int) -> None:
+def evaluated(run: Any, samples: int | None, limit: int | None, annealed: int = 0, gaps: int = 0) -> None:
     """Estimates of a finished run, from the block where an earlier evaluation was cut off."""
     from varflow import evaluation
 
@@ -161,15 +165,21 @@ def evaluated(run: Any, samples: int | None, limit: int | None, annealed: int) -
         evaluation.annealed_likelihood(
             run.model, run.dataset, "test", annealed, evaluation.Annealing(16, 500), folder=run.folder / "evaluation"
         ).save(run.folder)
+    if gaps and not (run.folder / "evaluation" / "test-gaps.json").exists():
+        evaluation.inference_gaps(
+            run.model, run.dataset, "test", gaps, evaluation.Refinement(), evaluation.Annealing(8, 200),
+            folder=run.folder / "evaluation",
+        ).save(run.folder)  # fmt: skip
 
 
-def measured(folder: Path, annealed: bool = False) -> dict[str, Any] | None:
+def measured(folder: Path, annealed: bool = False, gaps: bool = False) -> dict[str, Any] | None:
     """Estimates, budget and processor of a run that is finished and evaluated."""
     ended = outcome(folder)
     kinds = [kind for kind in ("test", "target") if (folder / "evaluation" / f"{kind}.json").exists()]
     if not ended.get("finished") or not kinds:
         return None
-    if annealed and not (folder / "evaluation" / "test-annealed.json").exists():
+    besides = [kind for kind, asked in (("annealed", annealed), ("gaps", gaps)) if asked]
+    if not all((folder / "evaluation" / f"test-{kind}.json").exists() for kind in besides):
         return None
     from varflow.evaluation import Evaluation
     from varflow.evaluation.evaluation import outdated
@@ -197,6 +207,9 @@ def measured(folder: Path, annealed: bool = False) -> dict[str, Any] | None:
         result["estimates"]["nll_annealed"] = beside.estimates["nll"].to_dict()
         count = len(beside.per_example["log_px"])
         result["nll_same_points"] = float(-found.per_example["log_px"][:count].mean())
+    if gaps:
+        apart = Evaluation.load(folder, "test-gaps").estimates
+        result["estimates"] |= {name: apart[name].to_dict() for name in GAPS}
     return result
 
 
@@ -466,21 +479,27 @@ def pairs_table(numbers: Found) -> list[str]:
 BEGIN, END = "<!-- {name} table -->", "<!-- end -->"
 
 
-def write_page(rows: Sequence[Row], found: Mapping[str, Found], name: str, page: Path, pictures: Path) -> None:
-    """Replace what stands between the two marks of ``page``."""
-    from varflow.core.files import write_text
-
+def page_text(
+    rows: Sequence[Row], found: Mapping[str, Found], name: str, text: str, page: Path, pictures: Path
+) -> str:
+    """``text`` of a page with the table between its two marks written anew."""
     lines = overview(rows, found)
     for row in rows:
         lines += details(row, found[row.name], pictures, page)
         lines += pairs_table(found[row.name])
     begin = BEGIN.format(name=name)
-    text = page.read_text() if page.exists() else f"{begin}\n{END}\n"
     before, mark, rest = text.partition(begin)
     if not mark:
         raise SystemExit(f"{page}: has no mark {begin}; put it and {END} where the table belongs")
-    _, _, after = rest.partition(END)
-    write_text(page, f"{before}{begin}\n" + "\n".join(lines) + f"\n{END}{after}")
+    return f"{before}{begin}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}"
+
+
+def write_page(rows: Sequence[Row], found: Mapping[str, Found], name: str, page: Path, pictures: Path) -> None:
+    """Replace what stands between the two marks of ``page``."""
+    from varflow.core.files import write_text
+
+    text = page.read_text() if page.exists() else f"{BEGIN.format(name=name)}\n{END}\n"
+    write_text(page, page_text(rows, found, name, text, page, pictures))
 
 
 # -- the command -------------------------------------------------------------------------------------

@@ -83,22 +83,23 @@ def write_list() -> None:
     from varflow.runs.collection import collection
 
     origin = {model.name: model.run for model in MODELS}
+    models = collection(HOME)
     lines = [
         "# Fitted models",
         "",
-        "Weights are float16; `vf.load` makes them float32. Each was evaluated as it lies here, on its whole test split; its",
-        "card, README.md in its folder, has all numbers with their errors. The row of",
-        "[docs/experiments.md](../docs/experiments.md) or [docs/published.md](../docs/published.md) says how it was trained.",
+        "Weights are float16; `vf.load` makes them float32. Each was evaluated as it lies here; its card, README.md",
+        "in its folder, has all numbers with their errors. The row of [experiments.md](../docs/experiments.md) or",
+        "[published.md](../docs/published.md) says how it was trained. `python -m experiments.models` makes them.",
         "",
         "```",
         "varflow models                                   # this list, from the files",
-        f"varflow sample models/{MODELS[-1].name}          # every verb that takes a run takes one of these",
+        f"varflow sample {models[0].folder}           # every verb that takes a run takes one of these",
         "```",
         "",
         "| model | what it is | bytes | ELBO, nats | −log p(x), nats | row |",
         "|---|---|---|---|---|---|",
     ]
-    for kept in collection(HOME):
+    for kept in models:
         cells = [kept.estimates[name].figures() if name in kept.estimates else "" for name in ("elbo", "nll")]
         name = kept.folder.name
         row = "/".join(origin[name].split("/")[1:])
