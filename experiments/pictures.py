@@ -85,7 +85,8 @@ def _panels(flows: Sequence[str], with_z0: bool, draw: Callable[[Any, Any], None
                         panel.set_axis_off()
                         continue
                     draw(vf.load(home / name), panel)
-                    _panel(panel, name.partition("-")[0], label if name in (names[0], names[1]) else "")
+                    first = name == next(filter(None, names))
+                    _panel(panel, name.partition("-")[0], label if first else "")
             figures.save(drawn, out, dpi=DPI)
 
     return picture
@@ -103,18 +104,17 @@ def samples_and_reconstructions(names: Sequence[str]) -> Draw:
         from varflow.figures import pictures
 
         with figures.style():
-            drawn, axes = figures.canvas(2, len(names), 3.4 * len(names), 6.8)
+            drawn, axes = figures.canvas(2, len(names), 3.6 * len(names), 6.6)
             for column, name in enumerate(names):
                 run = vf.load(home / name)
                 dataset = run.dataset
                 with random.stream(0, 0), torch.no_grad():
-                    x = dataset.batch("test", torch.arange(25)).x
+                    x = dataset.batch("test", torch.arange(16)).x
                     made, samples = run.model.reconstruct(x), run.model.sample(SHEET, mean=True)
                 shown = [dataset.pictures(each).clamp(0, 1).numpy() for each in (samples, x, made)]
                 pictures.image_grid(shown[0], axes[0, column])
-                pictures.reconstructions(shown[1], shown[2], axes[1, column], columns=5)
-                axes[0, column].set_title(f"{name}: samples")
-                axes[1, column].set_title("test pictures, reconstructions", fontsize=9)
+                pictures.reconstructions(shown[1], shown[2], axes[1, column], columns=4)
+                axes[0, column].set_title(f"{name}: samples", fontsize=9)
             figures.save(drawn, out, dpi=DPI)
 
     return picture
@@ -220,11 +220,17 @@ def gaussian(cases: Sequence[str], dimensions: Sequence[int]) -> Draw:
                     means = [sum(row[key] for row in rows) / len(rows) for rows in found.values()]
                     panel.plot(list(found), means, marker="o", color=colour, label=case)
                 floor |= {d: sum(r["scale_floor"] for r in rows) / len(rows) for d, rows in found.items()}
-            axes[0, 0].plot(list(floor), list(floor.values()), ":", color=base.INK, label="maximum likelihood")
+            axes[0, 0].plot(list(floor), list(floor.values()), ":", color=base.INK)
             axes[0, 0].set(ylabel="‖σ̂ − σ‖²")
+            if floor:
+                d = max(floor)
+                axes[0, 0].annotate("maximum likelihood", (d, floor[d]), (0, 6), textcoords="offset points",
+                                    ha="right", fontsize=8)  # fmt: skip
             axes[0, 1].set(ylabel="log p(D) below its maximum (nats)")
             for panel in axes[0]:
                 panel.set(xlabel="d", xscale="log", yscale="log")
+                panel.set_xticks(dimensions, [str(d) for d in dimensions])
+                panel.minorticks_off()
             axes[0, 1].legend(fontsize=8)
             figures.save(drawn, out, dpi=DPI)
 
