@@ -370,7 +370,9 @@ def overview(rows: Iterable[Row], found: Mapping[str, Found]) -> list[str]:
         done = sum(work.name in numbers["fits"] for work in row.fits)
         told = verdict(row, numbers)
         far = "finished" if row.fits and done == len(row.fits) else f"{done} of {len(row.fits)} fits finished"
-        if not row.fits:
+        begun = [f"{name} {text}" for name, text in numbers["states"].items() if text != "not run"]
+        far = "; ".join([far, *begun])
+        if not row.fits or (not done and not begun):
             far = "not run"
         word = f"**{told.word}**: {told.why}" if told.why else f"**{told.word}**"
         cells = [f"[{row.name}](#{anchor(row.name)})", f"{row.source}: {row.title}", row.claim, word, far]
