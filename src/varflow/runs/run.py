@@ -654,20 +654,24 @@ class Run:
 
         return figure(self, name, split, seed, dpi)
 
-    def copy(self, folder: str | Path) -> Run:
+    def copy(self, folder: str | Path, dtype: Literal["float16", "bfloat16"] | None = None) -> Run:
         """A copy in a folder of its own, opened from there: what a run from the hub is evaluated and reported in.
 
         It has what :meth:`push` uploads and what is kept of training rows, and cannot be resumed.
 
         Args:
             folder: new, or one that holds no run.
+            dtype: keep the weights in half the bytes, rounded to it. :func:`varflow.load` makes them what they were
+                in training. Estimates and scores of training rows, which are of the weights before, stay behind;
+                ``copy.evaluate()`` has those of the copy.
 
         Raises:
-            RunError: this run is in memory, or the folder holds a run or cannot be written.
+            RunError: this run is in memory, the folder holds a run or cannot be written, or a weight does not fit.
+            SpecError: another dtype.
         """
         from varflow.runs.hub import copy
 
-        return copy(self, folder)
+        return copy(self, folder, dtype)
 
     @ranks.by_first
     def push(
