@@ -19,7 +19,7 @@ from varflow.core.errors import SpecError, VarflowError, suggestion
 #: The verbs in the order of ``varflow --help``. Each is a module here; its first line says what it does.
 VERBS = (
     "recipes", "fit", "sweep", "evaluate", "anneal", "gaps", "curve", "compare", "score", "embed", "nearest",
-    "impute", "sample", "reconstruct", "interpolate", "export", "report", "show", "push", "data", "demo",
+    "impute", "sample", "reconstruct", "interpolate", "export", "report", "show", "explore", "push", "data", "demo",
 )  # fmt: skip
 
 _EXAMPLES = (

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from varflow.core.errors import SpecError, positive
 from varflow.flows.compose import Compose
 from varflow.flows.elementwise import Affine
-from varflow.flows.flow import Flow, Local
+from varflow.flows.flow import Flow, Local, shortened
 from varflow.networks.linear import linear, uniform
 
 
@@ -70,6 +70,13 @@ class _Coupling(Flow):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, length={self.length}"
+
+    @property
+    def steps(self) -> int:
+        return self.length
+
+    def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
+        return shortened(self, steps, "weights", "biases", "context_weight"), local
 
     def _steps(self, local: Local) -> list[_Step]:
         weights = [weight.unbind(0) for weight in self.weights]
