@@ -58,7 +58,7 @@ def page(runs: Sequence[Run | str | Path], names: Sequence[str] = (), data_dir: 
                 for number, run in enumerate(opened):
                     with gr.Tab(f"{number + 1}. {run.name}"):
                         _one(gr, tabs, run, number)
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def launch(
@@ -148,7 +148,8 @@ def _one(gr: Any, tabs: Any, opened: Opened, number: int) -> None:
     if not chosen:
         gr.HTML(
             drawing.said(
-                "There is nothing to move in this model: no latents that decode, no flow, no trajectories and no x to score."
+                "There is nothing to move in this model: no latents that decode, no flow, no trajectories, no x to "
+                "score."
             )
         )
         return
@@ -190,6 +191,8 @@ CSS = """
 .gradio-container main { width: 100%; }
 .vf-style .html-container, .vf-holder .html-container { padding-bottom: 0; }
 @media (max-width: 480px) {
+  #vf-head { padding-top: 0; }
+  .vf-view > .vf-picture, .vf-view .html-container > div > .vf-picture { max-width: 200px; }
   .gradio-container > .main { padding-left: 12px; padding-right: 12px; }
   .tab-container button { padding: 0 8px; }
 }
@@ -212,9 +215,9 @@ figcaption { font-size: 0.85rem; color: var(--body-text-color); padding-top: 0.1
 .vf-tile figcaption { font-size: 0.74rem; overflow-wrap: anywhere; line-height: 1.2; }
 .vf-scroll { overflow-x: auto; max-width: 100%; }
 .vf-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-.vf-table th, .vf-table td { padding: 0.2rem 0.65rem; text-align: right; white-space: nowrap;
+.vf-scroll .vf-table th, .vf-scroll .vf-table td { border: 0; padding: 0.2rem 0.65rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--border-color-primary); color: var(--body-text-color); }
-.vf-table th { font-weight: 600; }
+.vf-scroll .vf-table th { font-weight: 600; background: none; }
 .vf-table tbody th { text-align: left; }
 .vf-plot { width: 100%; max-width: 560px; height: auto; display: block; color: var(--body-text-color); }
 .vf-plot text { font-size: 13px; font-family: inherit; }

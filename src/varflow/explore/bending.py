@@ -1,4 +1,4 @@
-"""What a flow does to the plane, step by step: a grid and draws of the base, and where each of its K steps takes them.
+"""What a flow does to the plane, step by step: a grid and draws of the base, and where its K steps take them.
 
 For more than two latents the grid lies in two coordinates of the base, the others at its mean, and its image is shown
 in the same two.
@@ -6,7 +6,7 @@ in the same two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,14 +18,14 @@ from torch import Tensor
 from varflow.core import random
 from varflow.core.errors import SpecError
 from varflow.explore import drawing
-from varflow.explore.opened import Opened
+from varflow.explore.opened import Given, Opened
 from varflow.figures.targets import density_on_grid
 from varflow.flows.flow import Flow, Local
 from varflow.priors.flow import Flow as FlowPrior
 from varflow.runs.rows import pieces
 
 #: Grid lines each way, points on each; draws.
-_LINES, _ALONG, _DRAWS = 19, 49, 600
+_LINES, _ALONG, _DRAWS = 19, 65, 600
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def bending(
     which: str,
     x: Tensor | None = None,
     directions: Sequence[int] = (0, 1),
-    given: Mapping[str, Any] | None = None,
+    given: Given = None,
 ) -> Bending:
     """The way of the flow of the posterior, q₀(z₀|x) → q(z|x), or of the prior, base → p(z).
 
@@ -121,14 +121,14 @@ def _of_training_rows(opened: Opened, flow: Flow, directions: tuple[int, int]) -
     states = _states(flow, (), torch.cat([grid, before, middle[None]]))
     labels = opened.latents.labels
     told = (
-        f"The central 99 % of the means of q₀(z₀|x) of {len(before)} training rows, and the rows themselves, under the "
-        "flow that all x share."
+        f"The central 99 % of the means of q₀(z₀|x) of {len(before)} training rows, and the rows themselves, under "
+        "the flow that all x share."
     )
     made = _made(states, directions, told, opened.model.prior.standard)
     return replace(made, labels=None if labels is None else labels[: len(before)].numpy())
 
 
-def _of_prior(opened: Opened, directions: tuple[int, int], given: Mapping[str, Any] | None) -> Bending:
+def _of_prior(opened: Opened, directions: tuple[int, int], given: Given) -> Bending:
     prior = opened.model.prior
     assert isinstance(prior, FlowPrior)
     with random.stream(0):
@@ -152,7 +152,7 @@ def _of_prior(opened: Opened, directions: tuple[int, int], given: Mapping[str, A
     what = "x, as the model sees it," if opened.density else "z"
     base = "N(0, I)" if prior.base.standard else "the Gaussians that it starts from"
     told = f"The base of the flow prior, {base}, and where its steps take it: p of {what} at the end."
-    if given and prior.reads:
+    if given is not None and prior.reads:
         told += " Under the conditions that are chosen."
     return _made(found, directions, told)
 
@@ -257,7 +257,7 @@ def drawn(bent: Bending, step: int, show: Callable[[str], bool] = lambda part: T
         _coloured(plot, grid[step], bent.ladj[step])
     if show("draws"):
         if bent.labels is None:
-            plot.dots(draws[step], "#111111" if bent.behind is None else "#00796B", 3.0, 0.55)
+            plot.dots(draws[step], "currentColor" if bent.behind is None else "#00796B", 3.0, 0.55)
         else:
             classes = np.unique(bent.labels)
             for number, colour in zip(classes, drawing.colours(len(classes)), strict=True):

@@ -93,9 +93,10 @@ def cell_text(value: Any) -> str:
     if value is None or value is np.ma.masked:
         return ""
     if isinstance(value, float | np.floating):
-        if math.isnan(value):
+        number = float(value)
+        if math.isnan(number):
             return ""
-        return f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.4g}"
+        return f"{number:.0f}" if number == round(number) and abs(number) < 1e6 else f"{number:.4g}"
     return str(value)
 
 
@@ -221,15 +222,17 @@ class Plot:
             left = 58
             axes.append(
                 f'<text x="-6" y="{h}" text-anchor="end">{_short(y0)}</text><text x="-6" y="12" text-anchor="end">'
-                f'{_short(y1)}</text><text transform="translate(-14 {h / 2}) rotate(-90)" text-anchor="middle">{y}</text>'
+                f'{_short(y1)}</text>'
+                f'<text transform="translate(-14 {h / 2}) rotate(-90)" text-anchor="middle">{y}</text>'
             )
         # Curves are cut at the frame, names and numbers are not.
         clip = f"vf{abs(hash((self.frame, w, h))) % 10**8}"
         inner = f'<g clip-path="url(#{clip})">{"".join(self.parts)}</g>'
         below = 24 if x else 4
         return (
-            f'<svg class="{kind}" viewBox="{-left} -4 {w + left + 4} {h + 4 + below}" xmlns="http://www.w3.org/2000/svg" '
-            f'role="img"><clipPath id="{clip}"><rect x="0" y="0" width="{w}" height="{h}"/></clipPath>'
+            f'<svg class="{kind}" viewBox="{-left} -4 {w + left + 4} {h + 4 + below}" role="img" '
+            f'xmlns="http://www.w3.org/2000/svg">'
+            f'<clipPath id="{clip}"><rect x="0" y="0" width="{w}" height="{h}"/></clipPath>'
             f'{inner}<g fill="currentColor">{"".join(axes)}</g></svg>'
         )
 
@@ -252,7 +255,7 @@ def histogram(values: Array, marks: Sequence[tuple[float, float, str, str]], x: 
     low, high = low - margin, high + margin
     edges = np.linspace(low, high, bins + 1)
     counts = np.histogram(np.clip(values, low, high), edges)[0]
-    plot = Plot((low, high, 0.0, 1.08 * max(counts.max(), 1)), x, "", aspect=0.42)
+    plot = Plot((low, high, 0.0, 1.3 * max(counts.max(), 1)), x, "", aspect=0.42)
     plot.bars(edges, counts)
     for value, spread, name, colour in marks:
         if math.isfinite(value):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from varflow.core import random
 from varflow.core.errors import SpecError
 from varflow.explore import drawing
-from varflow.explore.opened import Opened
+from varflow.explore.opened import Given, Opened
 
 
 @torch.no_grad()
@@ -20,7 +19,7 @@ def draws(
     count: int,
     seed: int = 0,
     mean: bool = False,
-    given: Mapping[str, Any] | None = None,
+    given: Given = None,
     temperature: float = 1.0,
     label: int | None = None,
     top_k: int | None = None,
@@ -37,7 +36,7 @@ def draws(
         SpecError: a class that there is not, or a temperature that is not positive.
     """
     if not opened.codes:
-        held = None if opened.run.conditions is None else (given or opened.conditions)
+        held = None if opened.run.conditions is None else (opened.conditions if given is None else given)
         return opened.run.sample(count, seed, mean, stored=True, given=held).cpu(), None
     model: Any = opened.model
     options: dict[str, Any] = {}

@@ -204,8 +204,9 @@ def answer(opened: Opened, given: Example, samples: int | None = None, seed: int
 def score_text(opened: Opened, found: Answer, number: int = 0) -> str:
     """log p(x) of one of the examples in words, and its place in a histogram of the training rows."""
     value, error = float(found.log_prob[number]), float(found.error[number])
-    exact = "" if not found.samples else f" ± {error:.2g} ({found.samples} importance samples)"
-    said = f"log p(x) = {value:.2f}{exact} nats, of the {found.scored}."
+    exact = "" if not found.samples else f" ± {error:.2g}"
+    by = f" ({found.samples} importance samples)" if found.samples else ""
+    said = f"log p(x) = {value:.2f}{exact} nats{by}: the {found.scored}.".replace("-", "−", int(value < 0))
     if found.samples and found.khat[number] > UNRELIABLE:
         said += f" k̂ = {found.khat[number]:.2f} is above {UNRELIABLE}: neither value nor error can be relied on."
     if found.rank is None or opened.scores is None:
@@ -213,7 +214,7 @@ def score_text(opened: Opened, found: Answer, number: int = 0) -> str:
     share = float(found.rank[number])
     place = "less likely than all" if share == 0 else f"at least as likely as {share:.1%}"
     said += f" It is {place} of {found.among:,} training rows (rank {share:.3f})."
-    name = f"yours: {value:.1f}"
+    name = f"yours: {value:.1f}".replace("-", "−")
     plot = drawing.histogram(
         opened.scores.numpy(), [(value, 2 * error, name, "#C24500")], "log p(x) of training rows, nats"
     )
@@ -280,7 +281,8 @@ def near_text(opened: Opened, near: Near | None) -> str:
     """Neighbours as pictures with their distances, or as a table."""
     if near is None:
         return ""
-    told = "Nearest training rows, by the distance of the centres of q(z|x)"
+    points = "their points in the base of the flow" if opened.density else "the centres of q(z|x)"
+    told = f"Nearest training rows, by the distance of {points}"
     if not near.themselves and near.x is not None:
         told += "; the data are not at hand, so each is what its latents decode to"
     names = [f"{name} · {d:.2f}" for name, d in zip(near.names, near.distance, strict=True)]

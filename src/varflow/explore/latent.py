@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from varflow.core.errors import positive
 from varflow.explore import drawing
-from varflow.explore.opened import Opened
+from varflow.explore.opened import Given, Opened
 from varflow.priors import interpolation
 from varflow.priors.flow import Flow as FlowPrior
 
@@ -29,7 +30,7 @@ def start(opened: Opened) -> list[float]:
     return [float(f"{value:.4g}") for value in opened.typical.mean(0).tolist()]
 
 
-def at_example(opened: Opened, x: Tensor, given: Mapping[str, Any] | None = None) -> list[float]:
+def at_example(opened: Opened, x: Tensor, given: Given = None) -> list[float]:
     """The centre of q(z|x) of one stored example, or its base point: what the other latents can stand at."""
     centre = opened.run.embed(x, "centre", given=given)
     return torch.as_tensor(centre).flatten(1)[0].double().tolist()
@@ -43,7 +44,7 @@ def moved(point: Sequence[float], directions: Sequence[int], to: Sequence[float]
     return found
 
 
-def view(opened: Opened, point: Sequence[float], given: Mapping[str, Any] | None = None) -> str:
+def view(opened: Opened, point: Sequence[float], given: Given = None) -> str:
     """What a point of latent space decodes to: a picture, or the row of a table."""
     x = opened.decode(torch.tensor([list(point)], dtype=torch.float64), given)
     return example(opened, x)
@@ -73,7 +74,7 @@ def decoded_plane(
     opened: Opened,
     directions: Sequence[int],
     point: Sequence[float],
-    given: Mapping[str, Any] | None = None,
+    given: Given = None,
     side: int | None = None,
 ) -> np.ndarray[Any, Any]:
     """The pictures over a plane of two latents, the others as in ``point``, as one picture ``[C, H, W]``.
@@ -122,7 +123,7 @@ def legend(opened: Opened) -> str:
     classes = np.unique(labels[:_POINTS].numpy()).tolist()
     names = opened.run.classes
     each = (
-        f'<span><i style="background:{colour}"></i>{drawing.html.escape(names[k] if k < len(names) else str(k))}</span>'
+        f'<span><i style="background:{colour}"></i>{html.escape(names[k] if k < len(names) else str(k))}</span>'
         for k, colour in zip(classes, drawing.colours(len(classes)), strict=True)
     )
     return f'<div class="vf-legend">{"".join(each)}</div>'
@@ -141,7 +142,7 @@ def way_between(
     b: Sequence[float],
     steps: int = 9,
     way: str = "straight",
-    given: Mapping[str, Any] | None = None,
+    given: Given = None,
 ) -> str:
     """What lies between two points of latent space, both included: pictures in a strip, or rows of a table."""
     positive(steps=steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ from varflow.runs.folder import EMBEDDINGS, TRAINING_SCORES
 from varflow.runs.latent_space import Embedded, decoded, training_latents
 from varflow.runs.run import Run
 from varflow.runs.scores import training_scores
+
+#: What x is conditioned on: name → value, stored values ``[N, conditions]``, or nothing.
+Given = Mapping[str, Any] | Tensor | None
 
 #: Draws by which a place for a frame is found.
 _DRAWS = 1000
@@ -61,6 +65,12 @@ class Opened:
     def codes(self) -> bool:
         """Whether latents are codes."""
         return self.model.posterior.discrete
+
+    @property
+    def base(self) -> Any:
+        """Where what is moved by hand comes from: the prior, or the base of a density by a flow."""
+        prior: Any = self.model.prior
+        return prior.base if self.density and isinstance(prior, FlowPrior) else prior
 
     @property
     def density(self) -> bool:
@@ -141,7 +151,9 @@ class Opened:
         if self.target:
             what = f"q(z) fitted to the target {parts.get('target')} of {shape} dimensions"
         else:
-            what = f"{parts.get('data')}: {'pictures' if self.picture else 'rows'} of {shape}"
+            # Where a file lies on this machine is nobody's business.
+            data = Path(str(parts.get("data"))).name
+            what = f"{data}: {'pictures' if self.picture else 'rows'} of {shape}"
         step = self.run.outcome.get("step")
         return f"{what}{f', {step:,} updates' if step else ''}"
 
@@ -201,12 +213,14 @@ class Opened:
     def home(self) -> Tensor:
         return next(self.model.parameters())
 
-    def context(self, given: Mapping[str, Any] | None, rows: int) -> Tensor | None:
+    def context(self, given: Given, rows: int) -> Tensor | None:
         """c of what was chosen for the conditions ``[rows, C]``; None where there are none."""
         conditions = self.run.conditions
         if conditions is None:
             return None
-        stored = conditions.of(self.conditions if given is None else dict(given), rows)
+        if isinstance(given, Tensor):
+            given = given.expand(rows, -1)
+        stored = conditions.of(self.conditions if given is None else given, rows)
         return conditions.encode(stored, self.home.dtype).to(self.home.device)
 
     @property
@@ -222,7 +236,7 @@ class Opened:
         return found
 
     @torch.no_grad()
-    def decode(self, z: Tensor, given: Mapping[str, Any] | None = None) -> Tensor:
+    def decode(self, z: Tensor, given: Given = None) -> Tensor:
         """The mean of p(x|z) for latents or base points ``[N, D]``, in the units of the data: ``[N, *event]``."""
         z = torch.as_tensor(z).to(self.home.device, self.home.dtype)
         return decoded(self.run, self.model, z, context=self.context(given, len(z))).cpu()
@@ -282,7 +296,7 @@ class Opened:
         with random.stream(0), torch.no_grad():
             if self.target:
                 return self.model.encode(None, _DRAWS).z.double().cpu()
-            prior: Any = self.model.prior.base if self.density else self.model.prior
+            prior = self.base
             if prior.reads:
                 context = self.context(None, 1)
                 assert context is not None
@@ -298,7 +312,7 @@ class Opened:
         low, high = (torch.quantile(self.typical, p, dim=0) for p in (0.005, 0.995))
         margin = 0.1 * (high - low) + 1e-6
         low, high = low - margin, high + margin
-        standard = self.model.prior.standard or (self.density and self.model.prior.base.standard)
+        standard = self.model.prior.standard or self.base.standard
         if standard and not self.target:
             low, high = low.clamp(max=-3.0), high.clamp(min=3.0)
         return torch.stack([low, high], -1).numpy()

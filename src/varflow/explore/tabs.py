@@ -26,7 +26,7 @@ LIVE: dict[str, Any] = {
 }
 CLICK: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
 
-DRAW, ROW, MINE = "a draw of the model", "a test row", "the one of Your own"
+DRAW, ROW, MINE = "a draw of the model", "a test row", "your own"
 
 _PLANE = '<div class="vf-plane {kind}" tabindex="0"><svg viewBox="0 0 100 100">${{value}}</svg></div>'
 _DRAGGED = """
@@ -81,18 +81,25 @@ class Shared:
         conditions: a control for each condition; none where the run has none.
         mine: the example of the tab of one's own.
         point: where all latents stand.
+        chosen: which two of them are moved.
     """
 
     def __init__(self, opened: Opened, number: int) -> None:
         self.opened, self.number = opened, number
         self.names = [] if opened.run.conditions is None else list(opened.run.conditions.names)
         self.conditions: list[Any] = []
+        self.chosen: list[Any] = []
         self.mine = gr.State(None)
         self.point = gr.State(latent.start(opened) if opened.features else [])
 
     def given(self, values: Sequence[Any]) -> dict[str, Any] | None:
         """name → value of the controls of the conditions."""
         return dict(zip(self.names, values, strict=True)) if self.names else None
+
+    @property
+    def start(self) -> list[Any]:
+        """The values that the conditions start at."""
+        return [self.opened.conditions[name] for name in self.names]
 
     def id(self, name: str) -> str:
         return f"{name}-{self.number}"
@@ -170,14 +177,19 @@ def backs(opened: Opened) -> list[str]:
 def direction_names(opened: Opened) -> list[tuple[str, int]]:
     """The latents to choose from, the most varied first."""
     spread = opened.typical.std(0).tolist()
-    return [(f"z{k + 1} (σ {spread[k]:.2f})", k) for k in opened.order]
+    return [(f"{symbol(opened)}{k + 1} (σ {spread[k]:.2f})", k) for k in opened.order]
+
+
+def symbol(opened: Opened) -> str:
+    """What is moved: latents z, or points e of the base of a density."""
+    return "e" if opened.density else "z"
 
 
 def slider(opened: Opened, direction: int, value: float, **options: Any) -> Any:
     low, high = opened.window[direction].tolist()
     low, high = min(low, value), max(high, value)
     step = float(f"{(high - low) / 400:.1g}")
-    return gr.Slider(round(low, 3), round(high, 3), value=value, step=step, label=f"z{direction + 1}", **options)
+    return gr.Slider(round(low, 3), round(high, 3), value=value, step=step, label=f"{symbol(opened)}{direction + 1}", **options)
 
 
 def latent_tab(shared: Shared) -> None:
@@ -186,25 +198,27 @@ def latent_tab(shared: Shared) -> None:
     first = latent.start(opened)
     start = (opened.order[:2] if opened.features > 2 else [0, 1])[: opened.features]
     several = opened.features > 1
+    # The picture stands beside the hand, and above the sliders where the screen is narrow.
+    with gr.Row(elem_classes="vf-columns"):
+        if several:
+            kinds = backs(opened)
+            with gr.Column(min_width=300):
+                flat = plane(shared, "plane", latent.marker(opened, start, first), _DRAGGED)
+                behind = background(opened, kinds[0], start, first, None, shared.id("vf-back"))
+                style = gr.HTML(behind, elem_classes="vf-style")
+        with gr.Column(min_width=280):
+            seen = gr.HTML(latent.view(opened, first), elem_id=shared.id("latent-view"), elem_classes="vf-view")
     with gr.Row(elem_classes="vf-columns"):
         with gr.Column(min_width=300):
-            if several:
-                kinds = backs(opened)
-                flat = plane(shared, "plane", latent.marker(opened, start, first), _DRAGGED)
-                style = gr.HTML(background(opened, kinds[0], start, first, None, shared.id("vf-back")), elem_classes="vf-style")
-                back = gr.Radio(kinds, value=kinds[0], label="Behind", visible=len(kinds) > 1)
             controls = [
                 slider(opened, k, first[k], elem_id=shared.id(f"latent-{place}")) for place, k in enumerate(start)
             ]
+        with gr.Column(min_width=280):
             chosen: list[Any] = [gr.State(k) for k in start]
             if opened.features > 2:
-                with gr.Row():
-                    chosen = [
-                        gr.Dropdown(direction_names(opened), value=k, label=label, min_width=120)
-                        for label, k in zip(("To the right", "Upwards"), start, strict=True)
-                    ]
-        with gr.Column(min_width=280):
-            seen = gr.HTML(latent.view(opened, first), elem_id=shared.id("latent-view"), elem_classes="vf-view")
+                chosen = direction_controls(opened, start)
+            if several:
+                back = gr.Radio(kinds, value=kinds[0], label="Behind the plane", visible=len(kinds) > 1)
             with gr.Accordion("Start from an example", open=False):
                 kind, number = picker(shared, "latent-example")
                 go = gr.Button("Go to its place", size="sm", elem_id=shared.id("latent-go"))
@@ -265,11 +279,11 @@ def latent_tab(shared: Shared) -> None:
     )
 
     @answering(2, place=1)
-    def behind(kind: str, *values: Any) -> Any:
+    def changed(kind: str, *values: Any) -> Any:
         given = shared.given(values[3:])
         return background(opened, kind, values[:2], values[2], given, shared.id("vf-back")), gr.skip()
 
-    back.change(behind, [back, *chosen, shared.point, *shared.conditions], [style, seen], **CLICK)
+    back.change(changed, [back, *chosen, shared.point, *shared.conditions], [style, seen], **CLICK)
     if opened.features > 2:
 
         @answering(len(outputs) + 2)
@@ -280,14 +294,18 @@ def latent_tab(shared: Shared) -> None:
 
         for choice in chosen:
             choice.input(turned, [back, *chosen, shared.point, *shared.conditions], [*outputs, *chosen], **CLICK)
-    shared.chosen = chosen  # type: ignore[attr-defined]
+    shared.chosen = chosen
 
 
 def latent_place(opened: Opened, directions: Sequence[int], event: Any) -> tuple[float, float]:
     """Where in latent space a place of the plane is."""
+    return _place(opened, directions, float(event._data["x"]), float(event._data["y"]))
+
+
+def _place(opened: Opened, directions: Sequence[int], x: float, y: float) -> tuple[float, float]:
+    """The same of a place given as shares of the plane, from its upper left corner."""
     x0, x1, y0, y1 = latent.frame(opened, directions)
-    data = event._data
-    return x0 + (x1 - x0) * float(data["x"]), y1 - (y1 - y0) * float(data["y"])
+    return x0 + (x1 - x0) * x, y1 - (y1 - y0) * y
 
 
 def _with_event(listen: Any, handler: Callable[..., Any], inputs: Any, outputs: Any, options: dict[str, Any]) -> None:
@@ -302,24 +320,25 @@ def _with_event(listen: Any, handler: Callable[..., Any], inputs: Any, outputs: 
 def between_tab(shared: Shared) -> None:
     """Two clicks, and what lies between them."""
     opened = shared.opened
-    chosen = shared.chosen  # type: ignore[attr-defined]
+    chosen = shared.chosen
+    start = [choice.value for choice in chosen]
+    first = [
+        latent.moved(latent.start(opened), start, _place(opened, start, *spot)) for spot in ((0.2, 0.8), (0.8, 0.2))
+    ]
     with gr.Row(elem_classes="vf-columns"):
         with gr.Column(min_width=300):
             gr.HTML(drawing.said("Click two points: A, then B. The next click is A again."))
-            flat = plane(shared, "two", "", _CLICKED)
+            flat = plane(shared, "two", latent.two_markers(opened, start, first), _CLICKED)
         with gr.Column(min_width=280):
-            way = gr.Radio(
-                list(latent.ways(opened)),
-                value=latent.ways(opened)[-1 if len(latent.ways(opened)) > 2 else 0],
-                label="Way",
-            )
+            ways = list(latent.ways(opened))
+            way = gr.Radio(ways, value=ways[-1] if "base" in ways else ways[0], label="Way")
             steps = gr.Slider(3, 17, value=9, step=1, label="Points on the way", elem_id=shared.id("between-steps"))
             seen = gr.HTML(elem_id=shared.id("between-view"), elem_classes="vf-view")
-    ends = gr.State([])
+    ends = gr.State(first)
 
     def strip(ends: list[Any], way: str, steps: float, given: Any) -> str:
         if len(ends) < 2:
-            return drawing.said("A is set; click where B is to be." if ends else "Nothing is set yet.")
+            return drawing.said("A is set; click where B is to be.")
         return latent.way_between(opened, ends[0], ends[1], int(steps), way, given)
 
     @answering(3)
@@ -340,6 +359,9 @@ def between_tab(shared: Shared) -> None:
 
     for control in (way, steps):
         control.input(again, [ends, way, steps, *shared.conditions], seen, **LIVE)
+    for control in shared.conditions:
+        control.change(again, [ends, way, steps, *shared.conditions], seen, **LIVE)
+    seen.value = again(first, way.value, 9, *shared.start)
 
 
 # -- the flow, trajectories ---------------------------------------------------------------------------
@@ -377,8 +399,11 @@ def _key(example: Example | None, *more: Any) -> Any:
 def two_directions(opened: Opened) -> list[Any]:
     """Which two latents are shown, where there are more."""
     start = opened.order[:2] if opened.features > 2 else [0, 1]
-    if opened.features == 2:
-        return [gr.State(k) for k in start]
+    return [gr.State(k) for k in start] if opened.features == 2 else direction_controls(opened, start)
+
+
+def direction_controls(opened: Opened, start: Sequence[int]) -> list[Any]:
+    """A choice of the latent to the right, and of the one upwards."""
     with gr.Row():
         return [
             gr.Dropdown(direction_names(opened), value=k, label=label, min_width=120)
@@ -389,7 +414,7 @@ def two_directions(opened: Opened) -> list[Any]:
 def flow_tab(shared: Shared) -> None:
     """The plane before and after the flow, and between."""
     opened, kept = shared.opened, Kept()
-    flow = opened.gaussian.flow if "posterior" in opened.flows else opened.model.prior.flow
+    flow: Any = opened.gaussian.flow if "posterior" in opened.flows else opened.model.prior.flow
     with gr.Row(elem_classes="vf-columns"):
         with gr.Column(min_width=260):
             which = gr.Radio(
@@ -442,7 +467,7 @@ def flow_tab(shared: Shared) -> None:
 
     @answering(2, place=1)
     def other(step: float, show: list[str], which: str, *rest: Any) -> Any:
-        part = opened.gaussian.flow if which == "posterior" else opened.model.prior.flow
+        part: Any = opened.gaussian.flow if which == "posterior" else opened.model.prior.flow
         right, up, kind, number, mine, *given = rest
         found = way(which, (right, up), kind, number, mine, shared.given(given))
         return gr.Slider(0, part.steps, value=part.steps), bending.drawn(found, part.steps, lambda name: name in show)
@@ -463,7 +488,7 @@ def flow_tab(shared: Shared) -> None:
         0,
         None,
     ]
-    seen.value = stepped(*values, *(shared.opened.conditions.get(name) for name in shared.names))
+    seen.value = stepped(*values, *shared.start)
 
 
 def _other(opened: Opened, direction: int) -> int:
@@ -490,7 +515,7 @@ def trajectory_tab(shared: Shared) -> None:
 
         def make() -> Any:
             found = trajectories.trajectories(opened, None if example is None else example.x, held, int(seed))
-            return found, trajectories.along(opened, found, held if isinstance(held, dict) else None)
+            return found, trajectories.along(opened, found, held)
 
         found: tuple[Any, Any] = kept.get(_key(example, int(seed)), make)
         return found
@@ -506,9 +531,7 @@ def trajectory_tab(shared: Shared) -> None:
     inputs = [step, seed, *chosen, kind, number, shared.mine, *shared.conditions]
     for control in [step, seed, *(c for c in [*chosen, kind, number] if not isinstance(c, gr.State))]:
         control.input(stepped, inputs, [seen, below], **LIVE)
-    start = stepped(
-        count, 0, *(c.value for c in chosen), kind.value, 0, None, *(opened.conditions.get(n) for n in shared.names)
-    )
+    start = stepped(count, 0, *(c.value for c in chosen), kind.value, 0, None, *shared.start)
     seen.value, below.value = start if isinstance(start[1], str) else (start[0], "")
 
 
@@ -528,13 +551,13 @@ def own_tab(shared: Shared) -> None:
                 swap = gr.Checkbox(False, label="swap light and dark (for ink on paper)")
             else:
                 typed = gr.Textbox(
-                    lines=4, max_lines=12, label=f"Rows: {', '.join([*shared.names, *opened.columns])}", elem_id=shared.id("typed"),
-                    info="As in a CSV file; an empty cell is a missing one.",
+                    lines=4, max_lines=12, label=f"Rows: {', '.join([*shared.names, *opened.columns])}",
+                    info="As in a CSV file; an empty cell is a missing one.", elem_id=shared.id("typed"),
                 )  # fmt: skip
                 ask = gr.Button("Score these rows", variant="primary", elem_id=shared.id("score"))
                 upload = gr.File(
-                    label="or a file: .csv, .tsv, .parquet, .npy", type="filepath", height=110, elem_id=shared.id("upload"),
-                    file_types=[".csv", ".tsv", ".txt", ".parquet", ".npy"],
+                    label="or a file: .csv, .tsv, .parquet, .npy", type="filepath", height=160,
+                    elem_id=shared.id("upload"), file_types=[".csv", ".tsv", ".txt", ".parquet", ".npy"],
                 )  # fmt: skip
             with gr.Row():
                 seed = gr.Number(
@@ -551,9 +574,7 @@ def own_tab(shared: Shared) -> None:
                     elem_id=shared.id("own-row"),
                 )
         with gr.Column(min_width=300):
-            pair = gr.HTML(
-                drawing.said("Nothing is given yet."), elem_id=shared.id("own-view"), elem_classes="vf-view"
-            )
+            pair = gr.HTML(elem_id=shared.id("own-view"), elem_classes="vf-view")
             score = gr.HTML(elem_id=shared.id("own-score"))
     near = gr.HTML(elem_id=shared.id("own-near"))
     outputs = [pair, score, near, shared.mine]
@@ -561,9 +582,7 @@ def own_tab(shared: Shared) -> None:
     def whole(example: Example) -> tuple[Any, ...]:
         found = examples.answer(opened, example)
         table = (
-            ""
-            if len(example.x) == 1
-            else drawing.said("The first row in full:") + examples.scores_table(opened, example, found)
+            "" if len(example.x) == 1 else drawing.said("All rows:") + examples.scores_table(opened, example, found)
         )
         return (
             examples.shown(opened, example, found),
@@ -571,6 +590,10 @@ def own_tab(shared: Shared) -> None:
             examples.near_text(opened, examples.neighbours(opened, example)),
             example,
         )
+
+    def begin(found: Sequence[Any]) -> None:
+        """What the page opens with."""
+        pair.value, score.value, near.value, shared.mine.value = found
 
     if opened.picture:
 
@@ -594,6 +617,7 @@ def own_tab(shared: Shared) -> None:
 
         drawing_button.click(drew, [seed, *shared.conditions], outputs, **CLICK)
         row_button.click(took, [seed], outputs, **CLICK)
+        begin(took(0) if opened.dataset is not None else drew(0, *shared.start))
         return
 
     def text_of(example: Example) -> str:
@@ -624,6 +648,8 @@ def own_tab(shared: Shared) -> None:
     upload.upload(read, [upload, *shared.conditions], outputs, **CLICK)
     drawing_button.click(drew_row, [seed, *shared.conditions], [*outputs, typed], **CLICK)
     row_button.click(took_row, [seed], [*outputs, typed], **CLICK)
+    *started, typed.value = took_row(0) if opened.dataset is not None else drew_row(0, *shared.start)
+    begin(started)
 
 
 def draws_tab(shared: Shared) -> None:
@@ -661,7 +687,7 @@ def draws_tab(shared: Shared) -> None:
         control.input(drew, inputs, seen, **LIVE)
     for control in shared.conditions:
         control.change(drew, inputs, seen, **LIVE)
-    seen.value = drew(1.0, -1, opened.picture, 0, *(opened.conditions.get(name) for name in shared.names))
+    seen.value = drew(1.0, -1, opened.picture, 0, *shared.start)
 
 
 # -- several runs -------------------------------------------------------------------------------------
@@ -702,12 +728,12 @@ def side_tab(runs: Sequence[Opened]) -> None:
             height=150,
             elem_id="side-upload",
         )
+    told = gr.HTML(elem_id="side-told")
     with gr.Row(elem_classes="vf-columns"):
         with gr.Column(min_width=280):
             one = gr.HTML(elem_id="side-left", elem_classes="vf-view")
         with gr.Column(min_width=280):
             two = gr.HTML(elem_id="side-right", elem_classes="vf-view")
-    told = gr.HTML(elem_id="side-told")
 
     def half(opened: Opened, example: Example, number: int) -> tuple[str, Any]:
         found = examples.answer(opened, example)

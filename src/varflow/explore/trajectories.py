@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from varflow.core import random
 from varflow.core.errors import SpecError
 from varflow.explore import drawing
 from varflow.explore.bending import drawing_frame
-from varflow.explore.opened import Opened
+from varflow.explore.opened import Given, Opened
 from varflow.figures.targets import density_on_grid
 from varflow.model import LogJoint
 from varflow.runs.rows import pieces
@@ -27,7 +27,7 @@ _SAMPLES, _PICTURES = 24, 10
 def trajectories(
     opened: Opened,
     x: Tensor | None = None,
-    given: Mapping[str, Any] | None = None,
+    given: Given = None,
     seed: int = 0,
     samples: int = _SAMPLES,
 ) -> Float[Tensor, "points samples features"]:
@@ -86,7 +86,7 @@ def drawn(opened: Opened, path: Tensor, directions: Sequence[int], upto: int | N
     return plot.text() + drawing.said(told)
 
 
-def along(opened: Opened, path: Tensor, given: Mapping[str, Any] | None = None) -> str:
+def along(opened: Opened, path: Tensor, given: Given = None) -> str:
     """What the points of the first trajectory decode to; empty for a target, which has no x."""
     if opened.target:
         return ""

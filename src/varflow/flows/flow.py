@@ -212,8 +212,8 @@ class Flow(nn.Module, ABC):
 
 
 def shortened(module: Any, steps: int, *names: str) -> Any:
-    """A copy of a module with ``length`` steps that has the first ``steps``, of the stacked parameters ``names`` or of
-    lists of such. Other parts are shared.
+    """A copy of a module of ``length`` steps that has the first ``steps`` of them, of the stacked parameters ``names``
+    or of lists of such. Other parts are shared.
     """
     made = copy.copy(module)
     made._parameters, made._modules = dict(module._parameters), dict(module._modules)
