@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: Nothing is reported to anybody, and nobody is asked whether there is a newer Gradio.
 _ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_SHARE": "False"}
 _FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
+#: Fits of one run that get a tab.
+_FITS = 8
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
 
 
@@ -43,7 +45,7 @@ def page(runs: Sequence[Run | str | Path], names: Sequence[str] = (), data_dir: 
 
     if not runs:
         raise SpecError("runs: there are none; give the folder of a run, e.g. varflow explore runs/planar")
-    opened = [_opened(run, name, data_dir) for run, name in _named(runs, names)]
+    opened = [each for run, name in _named(runs, names) for each in _opened(run, name, data_dir)]
     title = "varflow · " + ", ".join(run.name for run in opened)
     with gr.Blocks(title=title, analytics_enabled=False) as made:
         gr.HTML(_head(opened), elem_id="vf-head")
@@ -122,11 +124,16 @@ def _named(runs: Sequence[Run | str | Path], names: Sequence[str]) -> list[tuple
     return list(zip(runs, names or [""] * len(runs), strict=True))
 
 
-def _opened(run: Run | str | Path, name: str, data_dir: str | None) -> Opened:
+def _opened(run: Run | str | Path, name: str, data_dir: str | None) -> list[Opened]:
+    """The run, or each of the first few fits that were trained together in it."""
     found = run if isinstance(run, Run) else load(run)
     if data_dir is not None:
         found.spec = found.spec.replace(data_dir=data_dir)
-    return Opened(found, name)
+    fits = len(found.members())
+    if fits == 1:
+        return [Opened(found, name)]
+    called = name or Opened(found).name
+    return [Opened(found, f"{called}, fit {fit + 1} of {fits}", fit) for fit in range(min(fits, _FITS))]
 
 
 def _head(runs: Sequence[Opened]) -> str:
@@ -215,10 +222,11 @@ figcaption { font-size: 0.85rem; color: var(--body-text-color); padding-top: 0.1
 .vf-tile figcaption { font-size: 0.74rem; overflow-wrap: anywhere; line-height: 1.2; }
 .vf-scroll { overflow-x: auto; max-width: 100%; }
 .vf-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-.vf-scroll .vf-table th, .vf-scroll .vf-table td { border: 0; padding: 0.2rem 0.65rem; text-align: right; white-space: nowrap;
+.vf-scroll .vf-table th, .vf-scroll .vf-table td { border: 0; padding: 0.2rem 0.65rem; text-align: right;
+  white-space: nowrap;
   border-bottom: 1px solid var(--border-color-primary); color: var(--body-text-color); }
 .vf-scroll .vf-table th { font-weight: 600; background: none; }
-.vf-table tbody th { text-align: left; }
+.vf-scroll .vf-table tbody th { text-align: left; }
 .vf-plot { width: 100%; max-width: 560px; height: auto; display: block; color: var(--body-text-color); }
 .vf-plot text { font-size: 13px; font-family: inherit; }
 .vf-plane { width: 100%; max-width: 420px; aspect-ratio: 1; touch-action: none; cursor: crosshair; user-select: none;

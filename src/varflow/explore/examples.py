@@ -216,7 +216,7 @@ def score_text(opened: Opened, found: Answer, number: int = 0) -> str:
     said += f" It is {place} of {found.among:,} training rows (rank {share:.3f})."
     name = f"yours: {value:.1f}".replace("-", "−")
     plot = drawing.histogram(
-        opened.scores.numpy(), [(value, 2 * error, name, "#C24500")], "log p(x) of training rows, nats"
+        opened.scores.numpy(), [(value, 2 * error, name, "#D55E00")], "log p(x) of training rows, nats"
     )
     band = " The band is two standard errors to each side." if error else ""
     return drawing.said(said) + plot + (drawing.said(band.strip()) if band else "")

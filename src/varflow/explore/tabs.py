@@ -189,7 +189,8 @@ def slider(opened: Opened, direction: int, value: float, **options: Any) -> Any:
     low, high = opened.window[direction].tolist()
     low, high = min(low, value), max(high, value)
     step = float(f"{(high - low) / 400:.1g}")
-    return gr.Slider(round(low, 3), round(high, 3), value=value, step=step, label=f"{symbol(opened)}{direction + 1}", **options)
+    name = f"{symbol(opened)}{direction + 1}"
+    return gr.Slider(round(low, 3), round(high, 3), value=value, step=step, label=name, **options)
 
 
 def latent_tab(shared: Shared) -> None:

@@ -212,7 +212,7 @@ class Flow(nn.Module, ABC):
 
 
 def shortened(module: Any, steps: int, *names: str) -> Any:
-    """A copy of a module of ``length`` steps that has the first ``steps`` of them, of the stacked parameters ``names``
+    """A copy of a module of ``length`` steps that has the first ``steps`` alone, of the stacked parameters ``names``
     or of lists of such. Other parts are shared.
     """
     made = copy.copy(module)
