@@ -190,6 +190,14 @@ def test_what_it_is_called_names_no_folder_of_the_machine(mixed: Opened, table_f
     assert str(table_file.parent) not in mixed.about()
 
 
+def test_fits_that_were_trained_together_are_opened_one_by_one() -> None:
+    run = vf.fit("energy", length=2, steps=3, fits=3, quiet=True)
+    opened = app.opened_fits(run, "energy")
+    assert [each.name for each in opened] == [f"energy, fit {k} of 3" for k in (1, 2, 3)]
+    ways = [bending.bending(each, "posterior").centre[-1].tolist() for each in opened]
+    assert len({tuple(way) for way in ways}) == 3
+
+
 # -- latent space -------------------------------------------------------------------------------------
 
 

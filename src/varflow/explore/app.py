@@ -45,7 +45,7 @@ def page(runs: Sequence[Run | str | Path], names: Sequence[str] = (), data_dir: 
 
     if not runs:
         raise SpecError("runs: there are none; give the folder of a run, e.g. varflow explore runs/planar")
-    opened = [each for run, name in _named(runs, names) for each in _opened(run, name, data_dir)]
+    opened = [each for run, name in _named(runs, names) for each in opened_fits(run, name, data_dir)]
     title = "varflow · " + ", ".join(run.name for run in opened)
     with gr.Blocks(title=title, analytics_enabled=False) as made:
         gr.HTML(_head(opened), elem_id="vf-head")
@@ -124,7 +124,7 @@ def _named(runs: Sequence[Run | str | Path], names: Sequence[str]) -> list[tuple
     return list(zip(runs, names or [""] * len(runs), strict=True))
 
 
-def _opened(run: Run | str | Path, name: str, data_dir: str | None) -> list[Opened]:
+def opened_fits(run: Run | str | Path, name: str = "", data_dir: str | None = None) -> list[Opened]:
     """The run, or each of the first few fits that were trained together in it."""
     found = run if isinstance(run, Run) else load(run)
     if data_dir is not None:

@@ -499,7 +499,9 @@ def _other(opened: Opened, direction: int) -> int:
 def trajectory_tab(shared: Shared) -> None:
     """Leapfrog trajectories of the posterior."""
     opened, kept = shared.opened, Kept()
-    count = opened.model.posterior.steps
+    posterior: Any = opened.model.posterior
+    # A flow of positions and momenta is one step more.
+    count = posterior.steps + (posterior.flow is not None)
     with gr.Row(elem_classes="vf-columns"):
         with gr.Column(min_width=260):
             step = gr.Slider(0, count, value=count, step=1, label="Leapfrog steps", elem_id=shared.id("leapfrog"))
