@@ -21,8 +21,8 @@ from varflow.core.errors import SpecError, VarflowError, suggestion
 #: The verbs in the order of ``varflow --help``. Each is a module here; its first line says what it does.
 VERBS = (
     "recipes", "fit", "sweep", "evaluate", "anneal", "gaps", "curve", "compare", "score", "embed", "nearest",
-    "impute", "sample", "reconstruct", "interpolate", "export", "report", "show", "push", "models", "data", "demo",
-    "completion",
+    "impute", "sample", "reconstruct", "interpolate", "export", "report", "show", "explore", "push", "models",
+    "data", "demo", "completion",
 )  # fmt: skip
 
 #: Those that keep what they have finished, block by block, and read it when they are called again.

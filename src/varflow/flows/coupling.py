@@ -15,7 +15,7 @@ from varflow.core.errors import SpecError, positive
 from varflow.flows import coupling_chain as chain
 from varflow.flows.compose import Compose
 from varflow.flows.elementwise import Affine
-from varflow.flows.flow import Flow, Local
+from varflow.flows.flow import Flow, Local, shortened
 from varflow.networks.linear import linear, uniform
 
 
@@ -71,6 +71,13 @@ class _Coupling(Flow):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, length={self.length}"
+
+    @property
+    def steps(self) -> int:
+        return self.length
+
+    def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
+        return shortened(self, steps, "weights", "biases", "context_weight"), local
 
     def _shift(self, local: Local) -> Tensor:
         """What is added to the first hidden layer of each step: its bias, and what the context says."""

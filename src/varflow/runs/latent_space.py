@@ -119,7 +119,7 @@ def _centre(model: Model, x: Examples) -> Tensor:
 
 
 @torch.no_grad()
-def _decoded(run: Run, model: Model, z: Tensor, mean: bool = True, context: Tensor | None = None) -> Tensor:
+def decoded(run: Run, model: Model, z: Tensor, mean: bool = True, context: Tensor | None = None) -> Tensor:
     """x of latents, or of base points of a density, in the units of the data: ``[N, *event]``."""
     parts = []
     assert run.preprocessing is not None
@@ -150,7 +150,7 @@ def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0, given: Any =
                         z = _centre(model, seen)
                     else:
                         z = model.encode(seen).z[0]
-                    found.append(_decoded(run, model, z, mean, parts_of(seen)[1]))
+                    found.append(decoded(run, model, z, mean, parts_of(seen)[1]))
     return answered(run, x, torch.cat(found))
 
 
@@ -189,7 +189,7 @@ def interpolate(
             move = interpolation.spherical if bent else interpolation.linear
             path = move(first.flatten(), last.flatten(), steps).reshape(steps, *shape)
         along = None if context is None else context.expand(steps, -1)
-        return answered(run, a, _decoded(run, model, path, context=along))
+        return answered(run, a, decoded(run, model, path, context=along))
 
 
 def _as_rows(name: str, end: Any, run: Run) -> Any:
@@ -247,7 +247,7 @@ def nearest(run: Run, x: Any, k: int = 5, among: Any = None, seed: int = 0, give
     model = one_model(run, "nearest", "there is nothing to look among")
     _choices(model)
     positive(k=k)
-    held = _training_latents(run) if among is None else _Embedded(_points(run, model, among, seed), None, None)
+    held = training_latents(run) if among is None else Embedded(_points(run, model, among, seed), None, None)
     if k > len(held.points):
         raise SpecError(f"k: was {k}; there are {len(held.points)} rows to look among, use at most that")
     points = _points(run, model, x, seed, given).split(_BLOCK)
@@ -267,7 +267,7 @@ def _points(run: Run, model: Model, x: Any, seed: int, given: Any = None) -> Ten
 
 
 @dataclass(frozen=True)
-class _Embedded:
+class Embedded:
     """Rows in latent space, with what is known of each."""
 
     points: Tensor
@@ -275,7 +275,7 @@ class _Embedded:
     labels: Tensor | None
 
 
-def _training_latents(run: Run) -> _Embedded:
+def training_latents(run: Run) -> Embedded:
     """Latents of training rows, from the run folder, or from the data where they are at hand."""
     path = None if run.folder is None else run.folder / EMBEDDINGS
     if path is None or not path.exists():
@@ -293,10 +293,10 @@ def _training_latents(run: Run) -> _Embedded:
     if "codes" in held:
         home = next(model.parameters())
         points = model.posterior.decode_codes(points.to(home.device)).cpu()  # type: ignore[operator]
-    return _Embedded(points.flatten(1).double(), names or places, held.get("label"))
+    return Embedded(points.flatten(1).double(), names or places, held.get("label"))
 
 
-def _embed_training_rows(run: Run) -> _Embedded:
+def _embed_training_rows(run: Run) -> Embedded:
     model, dataset = run.members()[0], run.dataset
     assert isinstance(dataset, Dataset)
     points, index = _few_latents(run, dataset)
@@ -304,7 +304,7 @@ def _embed_training_rows(run: Run) -> _Embedded:
         points = model.posterior.decode_codes(points)  # type: ignore[operator]
     labels = dataset.labels("train")
     label = None if labels is None else labels[index.to(labels.device)].cpu()
-    return _Embedded(points.flatten(1).double().cpu(), dataset.origins("train", index), label)
+    return Embedded(points.flatten(1).double().cpu(), dataset.origins("train", index), label)
 
 
 def _few_latents(run: Run, dataset: Dataset, seconds: float = math.inf) -> tuple[Tensor, Tensor]:
