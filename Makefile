@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DONE := $(VENV)/.installed
 
-.PHONY: demo test test-portable test-wheel slow gpu lint types clean
+.PHONY: demo test test-portable test-wheel slow gpu docs lint types clean
 
 demo: $(DONE)
 	$(VENV)/bin/varflow demo --out demo
@@ -27,8 +27,12 @@ slow: $(DONE)
 gpu: $(DONE)
 	$(RUN) -m benchmarks.gpu
 
+# The site, into site/: open site/index.html. Broken links and anchors fail it; nothing is fetched from a network.
+docs: $(DONE)
+	$(VENV)/bin/mkdocs build --strict --clean
+
 lint: $(DONE)
-	$(VENV)/bin/ruff check src tests benchmarks experiments
+	$(VENV)/bin/ruff check src tests benchmarks experiments website
 	$(VENV)/bin/mypy
 
 # After a change of public names or of settings: what type checkers read of them.
@@ -42,4 +46,4 @@ $(DONE): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo src/*.egg-info
+	rm -rf $(VENV) build dist demo site src/*.egg-info
