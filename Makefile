@@ -29,7 +29,7 @@ gpu: $(DONE)
 
 # The site, into site/: open site/index.html. Broken links and anchors fail it; nothing is fetched from a network.
 docs: $(DONE)
-	$(VENV)/bin/mkdocs build --strict --clean
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --clean
 
 lint: $(DONE)
 	$(VENV)/bin/ruff check src tests benchmarks experiments website
