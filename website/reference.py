@@ -20,10 +20,10 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 #: Groups of rooms as a user thinks of them: title → public names of varflow, in the order of the navigation.
 GROUPS = {
     "Parts": ("priors", "likelihoods", "posteriors", "flows", "networks", "targets", "interpolation"),
-    "Putting together": ("objectives", "hmc", "refusals"),
+    "Inference": ("objectives", "hmc", "refusals"),
     "Data and training": ("data", "training", "trackers"),
-    "Results": ("evaluation", "figures", "sklearn"),
-    "Ground": ("errors", "random", "ranks", "specs", "recipes"),
+    "Evaluation": ("evaluation", "figures", "sklearn"),
+    "Basics": ("errors", "random", "ranks", "specs", "recipes"),
 }
 
 
@@ -147,7 +147,7 @@ def _command_line() -> str:
 
 
 def _help(verb: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "NO_COLOR": "1", "COLUMNS": "92"}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "NO_COLOR": "1", "COLUMNS": "80"}
     command = [sys.executable, "-m", "varflow", verb, "--help"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
