@@ -1,13 +1,12 @@
 """What mkdocs is told beside mkdocs.yml: it calls the functions here whose names begin with ``on_``.
 
 Pages that lie elsewhere in the repository (the tables of ``benchmarks/results``, CONTRIBUTING.md), notebooks and the
-reference become pages of the site, and links are written as they are in the repository: a link that works there works on
-the site. Nothing here imports torch, and nothing reads the network.
+reference become pages of the site, and links are written as they are in the repository: what works there works on the
+site. Nothing here imports torch, and nothing reads the network.
 """
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 import sys
@@ -41,7 +40,9 @@ _outputs: dict[str, dict[str, str]] = {}
 def outside() -> dict[str, str]:
     """All of OUTSIDE, with the tables of the benchmarks."""
     tables = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
-    return OUTSIDE | {f"benchmarks/{path.name}": f"benchmarks/results/{path.name}" for path in tables}
+    return OUTSIDE | {
+        f"benchmarks/{path.name}": f"benchmarks/results/{path.name}" for path in tables
+    }
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -50,7 +51,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.repo_url = config.repo_url or urls.get("Repository") or urls.get("Source")
     config.site_url = config.site_url or urls.get("Documentation")
     found = {
-        "Tutorials": [f"tutorials/{path.stem}.md" for path in _notebooks()],
         "Benchmarks": [page for page in outside() if page.startswith("benchmarks/")],
         "Reference": ["reference/index.md", *reference.navigation()],
     }
@@ -107,18 +107,29 @@ def on_page_content(html: str, page: Page, **_: Any) -> str:
 def on_post_page(output: str, page: Page, **_: Any) -> str:
     """Refuse a page that would load anything from another host."""
     if foreign := loaded_from_elsewhere(output):
-        raise PluginError(f"{page.file.src_uri}: loads {', '.join(foreign)}; keep it in docs/assets")
+        raise PluginError(
+            f"{page.file.src_uri}: loads {', '.join(foreign)}; keep it in docs/assets"
+        )
     return output
 
 
 def loaded_from_elsewhere(page: str) -> list[str]:
     """Scripts, styles, fonts, pictures and frames that a page asks other hosts for."""
     tags = re.findall(r"<(?:script|link|img|iframe|source|video|audio|object|embed)\b[^>]*>", page)
-    styles = re.findall(r"@import[^;]+;|url\([^)]*\)", " ".join(re.findall(r"<style.*?</style>", page, re.S)))
     # Where a page stands (canonical) and its neighbours are told, not loaded.
-    told = re.compile(r"rel=\"?(?:canonical|prev|next|alternate|edit)\b")
-    asked = [tag for tag in (*tags, *styles) if not told.search(tag)]
-    return sorted({found for tag in asked for found in re.findall(r"(?:https?:)?//[\w.-]+[^\s\"'>)]*", tag)})
+    loading = [
+        tag
+        for tag in tags
+        if not re.search(r"rel=\"?(?:canonical|prev|next|alternate|edit)\b", tag)
+    ]
+    found = [url for tag in loading for url in _ASKED.findall(tag)]
+    for style in re.findall(r"<style.*?</style>", page, re.S):
+        found += _STYLED.findall(style)
+    return sorted(set(found))
+
+
+_ASKED = re.compile(r"\b(?:src|href|srcset|poster|data)\s*=\s*[\"']?((?:https?:)?//[^\s\"'>]+)")
+_STYLED = re.compile(r"(?:url\(|@import)\s*[\"']?((?:https?:)?//[^\s\"')]+)")
 
 
 def _notebooks() -> list[Path]:
@@ -133,9 +144,9 @@ def _source(page: str) -> str | None:
     """The file of the repository that a page was made of; None where there is none."""
     if page in (there := outside()):
         return there[page]
-    if page.startswith("tutorials/") and page.endswith(".md"):
-        notebook = f"docs/{page.removesuffix('.md')}.ipynb"
-        return notebook if (ROOT / notebook).is_file() else f"docs/{page}"
+    notebook = f"docs/{page.removesuffix('.md')}.ipynb"
+    if page.startswith("tutorials/") and (ROOT / notebook).is_file():
+        return notebook
     return f"docs/{page}" if (ROOT / "docs" / page).is_file() else None
 
 
@@ -146,7 +157,8 @@ def _relative(target: str, page: str) -> str:
 def _filled(nav: Any, found: dict[str, list[Any]]) -> Any:
     """The navigation with the lists that were found, and without sections and pages that are not there."""
     if isinstance(nav, str):
-        return nav if nav not in AWAITED or os.path.exists(ROOT / "docs" / nav) else None
+        awaited = nav in AWAITED or nav.startswith("tutorials/")
+        return None if awaited and _source(nav) is None else nav
     if isinstance(nav, dict):
         ((title, below),) = nav.items()
         below = found[title] if title in found and not below else _filled(below, found)

@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable, Iterator
 
 #: [words](target), with an optional title; one level of brackets in the words.
-_LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\](?:\([^)]*\))?)*\]\()([^()\s]+)((?:\s+\"[^\"]*\")?\))")
+_LINK = re.compile(
+    r"(!?\[(?:[^\[\]]|\[[^\]]*\](?:\([^)]*\))?)*\]\()([^()\s]+)((?:\s+\"[^\"]*\")?\))"
+)
 _CODE = re.compile(r"(`+)(?:.+?)\1", re.S)
 
 
@@ -33,8 +35,10 @@ def targets(text: str) -> Iterator[str]:
                 yield from (inner[2] for inner in _LINK.finditer(match[1]))
 
 
-def parts(text: str) -> Iterator[tuple[bool, str]]:
-    """The text in pieces, and of each whether it is code."""
+def parts(text: str, spans: bool = False) -> Iterator[tuple[bool, str]]:
+    """The text in pieces, and of each whether it is code: blocks of it, and what could be mistaken for a link; with
+    ``spans`` everything between backticks, which can stand in the words of a link.
+    """
     fence = ""
     block: list[str] = []
     for line in text.splitlines(keepends=True):
@@ -44,19 +48,18 @@ def parts(text: str) -> Iterator[tuple[bool, str]]:
                 yield True, "".join([*block, line])
                 block, fence = [], ""
             else:
-                yield from _spans("".join(block))
+                yield from _spans("".join(block), spans)
                 block, fence = [line], opened[1] if opened else ""
             continue
         block.append(line)
-    yield from [(True, "".join(block))] if fence else _spans("".join(block))
+    yield from [(True, "".join(block))] if fence else _spans("".join(block), spans)
 
 
-def _spans(text: str) -> Iterator[tuple[bool, str]]:
-    """The same of text without fences: code is what stands between backticks, outside of the words of links."""
-    # The words of a link may hold code, so only code with a bracket inside could be mistaken for a link.
+def _spans(text: str, every: bool) -> Iterator[tuple[bool, str]]:
+    """The same of text without fences."""
     at = 0
     for match in _CODE.finditer(text):
-        if "](" in match[0]:
+        if every or "](" in match[0]:
             yield False, text[at : match.start()]
             yield True, match[0]
             at = match.end()

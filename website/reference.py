@@ -1,25 +1,36 @@
 """Pages of the reference: public names by room, verbs of the command line, recipes, settings of all parts.
 
-Everything is read from the tables that the library itself works with, so nothing has to be listed here a second time; what
+Everything is read from the tables that the library itself works with, so nothing has to be listed a second time; what
 stands under a name is its docstring, which mkdocstrings reads from the source.
 """
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 #: Groups of rooms as a user thinks of them: title → public names of varflow, in the order of the navigation.
 GROUPS = {
-    "Parts": ("priors", "likelihoods", "posteriors", "flows", "networks", "targets", "interpolation"),
+    "Parts": (
+        "priors",
+        "likelihoods",
+        "posteriors",
+        "flows",
+        "networks",
+        "targets",
+        "interpolation",
+    ),
     "Inference": ("objectives", "hmc", "refusals"),
     "Data and training": ("data", "training", "trackers"),
     "Evaluation": ("evaluation", "figures", "sklearn"),
@@ -85,9 +96,10 @@ def _room(room: str) -> str:
     target = _exports()[room]
     names = _names(room)
     head = f"---\ntitle: varflow.{room}\n---\n\n# varflow.{room}\n\n"
+    module = f"::: {target}\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
     if names is None:
-        return f"{head}::: {target}\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
-    about = f"::: {target}\n    options:\n      members: false\n      show_root_heading: false\n      show_root_toc_entry: false\n"
+        return head + module
+    about = f"{module}      members: false\n"
     return head + "\n\n".join([about, *(f"::: {target}.{name}" for name in names)]) + "\n"
 
 
@@ -95,12 +107,13 @@ def _index() -> str:
     lines = [
         "# Reference",
         "",
-        "Every public name, with what its docstring says. Shapes stand in brackets: `[S, B, D]` is samples, batch, features. "
+        "Every public name, with what its docstring says. Shapes stand in brackets: `[S, B, D]` is samples, batch, "
+        "features. "
         "Densities are in nats, of x in the units of the data unless it says otherwise.",
         "",
         "| page | what is there |",
         "|---|---|",
-        "| [varflow](varflow.md) | `fit`, `load`, `resume`, `sweep`, `Run`, `Model` and what else stands at the top |",
+        "| [varflow](varflow.md) | `fit`, `load`, `resume`, `sweep`, `Run`, `Model` and the rest of the top |",
         "| [Command line](command_line.md) | each verb with its options |",
         "| [Recipes](recipes.md) | the named experiments, where each comes from and what differs |",
         "| [Settings](settings.md) | every setting of every part, with its limits and its default |",
@@ -113,16 +126,12 @@ def _index() -> str:
 
 
 def _docstring(module: str) -> str:
-    import ast
-
     path = SOURCE.joinpath(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
 
 
 def _plain(text: str) -> str:
-    import re
-
     return re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text).replace("``", "`").replace("|", r"\|")
 
 
@@ -137,8 +146,8 @@ def _command_line() -> str:
     parts = [
         "# Command line",
         "",
-        "What `varflow VERB --help` prints. `varflow fit RECIPE --help` lists the settings of the parts that the recipe chose, with "
-        "its values; all of them are on the page of [settings](settings.md).",
+        "What `varflow VERB --help` prints. `varflow fit RECIPE --help` lists the settings of the parts that the "
+        "recipe chose, with its values; all of them are on the page of [settings](settings.md).",
         "",
     ]
     for verb, text in zip(VERBS, texts, strict=True):
@@ -161,8 +170,8 @@ def _recipes() -> str:
     lines = [
         "# Recipes",
         "",
-        "A recipe is a name for a choice of parts and their settings. `varflow recipes NAME` prints all of its settings, and each of "
-        "them can be overridden: `varflow fit dense --flow planar --length 8`.",
+        "A recipe is a name for a choice of parts and their settings. `varflow recipes NAME` prints all of its "
+        "settings, and each of them can be overridden: `varflow fit dense --flow planar --length 8`.",
         "",
         "| recipe | what it is | source | what differs |",
         "|---|---|---|---|",
@@ -182,61 +191,65 @@ def _settings() -> str:
     lines = [
         "# Settings",
         "",
-        "A run is a choice of parts and their settings. Each has one name: the keyword of `vf.fit(length=8)`, the flag "
-        "`--length 8`, with hyphens for underscores, and the key in `spec.json`. A setting of a part that is not chosen is refused.",
+        "A run is a choice of parts and their settings. Each has one name: the keyword of `vf.fit(length=8)`, the "
+        "flag `--length 8`, with hyphens for underscores, and the key in `spec.json`. A setting of a part that is not "
+        "chosen is refused.",
     ]
     for role in ROLES.values():
-        lines += ["", f"## {role.name}", ""]
-        if role.help:
-            lines += [role.help, ""]
-        seen: dict[tuple[str, ...], list[str]] = {}
-        rows: dict[str, str] = {}
-        for choice in role.names() or [""]:
-            if choice == "none":
-                continue
-            settings = role.settings(choice)
-            for name, setting in settings.items():
-                rows[name] = _row(name, setting, role.defaults.get(name.removeprefix(role.prefix), setting.default))
-            seen.setdefault(tuple(settings), []).append(choice)
-        if role.table:
+        lines += ["", f"## {role.name}", "", *filter(None, [role.help]), ""]
+        choices = [choice for choice in role.names() if choice != "none"]
+        settings: dict[str, Any] = {}
+        of: dict[str, list[str]] = {}
+        for choice in choices or [""]:
+            for name, setting in role.settings(choice).items():
+                settings.setdefault(name, setting)
+                of.setdefault(name, []).append(choice)
+        if choices:
             names = " ".join(f"`{name}`" for name in role.names())
             lines += [f"Choices: {names}. Default: `{role.default}`.", ""]
-        if rows:
+        if settings:
             lines += ["| setting | type | default | of | what it is |", "|---|---|---|---|---|"]
-            for name, row in rows.items():
-                of = [choice for names, choices in seen.items() if name in names for choice in choices]
-                every = len(of) == sum(map(len, seen.values()))
-                lines.append(row.replace("@", "all" if every else ", ".join(of)) if role.table else row.replace("@", ""))
+        for name, setting in settings.items():
+            own = "all" if len(of[name]) == len(choices) else ", ".join(of[name])
+            default = role.defaults.get(name.removeprefix(role.prefix), setting.default)
+            shown = " ".join(default) if isinstance(default, tuple) else str(default)
+            limits = [f"{limit}." for limit in map(_limit, setting.limits) if limit]
+            cells = [
+                f"`{name}`",
+                _kind(setting.kind),
+                f"`{shown}`" if shown else "",
+                own,
+                " ".join([setting.help, *limits]),
+            ]
+            lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _row(name: str, setting: Any, default: Any) -> str:
-    limits = "; ".join(filter(None, map(_limit, setting.limits)))
-    text = setting.help + (f" ({limits})" if limits else "")
-    default = '""' if default == "" else " ".join(default) if isinstance(default, tuple) else default
-    return f"| `{name}` | {_cell(_kind(setting.kind))} | {f'`{default}`' if default != '' else ''} | @ | {_cell(text)} |"
 
 
 def _kind(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(kind))
-    several = get_args(kind)
-    if several and get_origin(kind) is not tuple:
-        return ", ".join(_kind(one) for one in several)
-    words = {int: "whole number", float: "number", bool: "yes or no", str: "text", type(None): "`None`"}
+    if get_origin(kind) in (Union, UnionType):
+        alternatives = [one for one in get_args(kind) if get_origin(one) not in (tuple, list)]
+        return ", ".join(_kind(one) for one in alternatives) or "several texts"
+    words = {
+        int: "whole number",
+        float: "number",
+        bool: "yes or no",
+        str: "text",
+        type(None): "`None`",
+    }
     return words.get(kind, "several texts")
 
 
 def _limit(limit: Any) -> str:
-    text = (type(limit).__doc__ or "").strip()
-    values = vars(limit)
-    if {"least"} <= set(values):
-        return f"{values['least']:g} or more"
-    if {"limit"} <= set(values):
-        return f"above {values['limit']:g}"
-    if {"low", "high"} <= set(values):
-        return f"{values['low']:g} to {values['high']:g}"
-    return "" if text else ""
+    match vars(limit):
+        case {"least": least}:
+            return f"{least:g} or more"
+        case {"limit": least}:
+            return f"Above {least:g}"
+        case {"low": low, "high": high}:
+            return f"From {low:g} to {high:g}"
+    return ""
 
 
 def _cell(text: str) -> str:

@@ -30,9 +30,7 @@ class Roles(griffe.Extension):
 def _literal(text: str) -> str:
     """``code`` in the words of a docstring, and nothing between brackets taken for a link of Markdown."""
     # [a][b] outside of code would be a reference to b.
-    return "".join(
-        part if code else part.replace("][", "]\\[") for code, part in _code(text)
-    )
+    return "".join(part if code else part.replace("][", "]\\[") for code, part in _code(text))
 
 
 def _code(text: str) -> list[tuple[bool, str]]:
@@ -52,7 +50,9 @@ def _each(text: str) -> str:
             continue
         indent, names, words = found.groups()
         more = []
-        while lines and (not lines[0].strip() or len(lines[0]) - len(lines[0].lstrip()) > len(indent)):
+        while lines and (
+            not lines[0].strip() or len(lines[0]) - len(lines[0].lstrip()) > len(indent)
+        ):
             more.append(lines.pop(0))
         for name in names.split(", "):
             done += [f"{indent}{name}: {words}", *more]
@@ -60,7 +60,11 @@ def _each(text: str) -> str:
 
 
 def _in_arguments(above: list[str]) -> bool:
-    heads = [line for line in above if re.match(r"^(Args|Attributes|Raises|Returns|Example|Reference|Source)\w*:", line)]
+    heads = [
+        line
+        for line in above
+        if re.match(r"^(Args|Attributes|Raises|Returns|Example|Reference|Source)\w*:", line)
+    ]
     return bool(heads) and heads[-1].startswith("Args")
 
 

@@ -34,7 +34,9 @@ def slug(heading: str) -> str:
 
 @cache
 def anchors(page: Path) -> frozenset[str]:
-    text = "".join(part for code, part in links.parts(page.read_text()) if not code or "```" not in part)
+    text = "".join(
+        part for code, part in links.parts(page.read_text()) if not code or "```" not in part
+    )
     return frozenset(slug(heading) for heading in re.findall(r"^#{1,6} +(.+?) *#*$", text, re.M))
 
 
@@ -45,19 +47,25 @@ def missing(page: Path) -> list[str]:
             continue
         path, _, anchor = target.partition("#")
         there = page if not path else Path(posixpath.normpath(page.parent / path))
-        made = path and there.is_relative_to(ROOT / "docs") and str(there.relative_to(ROOT / "docs")) in MADE
+        made = (
+            path
+            and there.is_relative_to(ROOT / "docs")
+            and str(there.relative_to(ROOT / "docs")) in MADE
+        )
         awaited = path and there.is_relative_to(ROOT / "docs" / "tutorials")
         if made or (awaited and not there.exists()):
             continue
-        if not there.exists() or (anchor and there.suffix == ".md" and anchor not in anchors(there)):
+        if not there.exists() or (
+            anchor and there.suffix == ".md" and anchor not in anchors(there)
+        ):
             wrong.append(target)
     return wrong
 
 
 #: Pages that only the site has.
-MADE = {f"reference/{name}.md" for name in ("index", "varflow", "command_line", "recipes", "settings")} | {
-    f"reference/{room}.md" for rooms in reference.GROUPS.values() for room in rooms
-}
+MADE = {
+    f"reference/{name}.md" for name in ("index", "varflow", "command_line", "recipes", "settings")
+} | {f"reference/{room}.md" for rooms in reference.GROUPS.values() for room in rooms}
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
@@ -67,7 +75,9 @@ def test_links_point_at_what_is_there(page: Path) -> None:
 
 def test_a_broken_link_and_a_broken_anchor_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# A `b`, c\n\n[x](#a-b-c) [y](#nowhere) [z](other.md) `[not](code.md)`\n\n```\n[nor](this.md)\n```\n")
+    page.write_text(
+        "# A `b`, c\n\n[x](#a-b-c) [y](#nowhere) [z](other.md) `[not](code.md)`\n\n```\n[nor](this.md)\n```\n"
+    )
     assert missing(page) == ["#nowhere", "other.md"]
 
 

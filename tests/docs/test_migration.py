@@ -1,4 +1,4 @@
-"""The tables of docs/migration: every call of ours runs, and every call of theirs where their library is installed."""
+"""The tables of docs/migration: our calls run, and theirs where their library is installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 
-PAGES = sorted(page for page in (Path(__file__).parents[2] / "docs" / "migration").glob("*.md") if page.stem != "index")
+PAGES = sorted(
+    page
+    for page in (Path(__file__).parents[2] / "docs" / "migration").glob("*.md")
+    if page.stem != "index"
+)
 
 
 def setups(page: Path) -> list[tuple[str, str]]:
@@ -51,7 +55,11 @@ def test_their_calls_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__", "library": library}
     # Their warnings are theirs.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         (setup,) = [text for whose, text in setups(page) if whose == library]
         for line in [setup, *(theirs for theirs, _ in rows(page))]:

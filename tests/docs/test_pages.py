@@ -61,7 +61,9 @@ def test_concepts_run_and_print_what_stands_under_them(
     assert not printed, "a block prints, and nothing stands under it"
 
 
-def test_the_second_block_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_block_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``tests/test_run.py`` runs the first one."""
     monkeypatch.chdir(tmp_path)
     rows = np.random.default_rng(0).normal(size=(200, 3))
@@ -101,7 +103,13 @@ def test_the_commands_of_the_first_page_run(tmp_path: Path) -> None:
                 command = [sys.executable, "-m", *line.split()]
                 done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
                 assert done.returncode == 0, f"{line}\n{done.stderr}"
-    for name in ("runs/planar/report.html", "comparison.html", "samples.png", "reconstructions.png", "filled.csv"):
+    for name in (
+        "runs/planar/report.html",
+        "comparison/comparison.html",
+        "samples.png",
+        "reconstructions.png",
+        "filled.csv",
+    ):
         assert (tmp_path / name).is_file(), name
 
 
@@ -119,14 +127,16 @@ def test_the_numbers_of_the_readme_stand_in_the_tables() -> None:
     pages += (ROOT / "benchmarks" / "results").glob("*.md")
     text = "\n".join(page.read_text() for page in pages)
     rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| **")]
-    numbers = [number for row in rows for number in re.findall(r"1/\d+|\d[\d,]*\.\d+|\d,\d{3}", row)]
+    numbers = [
+        number for row in rows for number in re.findall(r"1/\d+|\d[\d,]*\.\d+|\d,\d{3}", row)
+    ]
     assert len(rows) == 6
     assert len(numbers) >= 8
     assert [number for number in numbers if number not in text] == []
 
 
 def test_links_and_pictures_of_the_readme_can_be_rewritten() -> None:
-    """Only [words](path) and ![words](path), with paths from the root: a build step can put an address before them."""
+    """Only [words](path) and ![words](path), from the root: a build step can put an address before them."""
     text = (ROOT / "README.md").read_text()
     assert not re.search(r"<img|<a |<picture|^\[[^\]]+\]: ", text, re.M)
     for target in re.findall(r"\]\(([^)]+)\)", text):
