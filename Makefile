@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DONE := $(VENV)/.installed
 
-.PHONY: demo test test-portable test-wheel release slow notebooks gpu lint types clean
+.PHONY: demo test test-portable test-wheel release slow notebooks gpu docs lint types clean
 
 demo: $(DONE)
 	$(VENV)/bin/varflow demo --out demo
@@ -36,8 +36,12 @@ notebooks: $(DONE)
 gpu: $(DONE)
 	$(RUN) -m benchmarks.gpu
 
+# The site, into site/: open site/index.html. Broken links and anchors fail it; nothing is fetched from a network.
+docs: $(DONE)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --clean
+
 lint: $(DONE)
-	$(VENV)/bin/ruff check src tests benchmarks experiments setup.py
+	$(VENV)/bin/ruff check src tests benchmarks experiments website setup.py
 	$(VENV)/bin/mypy
 
 # After a change of public names or of settings: what type checkers read of them.
@@ -51,4 +55,4 @@ $(DONE): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo src/*.egg-info
+	rm -rf $(VENV) build dist demo site src/*.egg-info

@@ -437,7 +437,7 @@ class Run:
             memory: bytes that decoding may take.
 
         Raises:
-            as there.
+            SpecError, DataError, ShapeError: as there.
         """
         from varflow.runs.impute import imputations
 
