@@ -160,6 +160,10 @@ class Dataset:
         """How many rows of a split validation, evaluation and figures look at, unless told: the first so many."""
         return self.sizes[split]
 
+    def few(self, count: int) -> Int64[Tensor, " count"]:
+        """Indices of training rows that stand for all of them."""
+        return torch.arange(min(count, self.sizes["train"]))
+
     def read_ahead(self, rows: Callable[[int], Tensor], steps: range) -> None:
         """Rows of the training split that will be asked for; where they lie in memory nothing has to be done."""
 

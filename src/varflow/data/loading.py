@@ -155,11 +155,11 @@ def _streamed(
     continuous: bool,
     reading: Reading,
 ) -> Dataset:
-    def build(sample: Tensor) -> Dataset:
+    def build(sample: Tensor, some: bool) -> Dataset:
         facts = {"columns": list(store.columns)} if store.columns else {}
         parts = {"train": sample, "validation": sample[:1], "test": sample[:1]}
         return _build(
-            named.Arrays(store.name, parts, facts=facts), protocol, levels, flip, seed_eval, continuous
+            named.Arrays(store.name, parts, facts=facts), protocol, levels, flip, seed_eval, continuous, sampled=some
         )
 
     return streamed(store, build, seed_eval, reading)
@@ -349,6 +349,7 @@ def _build(
     seed_eval: int,
     continuous: bool,
     kept: Protocol | None = None,
+    sampled: bool = False,
 ) -> Dataset:
     names = arrays.facts.get("columns", ())
     table = protocol == "columns"
@@ -375,7 +376,7 @@ def _build(
         raise SpecError("flip: only pictures can be mirrored, and these are none; leave it out")
     return Dataset(
         arrays.name,
-        _columns(arrays.found, values["train"], kept) if table else _protocol(protocol, levels, values, names),
+        _columns(arrays.found, values["train"], kept) if table else _protocol(protocol, levels, values, names, sampled),
         values,
         labels,
         picture=picture,
@@ -405,12 +406,12 @@ def _columns(found: kinds.Found, train: Tensor, kept: Protocol | None) -> Column
 
 
 def _protocol(
-    name: str, levels: int | None, values: dict[str, Tensor], names: Sequence[str]
+    name: str, levels: int | None, values: dict[str, Tensor], names: Sequence[str], sampled: bool = False
 ) -> Protocol:
     if name in LEVELS:
         return LEVELS[name](name, levels)
     if name == "standardize":
         return Standardize.fit(values["train"], names)
     if name == "table":
-        return Table.fit(values["train"], names)
+        return Table.fit(values["train"], names, sampled)
     return Identity(name, None)

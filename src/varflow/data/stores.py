@@ -1,8 +1,8 @@
 """Where rows lie that are not held in memory: a store says what there is, and reads rows when asked for them.
 
-:class:`NpyStore` reads a file of numpy, :class:`ArrayStore` an array that somebody holds. Tables in groups of rows are
-read by :mod:`varflow.data.stores_arrow`, examples one by one (pictures, data sets of torch and of Hugging Face) by
-:mod:`varflow.data.stores_items`.
+:class:`NpyStore` reads a file of numpy, :class:`ArrayStore` an array that somebody holds. Tables in groups of rows
+are read by :mod:`varflow.data.stores_arrow`, examples one by one (pictures, data sets of torch and of Hugging Face)
+by :mod:`varflow.data.stores_items`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BLOCKS, BLOCK = 64, 2**16
 #: A row that took longer than so many seconds was not in memory.
 _COLD = 2e-5
 #: Rows that are read in one go take at most so many bytes.
-_GO = 2**24
+_GO = 2**21
 
 
 class Store:

@@ -80,7 +80,7 @@ class Reading(NamedTuple):
 
 def streamed(
     store: Store,
-    build: Callable[[Tensor], Dataset],
+    build: Callable[[Tensor, bool], Dataset],
     seed_eval: int,
     reading: Reading,
 ) -> Dataset:
@@ -88,7 +88,8 @@ def streamed(
 
     Args:
         store: where the rows lie.
-        build: makes a data set of a sample ``[N, *event]``, by which protocol, levels and pictures are decided.
+        build: makes a data set of rows ``[N, *event]``, by which protocol, levels and pictures are decided; the
+            second argument says whether they are a sample.
         seed_eval: as in :func:`varflow.data.load`.
         reading: how rows are read.
 
@@ -97,7 +98,7 @@ def streamed(
     """
     rows = Rows(store, _splits(store))
     sample, all_of_them = _sample(rows)
-    made: Dataset = build(sample)
+    made: Dataset = build(sample, not all_of_them)
     kept = made.preprocessing
     rows.form = _form(made, sample)
     facts: dict[str, Any] = {
@@ -188,26 +189,27 @@ def _moments(rows: Rows) -> tuple[Tensor, Tensor]:
     count, held = 0, None
     for start, read in store.pieces():
         x = rows.checked(read, np.arange(start, start + len(read)))
-        x = x[torch.from_numpy(order.member(start, start + len(x)))]
-        if not len(x):
-            continue
+        # Twice as fast as both at once.
+        low, high = x.amin(0), x.amax(0)
         if held is None:
             # Near the mean, so that the sums lose no digits.
             shift = x[:1000].double().mean(0)
-            held = [torch.zeros_like(shift), torch.zeros_like(shift), x.amin(0), x.amax(0)]
-        for part in x.split(max(1, 2**18 // max(x[0].numel(), 1))):
-            away = part.double() - shift
-            held[0] += away.sum(0)
-            held[1] += away.square_().sum(0)
-        held[2:] = torch.minimum(held[2], x.amin(0)), torch.maximum(held[3], x.amax(0))
-        count += len(x)
+            held = [torch.zeros_like(shift), torch.zeros_like(shift), low, high]
+        ours = torch.from_numpy(order.member(start, start + len(x))).double()
+        away = x.double().sub_(shift)
+        held[0] += torch.tensordot(ours, away, 1)
+        held[1] += torch.tensordot(ours, away.square_(), 1)
+        held[2:] = torch.minimum(held[2], low), torch.maximum(held[3], high)
+        count += int(ours.sum())
     assert held is not None
-    total, square, low, high = held
-    if bool((low == high).any()):
-        column = int((low == high).flatten().nonzero()[0])
+    mean, low, high = held[0] / count, held[2], held[3]
+    variance = held[1] / count - mean.square()
+    # What is constant in the training rows alone leaves the rounding errors of its mean.
+    constant = (low == high) | ~(variance > 1e-24 * torch.maximum(low.double().square(), high.double().square()))
+    if bool(constant.any()):
+        column = int(constant.flatten().nonzero()[0])
         raise DataError(
             f"protocol 'standardize': {column_name(column, store.columns)} of the training split is constant "
             f"({float(low.flatten()[column]):g}), its scale would be 0; drop the column or choose protocol 'none'"
         )
-    mean = total / count
-    return shift + mean, (square / count - mean.square()).sqrt()
+    return shift + mean, variance.sqrt()
