@@ -376,7 +376,9 @@ def _build(
         raise SpecError("flip: only pictures can be mirrored, and these are none; leave it out")
     return Dataset(
         arrays.name,
-        _columns(arrays.found, values["train"], kept) if table else _protocol(protocol, levels, values, names, sampled),
+        _columns(arrays.found, values["train"], kept)
+        if table
+        else _protocol(protocol, levels, values, names, sampled),
         values,
         labels,
         picture=picture,

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,9 @@ class File:
     def descriptor(self) -> int:
         if self._handle is None:
             with self._readable():
-                self._handle = open(self.path, "rb", buffering=0)  # noqa: SIM115
-        return int(self._handle.fileno())
+                self._handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            weakref.finalize(self, os.close, self._handle)
+        return int(self._handle)
 
     def check(self) -> None:
         """Whether it is the file that was opened."""
@@ -150,7 +152,9 @@ class File:
                     count = os.preadv(self.descriptor, [view[done:]], offset + done)
                 else:
                     os.lseek(self.descriptor, offset + done, os.SEEK_SET)
-                    count = self._handle.readinto(view[done:])
+                    found = os.read(self.descriptor, len(view) - done)
+                    count = len(found)
+                    view[done : done + count] = found
                 if not count:
                     raise DataError(f"{self.path}: ends at byte {offset + done:,}, before it should; it is truncated")
                 done += count

@@ -327,11 +327,11 @@ class Streamed(Dataset):
 
 
 def _tensor(read: Any) -> Tensor:
-    """What was read as a tensor of uint8 or floats; it is nobody else's, and copied only where its numbers change."""
-    if isinstance(read, np.ndarray) and read.dtype in (np.float32, np.float64, np.uint8) and read.ndim > 1:
-        if read.flags.writeable and read.flags.c_contiguous and read.dtype.isnative:
-            return torch.from_numpy(read)
-    return numbers(read, "all")
+    """What was read as a tensor of uint8 or floats. It is nobody else's, and copied only where its numbers change."""
+    if not isinstance(read, np.ndarray) or read.ndim < 2 or read.dtype not in (np.float32, np.float64, np.uint8):
+        return numbers(read, "all")
+    usable = read.flags.writeable and read.flags.c_contiguous and read.dtype.isnative
+    return torch.from_numpy(read) if usable else numbers(read, "all")
 
 
 def _size(nbytes: int) -> str:

@@ -50,8 +50,8 @@ def subset_note(dataset: Dataset, split: str, points: int) -> list[str]:
     if dataset.resident or points == size:
         return []
     return [
-        f"These are {points:,} of {size:,} {split} rows, chosen by a seed: the data are streamed. limit (--limit) sets "
-        "another number."
+        f"These are {points:,} of {size:,} {split} rows, chosen by a seed: the data are streamed. limit (--limit) "
+        "sets another number."
     ]
 
 
