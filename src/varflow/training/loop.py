@@ -243,7 +243,11 @@ class Loop:
                 # Whatever ends the run from here on, it can be resumed.
                 self.save()
             self._open()
-            reason = self._train()
+            try:
+                reason = self._train()
+            finally:
+                # Whoever reads ahead has nothing more to read.
+                self.dataset.read_ahead(self.own_rows, range(0))
             self._tick()
             self.save()
         if self._told is not None and self.step < self.steps:
