@@ -266,9 +266,10 @@ def rows_for(run: Any, data: str | None, split: str, data_dir: str | None = None
 
     if data is None:
         dataset = run.dataset
-        names = dataset.origins(split, torch.arange(dataset.sizes[split]))
+        index = torch.arange(dataset.looked_at(split))
+        names = dataset.origins(split, index)
         held = None if dataset.conditions is None else dataset.conditions.values[split]
-        return NamedRows(dataset.raw(split), names, bool(names) and isinstance(names[0], str), context=held)
+        return NamedRows(dataset.stored(split, index), names, bool(names) and isinstance(names[0], str), context=held)
     kept = run.preprocessing
     decimal = run.spec.get("decimal", "auto")
     found = rows_of(data, split, data_dir, resize, kept, decimal, run.decimal, run.conditions)

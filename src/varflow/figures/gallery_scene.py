@@ -143,7 +143,7 @@ class Scene:
 
     def seen(self, start: int, stop: int) -> Examples:
         """Examples with all that the model is given of them."""
-        index = torch.arange(start, stop, device=self.dataset.raw(self.split).device)
+        index = torch.arange(start, stop, device=self.dataset.device)
         found: Examples = self.dataset.batch(self.split, index).seen
         return found
 

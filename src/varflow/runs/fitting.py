@@ -319,6 +319,8 @@ class _Fit:
         if isinstance(self.dataset, Dataset) and isinstance(self.dataset.preprocessing, Columns):
             for line in table_lines(self.dataset.preprocessing.overview()):
                 self.progress.say(line)
+        for line in self.dataset.notes():
+            self.progress.say(line)
         if self.folder is not None and self.writes:
             prepare(self.folder, overwrite)
             restarts.take(self.folder, self.about)

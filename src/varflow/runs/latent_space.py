@@ -310,11 +310,12 @@ def _embed_training_rows(run: Run) -> Embedded:
 def _few_latents(run: Run, dataset: Dataset, seconds: float = math.inf) -> tuple[Tensor, Tensor]:
     """The centres or codes of the training rows that stand for all, and which rows they are."""
     what: What = "codes" if run.members()[0].posterior.discrete else "centre"
-    order, values = training_order(dataset)[:_ROWS], dataset.raw("train")
+    order = training_order(dataset, _ROWS)
     begun, parts, done = time.monotonic(), [], 0
     while done < len(order):
-        rows = order[done : done + _BLOCK].to(values.device)
-        parts.append(torch.as_tensor(embed(run, values[rows], what, given=conditions_at(dataset, rows))))
+        rows = order[done : done + _BLOCK].to(dataset.device)
+        values = dataset.stored("train", rows)
+        parts.append(torch.as_tensor(embed(run, values, what, given=conditions_at(dataset, rows))))
         done += len(rows)
         if done * parts[0][0].numel() > _NUMBERS or time.monotonic() - begun > seconds:
             break

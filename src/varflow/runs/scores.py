@@ -233,9 +233,9 @@ def score_training_rows(
     assert isinstance(dataset, Dataset)
     certain = model.posterior.observed or model.posterior.discrete
     size, begun, parts = (_EXACT if certain else _BLOCK), time.monotonic(), []
-    chosen = training_order(dataset)[:rows].to(dataset.device)[:PIECE]
+    chosen = training_order(dataset, min(rows, PIECE)).to(dataset.device)
     (_, piece), *_ = pieces(
-        run, dataset.raw("train")[chosen], given_for=conditions_at(dataset, chosen), row_noise=True
+        run, dataset.stored("train", chosen), given_for=conditions_at(dataset, chosen), row_noise=True
     )
     for number, (first, block) in enumerate(_blocks(piece.sizes["test"], size)):
         seen = piece.batch("test", block)
@@ -260,9 +260,11 @@ def conditions_at(dataset: Dataset, chosen: Tensor) -> Tensor | None:
     return None if dataset.conditions is None else dataset.conditions.values["train"][chosen]
 
 
-def training_order(dataset: Dataset) -> Tensor:
-    """The order in which a few training rows stand for all of them."""
-    return torch.randperm(dataset.sizes["train"], generator=random.generator(0, "training rows"))
+def training_order(dataset: Dataset, count: int) -> Tensor:
+    """The first ``count`` in the order in which a few training rows stand for all of them."""
+    if not dataset.resident:
+        return dataset.few(count)
+    return torch.randperm(dataset.sizes["train"], generator=random.generator(0, "training rows"))[:count]
 
 
 def write_training_scores(run: Run, folder: Path, share: float = 1.0) -> None:

@@ -39,6 +39,9 @@ class Keywords(TypedDict, total=False):
     column: tuple[str, ...] | list[str]
     condition: tuple[str, ...] | list[str]
     condition_gaps: Literal["flag", "sum"]
+    stream: Literal["auto", "always", "never"]
+    permutation: Literal["auto", "stored", "computed"]
+    workers: int | None
     likelihood: Literal[
         "auto", "identity", "bernoulli", "gaussian", "student-t", "logistics", "categorical", "columns",
     ]

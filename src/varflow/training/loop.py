@@ -218,6 +218,9 @@ class Loop:
         """Rows of the training split in a step: a fresh permutation each epoch."""
         epoch, position = divmod(step, self.steps_per_epoch)
         rows = self.dataset.sizes["train"]
+        order = self.dataset.computed_order(self.spec.training.seed, epoch)
+        if order is not None:
+            return torch.from_numpy(order(position * self.batch, (position + 1) * self.batch))
         # A single row has one order, and where it stands for no data at all every step is an epoch.
         if self._order is None or (self._order[0] != epoch and rows > 1):
             source = random.generator(self.spec.training.seed, "shuffle", epoch)
@@ -249,6 +252,9 @@ class Loop:
                 self.restore()
                 self.sink.save(self.state() | {"metrics_bytes": self._good_position})
                 raise
+            finally:
+                # Whoever reads ahead has nothing more to read.
+                self.dataset.read_ahead(self.own_rows, range(0))
             self._tick()
             self.save()
         if self._told is not None and self.step < self.steps:
@@ -260,6 +266,7 @@ class Loop:
 
     def _train(self) -> str:
         """Steps with what comes between them; returns why they ended."""
+        self.dataset.read_ahead(self.own_rows, range(self.step, self.steps))
         saved = time.monotonic()
         self._clock = time.perf_counter()
         while self.step < self.steps:
