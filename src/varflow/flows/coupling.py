@@ -153,10 +153,10 @@ class AdditiveCoupling(_Coupling):
     outputs = 1
 
     def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        first, *weights = self.weights
-        layers = [first, *(each for pair in zip(weights, list(self.biases)[1:], strict=True) for each in pair)]
         if not chain.usable(z, [z, *local, *self.parameters()]):
             return super().push(z, local)
+        first, *weights = self.weights
+        layers = [first, *(each for pair in zip(weights, list(self.biases)[1:], strict=True) for each in pair)]
         shift = self._shift(local)
         batch = torch.broadcast_shapes(z.shape[:-1], shift.shape[:-1])
         if shift.ndim == 1:
