@@ -465,7 +465,8 @@ def flow_tab(shared: Shared) -> None:
         found = way(
             which, (right, up if up != right else _other(opened, right)), kind, number, mine, shared.given(given)
         )
-        return bending.drawn(found, int(step), lambda part: part in show)
+        names = latent.legend(opened) if found.labels is not None and "draws" in show else ""
+        return bending.drawn(found, int(step), lambda part: part in show) + names
 
     @answering(2, place=1)
     def other(step: float, show: list[str], which: str, *rest: Any) -> Any:
