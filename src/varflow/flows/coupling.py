@@ -72,8 +72,7 @@ class _Coupling(Flow):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, length={self.length}"
 
-    @property
-    def steps(self) -> int:
+    def count_steps(self) -> int:
         return self.length
 
     def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
