@@ -73,6 +73,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links between files of the repository into links between pages."""
+    # GitHub wants a bar in the code of a table escaped; here it would be shown with its backslash.
+    markdown = re.sub(r"^\|.*$", lambda row: _CODE.sub(_bars, row[0]), markdown, flags=re.M)
     source = _source(page.file.src_uri)
     if source is None:
         return markdown
@@ -126,6 +128,13 @@ def loaded_from_elsewhere(page: str) -> list[str]:
     for style in re.findall(r"<style.*?</style>", page, re.S):
         found += _STYLED.findall(style)
     return sorted(set(found))
+
+
+_CODE = re.compile(r"`[^`]+`")
+
+
+def _bars(code: re.Match[str]) -> str:
+    return code[0].replace(r"\|", "|")
 
 
 _ASKED = re.compile(r"\b(?:src|href|srcset|poster|data)\s*=\s*[\"']?((?:https?:)?//[^\s\"'>]+)")
