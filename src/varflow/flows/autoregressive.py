@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from varflow.core.errors import SpecError, positive, unknown
-from varflow.flows.flow import Flow, Local
+from varflow.flows.flow import Flow, Local, shortened
 from varflow.native import made as native
 from varflow.networks.made import MADE, Step
 
@@ -70,6 +70,15 @@ class _Autoregressive(Flow):
 
         z, raw = step.sequential(update, batch)
         return z, self.coefficients(*raw.unbind(-2))[0].sum(-1)
+
+    @property
+    def steps(self) -> int:
+        return self.length
+
+    def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
+        made = shortened(self, steps)
+        made._modules["made"] = shortened(self.made, steps, "weights", "biases", "context_weight")
+        return made, local
 
     def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
         return self._through(z, local, solve=False)

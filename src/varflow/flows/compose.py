@@ -74,6 +74,22 @@ class Compose(Flow):
         assert total is not None
         return z, total.expand(z.shape[:-1])
 
+    @property
+    def steps(self) -> int:
+        return sum(flow.steps for flow in self._parts())
+
+    def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
+        parts: list[Flow] = []
+        own: list[Tensor] = []
+        for flow, held in zip(self._parts(), self._split(local), strict=True):
+            part, share = flow.first(min(steps, flow.steps), held)
+            parts.append(part)
+            own += share
+            steps -= flow.steps
+            if steps <= 0:
+                break
+        return Compose(*parts), tuple(own)
+
     def _parts(self) -> Iterator[Flow]:
         for flow in self.flows:
             assert isinstance(flow, Flow)

@@ -30,7 +30,9 @@ What every flow promises (``tests/flows/test_contract.py`` checks each of these 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,6 +41,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from varflow.core import display
 from varflow.core.errors import ShapeError, SpecError, positive
 from varflow.core.exporting import exporting
 from varflow.core.settings import Settings, Size, settings
@@ -124,6 +127,32 @@ class Flow(nn.Module, ABC):
             f"{name}.pull(self, z, local=()), which returns z before the flow and minus its ladj"
         )
 
+    @property
+    def steps(self) -> int:
+        """Into how many steps :meth:`first` divides the map; 1 where it is one piece."""
+        return 1
+
+    def first(self, steps: int, local: Local = ()) -> tuple[Flow, Local]:
+        """The flow of the first ``steps`` steps from the base on, and its share of ``local``.
+
+        f = f_K ∘ … ∘ f₁, and ``first(k)`` is f_k ∘ … ∘ f₁: what a picture of the way from base to target is made of.
+        It shares the parameters and is for reading alone: no gradient reaches them.
+
+        Args:
+            steps: k, from 1 to ``self.steps``.
+            local: of :meth:`condition`.
+
+        Raises:
+            SpecError: another number.
+        """
+        if not 1 <= steps <= self.steps:
+            raise SpecError(f"steps: was {steps}; this {type(self).__name__} has {self.steps}, use 1 to {self.steps}")
+        return (self, local) if steps == self.steps else self._first(steps, local)
+
+    def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
+        """:meth:`first` for fewer steps than all, where there are several."""
+        raise NotImplementedError
+
     def forward(
         self, z: Float[Tensor, "... features"], context: Float[Tensor, "... context"] | None = None
     ) -> tuple[Float[Tensor, "... features"], Float[Tensor, "..."]]:
@@ -179,8 +208,39 @@ class Flow(nn.Module, ABC):
             if context is not None:
                 _check_dtype("context", context, needed, name)
 
+    def _repr_html_(self) -> str:
+        return display.tree(self)
+
     def extra_repr(self) -> str:
         return f"features={self.features}, context_features={self.context_features}"
+
+
+def shortened(module: Any, steps: int, *names: str) -> Any:
+    """A copy of a module of ``length`` steps that has the first ``steps`` alone, of the stacked parameters ``names``
+    or of lists of such. Other parts are shared.
+    """
+    made = copy.copy(module)
+    made._parameters, made._modules = dict(module._parameters), dict(module._modules)
+    made.length = steps
+    for name in names:
+        held = getattr(module, name)
+        if isinstance(held, nn.ParameterList):
+            made._modules[name] = nn.ParameterList(_share_of(part, steps) for part in held)
+        elif held is not None:
+            made._parameters[name] = _share_of(held, steps)
+    return made
+
+
+def _share_of(stacked: Tensor, steps: int) -> nn.Parameter:
+    return nn.Parameter(stacked.detach()[:steps], requires_grad=False)
+
+
+def packed_first(packed: Tensor, length: int, steps: int, sizes: Sequence[int]) -> Tensor:
+    """The numbers of the first steps, of a vector that holds, for each of ``sizes``, that many numbers of every step,
+    step after step.
+    """
+    groups = packed.split([length * size for size in sizes], -1)
+    return torch.cat([group[..., : steps * size] for group, size in zip(groups, sizes, strict=True)], -1)
 
 
 def align(z: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:

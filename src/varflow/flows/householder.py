@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from varflow.core.errors import positive
 from varflow.core.exporting import exporting
-from varflow.flows.flow import Flow, Local, align
+from varflow.flows.flow import Flow, Local, align, shortened
 from varflow.networks.linear import Linear
 
 
@@ -93,6 +93,15 @@ class Householder(Flow):
 
     def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
         return self._apply_all(z, local, transpose=True)
+
+    @property
+    def steps(self) -> int:
+        return self.length
+
+    def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
+        if not self.context_features:
+            return shortened(self, steps, "v"), ()
+        return shortened(self, steps), (local[0][..., : steps * self.features],)
 
     def _apply_all(self, z: Tensor, local: Local, transpose: bool) -> tuple[Tensor, Tensor]:
         if local:

@@ -194,6 +194,14 @@ class TransformFlow(Flow):
         source = "" if isinstance(self.source, nn.Module) else f", source={_described(self.source)}"
         return super().extra_repr() + source
 
+    @property
+    def steps(self) -> int:
+        return len(_chain(self.source)) or 1
+
+    def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
+        part = type(self.source)(*_chain(self.source)[:steps])
+        return TransformFlow(part, self.features, self.context_features), local
+
     def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
         return _apply(self._transform(local), z, local)
 
@@ -202,6 +210,11 @@ class TransformFlow(Flow):
 
     def _transform(self, local: Local) -> Transform:
         return self.source if isinstance(self.source, Transform) else self.source(*local)
+
+
+def _chain(source: Any) -> list[Any]:
+    """The maps that a composed transform of zuko's is a chain of; none of any other."""
+    return list(source.transforms) if type(source).__name__ == "LazyComposedTransform" else []
 
 
 def _described(source: Any) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from varflow.core.errors import positive
 from varflow.flows.determinants import log_det
-from varflow.flows.flow import Flow, Local, align
+from varflow.flows.flow import Flow, Local, align, packed_first, shortened
 from varflow.flows.tanh_units import inverse_pre_activations, pre_activations
 from varflow.native import planar as native
 from varflow.native.planar_fit import Chain
@@ -128,6 +128,16 @@ class Planar(Flow):
         if self.context_features:
             z, ladj = z.transpose(0, 1), ladj.t()
         return z.reshape(*batch, self.features), ladj.reshape(batch)
+
+    @property
+    def steps(self) -> int:
+        return self.length
+
+    def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
+        if not self.context_features:
+            return shortened(self, steps, "u", "w", "b"), ()
+        sizes = (self.features, self.features, 1)
+        return shortened(self, steps), (packed_first(local[0], self.length, steps, sizes),)
 
     def compiled(self) -> Chain | None:
         """What compiled code has of it: the names of its tensors, where they are its own."""

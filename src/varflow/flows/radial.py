@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from varflow.core.errors import positive
 from varflow.flows.determinants import log_mean
-from varflow.flows.flow import Flow, Local
+from varflow.flows.flow import Flow, Local, packed_first, shortened
 from varflow.networks.linear import Linear
 
 _SHIFT = math.log(math.e - 1)
@@ -104,6 +104,15 @@ class Radial(Flow):
             z = torch.addcmul(shrink * offset, center[k], per_unit)
             radii.append(r)
         return z * unit, -self._ladj(radii[::-1], alpha, s, log_s)
+
+    @property
+    def steps(self) -> int:
+        return self.length
+
+    def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
+        if not self.context_features:
+            return shortened(self, steps, "center", "a", "b"), ()
+        return shortened(self, steps), (packed_first(local[0], self.length, steps, (self.features, 1, 1)),)
 
     def _unpack(self, local: Local) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Centres [K, *batch, D]; α, s and log s (where s underflows) [K, *batch, 1]."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from varflow.core.errors import SpecError, positive
 from varflow.flows.determinants import log_det
-from varflow.flows.flow import Flow, Local, align
+from varflow.flows.flow import Flow, Local, align, shortened
 from varflow.flows.householder import overlaps, reflect, unit
 from varflow.flows.tanh_units import inverse_pre_activations
 from varflow.networks.linear import Linear
@@ -135,6 +135,15 @@ class Sylvester(Flow):
             z = z - self._outside(p.tanh() @ step.upper.transpose(1, 2), step)
             total = total - log_det(p, step.s, step.log_s).sum(-1)
         return self._restore(z, batch), total.t().reshape(batch)
+
+    @property
+    def steps(self) -> int:
+        return self.length
+
+    def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
+        if not self.context_features:
+            return shortened(self, steps, "packed"), ()
+        return shortened(self, steps), (local[0][..., : steps * sum(self._sizes)],)
 
     def _outside(self, x: Tensor, step: _Step) -> Tensor:
         """Q x."""

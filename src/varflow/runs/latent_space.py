@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from varflow.core import random
+from varflow.core import display, random
 from varflow.core.errors import RunError, ShapeError, SpecError, positive, unknown
 from varflow.core.files import write_atomically
 from varflow.core.observed import Examples, parts_of
@@ -93,6 +93,7 @@ def _choices(model: Model) -> tuple[What, ...]:
 
 
 def _embedded(model: Model, x: Examples, what: What, samples: int, seed: int, first: int) -> Tensor:
+    x = model.completed(x)
     if what == "centre":
         return _centre(model, x)
     if what == "codes":
@@ -118,7 +119,7 @@ def _centre(model: Model, x: Examples) -> Tensor:
 
 
 @torch.no_grad()
-def _decoded(run: Run, model: Model, z: Tensor, mean: bool = True, context: Tensor | None = None) -> Tensor:
+def decoded(run: Run, model: Model, z: Tensor, mean: bool = True, context: Tensor | None = None) -> Tensor:
     """x of latents, or of base points of a density, in the units of the data: ``[N, *event]``."""
     parts = []
     assert run.preprocessing is not None
@@ -144,12 +145,12 @@ def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0, given: Any =
             for first in range(0, piece.sizes["test"], _BLOCK):
                 rows = torch.arange(first, min(first + _BLOCK, piece.sizes["test"]))
                 with random.stream(_row_seed(seed, start + first)):
-                    seen = piece.batch("test", rows).seen
+                    seen = model.completed(piece.batch("test", rows).seen)
                     if model.posterior.observed:
                         z = _centre(model, seen)
                     else:
                         z = model.encode(seen).z[0]
-                    found.append(_decoded(run, model, z, mean, parts_of(seen)[1]))
+                    found.append(decoded(run, model, z, mean, parts_of(seen)[1]))
     return answered(run, x, torch.cat(found))
 
 
@@ -174,7 +175,7 @@ def interpolate(
             (_, piece), *more = pieces(run, _as_rows(name, end, run), seed, True, given)
             if more or piece.sizes["test"] != 1:
                 raise ShapeError(f"{name}: holds several rows; give one row or picture")
-            seen = piece.batch("test", torch.zeros(1, dtype=torch.int64)).seen
+            seen = model.completed(piece.batch("test", torch.zeros(1, dtype=torch.int64)).seen)
             ends.append(_centre(model, seen)[0])
             context = parts_of(seen)[1]
         first, last = ends
@@ -188,7 +189,7 @@ def interpolate(
             move = interpolation.spherical if bent else interpolation.linear
             path = move(first.flatten(), last.flatten(), steps).reshape(steps, *shape)
         along = None if context is None else context.expand(steps, -1)
-        return answered(run, a, _decoded(run, model, path, context=along))
+        return answered(run, a, decoded(run, model, path, context=along))
 
 
 def _as_rows(name: str, end: Any, run: Run) -> Any:
@@ -204,7 +205,7 @@ def _as_rows(name: str, end: Any, run: Run) -> Any:
     return end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Neighbours:
     """The training rows whose latents are nearest to those of given rows, nearest first.
 
@@ -219,6 +220,26 @@ class Neighbours:
     distance: Float[Tensor, "rows k"]
     label: Int64[Tensor, "rows k"] | None
 
+    def __repr__(self) -> str:
+        k = self.distance.shape[1]
+        return f"Neighbours({k} of each of {len(self.rows)} rows, nearest at {float(self.distance[:, 0].min()):.3g})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        origins: list[list[Any]] = [list(places) for places in self.rows[: display.ROWS]]
+        for i, places in enumerate(origins):
+            labels: list[Any] = [""] * len(places) if self.label is None else self.label[i].tolist()
+            cells = [
+                f"{place}{'' if self.label is None else f' (label {label})'}, {distance:.3g}"
+                for place, label, distance in zip(places, labels, self.distance[i].tolist(), strict=True)
+            ]
+            rows.append([str(i), *cells])
+        heads = ["row", *(f"neighbour {k + 1}" for k in range(self.distance.shape[1]))]
+        left = len(self.rows) - len(rows)
+        more = [f"and {left:,} more rows"] if left else []
+        said = "Each neighbour: its place among the training rows, and its distance in latent space."
+        return display.block(display.table(heads, rows, words=range(len(heads))), display.note(*more, said))
+
 
 @torch.no_grad()
 def nearest(run: Run, x: Any, k: int = 5, among: Any = None, seed: int = 0, given: Any = None) -> Neighbours:
@@ -226,7 +247,7 @@ def nearest(run: Run, x: Any, k: int = 5, among: Any = None, seed: int = 0, give
     model = one_model(run, "nearest", "there is nothing to look among")
     _choices(model)
     positive(k=k)
-    held = _training_latents(run) if among is None else _Embedded(_points(run, model, among, seed), None, None)
+    held = training_latents(run) if among is None else Embedded(_points(run, model, among, seed), None, None)
     if k > len(held.points):
         raise SpecError(f"k: was {k}; there are {len(held.points)} rows to look among, use at most that")
     points = _points(run, model, x, seed, given).split(_BLOCK)
@@ -246,7 +267,7 @@ def _points(run: Run, model: Model, x: Any, seed: int, given: Any = None) -> Ten
 
 
 @dataclass(frozen=True)
-class _Embedded:
+class Embedded:
     """Rows in latent space, with what is known of each."""
 
     points: Tensor
@@ -254,7 +275,7 @@ class _Embedded:
     labels: Tensor | None
 
 
-def _training_latents(run: Run) -> _Embedded:
+def training_latents(run: Run) -> Embedded:
     """Latents of training rows, from the run folder, or from the data where they are at hand."""
     path = None if run.folder is None else run.folder / EMBEDDINGS
     if path is None or not path.exists():
@@ -272,10 +293,10 @@ def _training_latents(run: Run) -> _Embedded:
     if "codes" in held:
         home = next(model.parameters())
         points = model.posterior.decode_codes(points.to(home.device)).cpu()  # type: ignore[operator]
-    return _Embedded(points.flatten(1).double(), names or places, held.get("label"))
+    return Embedded(points.flatten(1).double(), names or places, held.get("label"))
 
 
-def _embed_training_rows(run: Run) -> _Embedded:
+def _embed_training_rows(run: Run) -> Embedded:
     model, dataset = run.members()[0], run.dataset
     assert isinstance(dataset, Dataset)
     points, index = _few_latents(run, dataset)
@@ -283,17 +304,18 @@ def _embed_training_rows(run: Run) -> _Embedded:
         points = model.posterior.decode_codes(points)  # type: ignore[operator]
     labels = dataset.labels("train")
     label = None if labels is None else labels[index.to(labels.device)].cpu()
-    return _Embedded(points.flatten(1).double().cpu(), dataset.origins("train", index), label)
+    return Embedded(points.flatten(1).double().cpu(), dataset.origins("train", index), label)
 
 
 def _few_latents(run: Run, dataset: Dataset, seconds: float = math.inf) -> tuple[Tensor, Tensor]:
     """The centres or codes of the training rows that stand for all, and which rows they are."""
     what: What = "codes" if run.members()[0].posterior.discrete else "centre"
-    order, values = training_order(dataset)[:_ROWS], dataset.raw("train")
+    order = training_order(dataset, _ROWS)
     begun, parts, done = time.monotonic(), [], 0
     while done < len(order):
-        rows = order[done : done + _BLOCK].to(values.device)
-        parts.append(torch.as_tensor(embed(run, values[rows], what, given=conditions_at(dataset, rows))))
+        rows = order[done : done + _BLOCK].to(dataset.device)
+        values = dataset.stored("train", rows)
+        parts.append(torch.as_tensor(embed(run, values, what, given=conditions_at(dataset, rows))))
         done += len(rows)
         if done * parts[0][0].numel() > _NUMBERS or time.monotonic() - begun > seconds:
             break
