@@ -11,6 +11,7 @@ import posixpath
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         "Reference": ["reference/index.md", *reference.navigation()],
     }
     config.nav = _filled(config.nav or [], found)
+    # A page that nobody has given a place stands at the end of the guides.
+    placed = set(_leaves(config.nav))
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        page = path.relative_to(ROOT / "docs").as_posix()
+        if page not in placed:
+            next(item["Guides"] for item in config.nav if "Guides" in item).append(page)
     return config
 
 
@@ -73,6 +80,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links between files of the repository into links between pages."""
+    # GitHub wants a bar in the code of a table escaped; here it would be shown with its backslash.
+    markdown = re.sub(r"^\|.*$", lambda row: _CODE.sub(_bars, row[0]), markdown, flags=re.M)
     source = _source(page.file.src_uri)
     if source is None:
         return markdown
@@ -128,6 +137,13 @@ def loaded_from_elsewhere(page: str) -> list[str]:
     return sorted(set(found))
 
 
+_CODE = re.compile(r"`[^`]+`")
+
+
+def _bars(code: re.Match[str]) -> str:
+    return code[0].replace(r"\|", "|")
+
+
 _ASKED = re.compile(r"\b(?:src|href|srcset|poster|data)\s*=\s*[\"']?((?:https?:)?//[^\s\"'>]+)")
 _STYLED = re.compile(r"(?:url\(|@import)\s*[\"']?((?:https?:)?//[^\s\"')]+)")
 
@@ -154,6 +170,14 @@ def _relative(target: str, page: str) -> str:
     return posixpath.relpath(target, posixpath.dirname(page) or ".")
 
 
+def _leaves(nav: Any) -> Iterator[str]:
+    """The pages of the navigation."""
+    if isinstance(nav, str):
+        yield nav
+    for below in nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ():
+        yield from _leaves(below)
+
+
 def _filled(nav: Any, found: dict[str, list[Any]]) -> Any:
     """The navigation with the lists that were found, and without sections and pages that are not there."""
     if isinstance(nav, str):
@@ -167,4 +191,4 @@ def _filled(nav: Any, found: dict[str, list[Any]]) -> Any:
 
 
 #: Pages that others write; their places in the navigation are ready.
-AWAITED = {"streaming.md", "explorer.md", "experiments.md", "findings.md"}
+AWAITED = {"streaming.md", "explorer.md", "experiments.md", "findings.md", "published.md"}

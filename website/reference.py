@@ -37,6 +37,9 @@ GROUPS = {
     "Basics": ("errors", "random", "ranks", "specs", "recipes"),
 }
 
+#: What most people call, before the others on the page of varflow.
+FIRST = ("fit", "load", "resume", "Run", "Model", "Terms", "sweep", "resume_sweep")
+
 
 def navigation() -> list[Any]:
     """The pages behind reference/index.md, for the navigation."""
@@ -86,9 +89,9 @@ def _names(room: str) -> list[str] | None:
 def _top() -> str:
     exports = _exports()
     names = [name for name in exports if ":" in exports[name]]
-    verbs = [name for name in names if name[0].islower()]
-    classes = [name for name in names if name[0].isupper()]
-    described = "\n\n".join(f"::: varflow.{name}" for name in [*verbs, *classes])
+    described = "\n\n".join(
+        f"::: varflow.{name}" for name in [*FIRST, *(n for n in names if n not in FIRST)]
+    )
     return f"# varflow\n\n`import varflow as vf` imports nothing else until a name is used.\n\n{described}\n"
 
 
@@ -192,8 +195,8 @@ def _settings() -> str:
         "# Settings",
         "",
         "A run is a choice of parts and their settings. Each has one name: the keyword of `vf.fit(length=8)`, the "
-        "flag `--length 8`, with hyphens for underscores, and the key in `spec.json`. A setting of a part that is not "
-        "chosen is refused.",
+        "flag `--length 8`, with hyphens for underscores, and the key in `spec.json`. A setting of a part that is "
+        "not chosen is refused.",
     ]
     for role in ROLES.values():
         lines += ["", f"## {role.name}", "", *filter(None, [role.help]), ""]

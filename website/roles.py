@@ -1,4 +1,4 @@
-"""Docstrings as mkdocstrings should read them, by an extension of Griffe: roles of Sphinx as links, a row an argument."""
+"""Docstrings as mkdocstrings should read them, by an extension of Griffe: roles as links, a row an argument."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ CONV_AMORTIZED = Recipe(
 
 DENSE = Recipe(
     "dense",
-    "the network of the README's comparison: 784-400-400-40, 16 steps, 60 epochs",
+    "the network of the comparison of posteriors: 784-400-400-40, 16 steps, 60 epochs",
     RunSpec().replace(latent=40, epochs=60).preset(length=16),
     "dense network of flow-VAE with 40 latents, as in Rezende and Mohamed 2015",
     _DIFFERS,
