@@ -196,8 +196,10 @@ def resume(
         kept, _ = read_preprocessing(path, form)
         dataset = spec_data(data, spec, kept, read_conditions(path, form)).to(engine.device, engine.dtype)
         model = build(spec, dataset, parts)
-    check_data(dataset, path)
+    said = check_data(dataset, path)
     begun = _Fit(spec, model, dataset, engine, path, about, quiet, told)
+    for note in said:
+        begun.progress.say(note)
     begun.go_on(state, before)
     return begun.finish()
 
