@@ -412,7 +412,7 @@ class _Fit:
         if self.engine.device == "cpu" and (note := native.absence()):
             self.progress.say(note)
         # Where the data were found may differ.
-        seen = {k: v for k, v in describe_data(self.dataset).items() if k not in ("source", "folder")}
+        seen = {k: v for k, v in describe_data(self.dataset).items() if k not in ("source", "folder", "modified")}
         ranks.meet({"settings": self.spec.replace(data_dir=None).to_dict(), "data": seen})
         ranks.copy_first(self.loop.model)
         self.callbacks.meet()

@@ -321,6 +321,10 @@ def describe_data(dataset: Dataset | TargetBatches) -> dict[str, Any]:
     }
 
 
+#: What data.json says of where data were found and how they were read, which may differ.
+_HOW = ("source", "folder", "flip", "frame", "modified", "streamed", "looked_at", "learned_from")
+
+
 def check_data(dataset: Dataset | TargetBatches, folder: Path) -> list[str]:
     """Whether these are the data a run was fitted to; what is to be said of them.
 
@@ -330,7 +334,7 @@ def check_data(dataset: Dataset | TargetBatches, folder: Path) -> list[str]:
     there, here = read_json(folder / DATA), json.loads(json.dumps(describe_data(dataset)))
     for key in here:
         # Where they were found may differ; what they are may not.
-        if key not in ("source", "folder", "flip", "frame", "modified") and here[key] != there.get(key):
+        if key not in _HOW and here[key] != there.get(key):
             raise RunError(
                 f"data: {key} is {here[key]}, the run was fitted with {there.get(key)}; give the data of the run"
             )
