@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 from collections.abc import Callable
@@ -338,6 +339,25 @@ def test_a_store_goes_to_another_process(case: str, tmp_path: Path) -> None:
     assert torch.equal(sent.of("train", np.arange(20)), data.rows.of("train", np.arange(20)))
 
 
+def test_rows_on_a_slow_disk_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = varflow.data.load(npy(tmp_path), "none", stream="always")
+    assert isinstance(data, Streamed)
+    order, told = data.computed_order(0, 0), []
+    assert order is not None
+    chosen = [torch.from_numpy(order(at, at + 16)) for at in range(0, 96, 16)]
+    monkeypatch.setattr(type(data.rows.store), "expect", lambda store, places: told.append(places.tolist()))
+    data.read_ahead(lambda step: chosen[step], range(1, 6))
+    for step in (1, 2, 0, 3):
+        # What is read in memory's time would say that it is not slow.
+        data.rows.store.cold = True
+        data.batch("train", chosen[step])
+    ahead = [data.rows.splits["train"].rows(rows.numpy()).tolist() for rows in chosen]
+    # The rows of a batch themselves come before those of the two steps after it.
+    own = {step: [ahead[step]] for step in range(6)}
+    own_rows = own[0] + own[1] + own[2] + own[3]
+    assert [rows for rows in told if rows not in own_rows] == [ahead[4], ahead[4], ahead[5]]
+
+
 def test_workers_give_the_batches_in_order_and_errors_as_they_are(tmp_path: Path) -> None:
     path = npy(tmp_path)
     plain = varflow.data.load(path, "none", stream="always")
@@ -353,3 +373,5 @@ def test_workers_give_the_batches_in_order_and_errors_as_they_are(tmp_path: Path
     ahead.read_ahead(lambda step: chosen[step], range(0, 2))
     with pytest.raises(DataError, match="has changed while it was read"):
         ahead.batch("train", chosen[0])
+    ahead.read_ahead(lambda step: chosen[step], range(0))
+    assert not multiprocessing.active_children()

@@ -99,10 +99,15 @@ def test_a_run_on_streamed_data_does_all_that_a_run_does(
     assert run.report().exists()
 
 
-def test_a_file_that_changed_is_not_that_of_the_run(data: Path, tmp_path: Path) -> None:
+def test_a_file_that_changed_is_not_that_of_the_run(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     x = np.load(data / "x.npy")
     np.save(tmp_path / "x.npy", x)
     fit(tmp_path / "x.npy", stream="always", out=tmp_path / "run", steps=3)
+    os.utime(tmp_path / "x.npy", ns=(10**18, 10**18))
+    vf.resume(tmp_path / "run", steps=4)
+    assert "note: x.npy was written at 2001-09-09T01:46:40+00:00, that of the run at" in capsys.readouterr().err
     x[0, 0] += 1
     np.save(tmp_path / "x.npy", x)
     with pytest.raises(RunError, match="data: checksums is"):

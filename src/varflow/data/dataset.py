@@ -238,7 +238,7 @@ class Dataset:
                 )
                 drawn = self._protocol.draw(values, u)
         elif self._protocol.purpose is not None:
-            drawn = self._fixed_at(split, index)
+            drawn = self._fixed_at(split, index, values)
         mask = self._protocol.observed(values) if self._masked else None
         context = None if self.conditions is None else self.conditions.context(split, index, self.dtype)
         return Batch(*self._protocol.encode(values, drawn, self.dtype), mask, context)
@@ -252,8 +252,8 @@ class Dataset:
         rows = torch.arange(len(values), device=self.device)
         return both.index_select(0, rows + len(values) * (coin < 0.5))
 
-    def _fixed_at(self, split: str, index: Tensor) -> Tensor:
-        """What the noise of rows of a held-out split decides."""
+    def _fixed_at(self, split: str, index: Tensor, values: Tensor) -> Tensor:
+        """What the noise of rows of a held-out split decides about their ``values``."""
         return self._fixed(split).index_select(0, index.to(self.device))
 
     def _fixed(self, split: str) -> Tensor:

@@ -95,13 +95,20 @@ class Ahead:
         values: Tensor = found
         return values
 
+    def close(self) -> None:
+        """End the workers."""
+        self._batches = None
+
     def _tell(self, index: Places) -> None:
         """Tell the store of the rows of the steps after this one."""
-        if not getattr(self.rows.store, "cold", False):
+        at, self._at = self._at, self._at + 1
+        if not self.rows.store.cold or at >= self.steps.stop:
             return
-        while self._at < self.steps.stop and not np.array_equal(self.chosen(self._at).cpu().numpy(), index):
-            self._at += 1
-        for step in range(self._at + 1, min(self._at + 1 + _TOLD, self.steps.stop)):
+        if not np.array_equal(self.chosen(at).cpu().numpy(), index):
+            # These are not of the steps of the fit: another look at them, say.
+            self._at = at
+            return
+        for step in range(at + 1, min(at + 1 + _TOLD, self.steps.stop)):
             self.rows.store.expect(self.rows.splits["train"].rows(self.chosen(step).cpu().numpy()))
 
 

@@ -13,6 +13,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,11 @@ class File:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
+    def facts(self) -> dict[str, Any]:
+        """What tells it from others: its time of modification, and :meth:`fingerprint`."""
+        when = datetime.fromtimestamp(self._changed / 1e9, UTC).isoformat(timespec="seconds")
+        return {"source": str(self.path.resolve()), "modified": when, "checksums": self.fingerprint()}
+
     def fingerprint(self) -> dict[str, Any]:
         """Its size and the MD5 sum of blocks of it that are chosen by its size, of all of it where it is small:
         hashing hundreds of gigabytes takes longer than many fits.
@@ -272,7 +278,7 @@ class NpyStore(Store):
                 self.file.will_need(self.offset + place * self.row_bytes, self.row_bytes)
 
     def facts(self) -> dict[str, Any]:
-        return {"source": self.source, "checksums": self.file.fingerprint()}
+        return self.file.facts()
 
 
 def _head(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:

@@ -153,7 +153,7 @@ class GroupStore(Store):
         return out
 
     def facts(self) -> dict[str, Any]:
-        return {"source": self.source, "checksums": self.file.fingerprint()}
+        return self.file.facts()
 
 
 def group_store(path: Path, told: bool) -> GroupStore | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from varflow.core.errors import SpecError
+from varflow.core.errors import SpecError, VarflowError
 from varflow.data import reading as tables
 from varflow.data.own import is_picture
 from varflow.data.stores import ArrayStore, NpyStore, Store, of_memmap
@@ -58,7 +58,13 @@ def of_python(x: Any, labels: Any, name: str, how: Reading) -> Store | None:
         return None if stays or (small <= ABOVE and not told) else _large(ArrayStore(x, name, labels), how)
     from varflow.data.stores_items import item_store
 
-    return _large(item_store(x, labels, name), how)
+    try:
+        return _large(item_store(x, labels, name), how)
+    except VarflowError:
+        # Held in memory the same is said by other rules.
+        if told:
+            raise
+        return None
 
 
 def refuse(how: Reading, name: str) -> None:

@@ -249,8 +249,8 @@ class Streamed(Dataset):
             self._mean = (total + total.flip(-1)) / 2 if self.flip else total
         return self._mean.to(self.dtype)
 
-    def _fixed_at(self, split: str, index: Tensor) -> Tensor:
-        chosen, values = index.cpu(), self.stored(split, index)
+    def _fixed_at(self, split: str, index: Tensor, values: Tensor) -> Tensor:
+        chosen = index.cpu()
         purpose = f"{self._protocol.purpose}/{split}"
         u = torch.empty(len(chosen), *self.event_shape)
         block = chosen // _ROWS
@@ -271,6 +271,8 @@ class Streamed(Dataset):
         """Have worker processes read the rows of the steps to come; others are read when they are asked for."""
         from varflow.data.read_ahead import Ahead
 
+        if self._ahead is not None:
+            self._ahead.close()
         self._ahead = Ahead(self.rows, rows, steps, self.workers, self.device.type == "cuda")
 
     def first(self, **limits: int | None) -> Dataset:

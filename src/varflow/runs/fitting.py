@@ -203,8 +203,10 @@ def resume(
             kept, _ = read_preprocessing(here, form)
             dataset = spec_data(data, spec, kept, read_conditions(here, form)).to(engine.device, engine.dtype)
             model = build(spec, dataset, parts)
-        check_data(dataset, here)
+        said = check_data(dataset, here)
     begun = _Fit(spec, model, dataset, engine, path, about, quiet, told)
+    for note in said:
+        begun.progress.say(note)
     begun.go_on(state, before)
     if replaces:
         begun.progress.say(f"note: a process of this fit was replaced; it goes on from step {begun.loop.step}")
@@ -426,7 +428,7 @@ class _Fit:
         if self.engine.device == "cpu" and (note := native.absence()):
             self.progress.say(note)
         # Where the data were found may differ.
-        seen = {k: v for k, v in describe_data(self.dataset).items() if k not in ("source", "folder")}
+        seen = {k: v for k, v in describe_data(self.dataset).items() if k not in ("source", "folder", "modified")}
         ranks.meet({"settings": self.spec.replace(data_dir=None).to_dict(), "data": seen})
         ranks.copy_first(self.loop.model)
         self.callbacks.meet()

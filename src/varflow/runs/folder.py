@@ -330,8 +330,12 @@ def describe_data(dataset: Dataset | TargetBatches) -> dict[str, Any]:
     }
 
 
-def check_data(dataset: Dataset | TargetBatches, folder: Path) -> None:
-    """Whether these are the data a run was fitted to.
+#: What data.json says of where data were found and how they were read, which may differ.
+_HOW = ("source", "folder", "flip", "frame", "modified", "streamed", "looked_at", "learned_from")
+
+
+def check_data(dataset: Dataset | TargetBatches, folder: Path) -> list[str]:
+    """Whether these are the data a run was fitted to; what is to be said of them.
 
     Raises:
         RunError: shape, protocol, splits or checksums differ, with what differs.
@@ -339,10 +343,17 @@ def check_data(dataset: Dataset | TargetBatches, folder: Path) -> None:
     there, here = read_json(folder / DATA), json.loads(json.dumps(describe_data(dataset)))
     for key in here:
         # Where they were found may differ; what they are may not.
-        if key not in ("source", "folder", "flip", "frame") and here[key] != there.get(key):
+        if key not in _HOW and here[key] != there.get(key):
             raise RunError(
                 f"data: {key} is {here[key]}, the run was fitted with {there.get(key)}; give the data of the run"
             )
+    if here.get("modified") == there.get("modified"):
+        return []
+    now, then = here.get("modified"), there.get("modified")
+    return [
+        f"note: {here['name']} was written at {now}, that of the run at {then}; its size and the parts that are "
+        "hashed are the same"
+    ]
 
 
 def snapshots(folder: Path) -> list[tuple[int, dict[str, Tensor]]]:
