@@ -268,6 +268,7 @@ def measure(options: argparse.Namespace, files: str) -> dict[str, dict[int, Poin
     found: dict[str, dict[int, Point]] = {name: {v: Point() for v in CURVES[name].values} for name in names}
     given = ["--steps", options.steps, "--warmup", options.warmup, "--threads", options.threads]
     given += ["--clock", options.clock, "--seconds", options.seconds, "--files", files]
+    given += ["--instructions", options.instructions]
     shuffle = random.Random(0)
     for _ in range(options.blocks):
         shuffle.shuffle(points)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import subprocess
@@ -195,6 +196,20 @@ def test_figures_show_themselves(runs, tmp_path) -> None:
     drawn, axes = vf.figures.canvas()
     axes[0, 0].plot([0, 1])
     assert drawn._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_256_colours_are_taken_where_they_are_as_good() -> None:
+    from PIL import Image
+
+    from varflow.figures.illustration import png
+
+    def mode(values: torch.Tensor) -> str:
+        figure, axes = vf.figures.canvas(1, 1, 2, 2)
+        axes[0, 0].imshow(values.numpy(), vmin=0, vmax=1)
+        return Image.open(io.BytesIO(png(figure))).mode
+
+    assert mode(torch.linspace(0, 1, 400).reshape(20, 20)) == "P"
+    assert mode(torch.rand(100, 100, 3)) == "RGBA"
 
 
 def test_figures_that_do_not_apply_are_refused_by_name(runs) -> None:

@@ -111,6 +111,17 @@ def test_stages_are_evaluated_on_the_way(experiments: dict[str, ModuleType], tmp
     assert found["curve"][1]["step"] == found["step"] == 2 * found["curve"][0]["step"]
 
 
+def test_a_timed_fit_ends_and_is_not_begun_again(experiments: dict[str, ModuleType], tmp_path: Path) -> None:
+    settings = {"latent": 2, "hidden": 8, "flow": "none"}
+    work = experiments["best_dense"].Timed("t", "digits", settings, samples=2, limit=10, minutes=0.002)
+    work.run(tmp_path / "t")
+    found = work.measure(tmp_path / "t")
+    assert found is not None
+    assert found["reason"].startswith("0.002 minutes are over")
+    work.run(tmp_path / "t")
+    assert work.measure(tmp_path / "t") == found
+
+
 def test_their_loss_charges_the_prior_at_z0(experiments: dict[str, ModuleType], tmp_path: Path) -> None:
     """Once it did not reach the loop any more, and both losses trained the same model."""
     systems = experiments["systems"]

@@ -189,6 +189,17 @@ def test_without_standard_error_nothing_is_said(monkeypatch):
     assert shown.kind == "quiet"
 
 
+def test_a_log_that_cannot_be_written_ends_and_not_what_it_is_about():
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    with Live(Full(), every=0) as shown:
+        shown.show(1, 2)
+        shown.say("a note")
+    assert shown.kind == "quiet"
+
+
 @pytest.fixture
 def cell(monkeypatch):
     """The output of a cell: its pictures, in the order in which they came."""

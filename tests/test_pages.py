@@ -119,7 +119,7 @@ def test_the_demonstration_shows_before_it_tells(shown) -> None:
     text = shown[0].read_text()
     heads = re.findall(r"<h[23]>(.*?)</h[23]>", text)
     assert heads[:-1] == [
-        "Four energies, and a flow that finds each", "One digit plane under three posteriors", "Gaussian",
+        "Energies, and a flow that finds each", "One digit plane under three posteriors", "Gaussian",
         "planar flow", "Latents before and after the flow", "planar flow", "The numbers",
     ]  # fmt: skip
     assert heads[-1].startswith("What took how long: ")

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +161,14 @@ class Page:
             self.tab.wait_for_timeout(50)
 
     def end(self) -> None:
+        """Close it; nothing may have gone wrong."""
+        self.close()
+        assert not self.faults, "\n".join(self.faults)
+
+    def close(self) -> None:
         self.context.close()
         self.server.terminate()
-        self.server.wait(20)
-        assert not self.faults, "\n".join(self.faults)
+        self.server.communicate(timeout=20)
 
 
 @pytest.fixture(scope="module")
@@ -179,11 +183,29 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
+Serve = Callable[..., Page]
+
+
+@pytest.fixture
+def serve(browser: Any) -> Iterator[Serve]:
+    """Pages that are closed whatever becomes of the test."""
+    pages: list[Page] = []
+
+    def served(*folders: Path, width: int = 1200) -> Page:
+        pages.append(Page(browser, list(folders), width))
+        return pages[-1]
+
+    yield served
+    for each in pages:
+        if each.server.poll() is None:
+            each.close()
+
+
 @pytest.mark.slow
-def test_latents_flow_and_own_pictures(browser: Any, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_latents_flow_and_own_pictures(serve: Serve, folders: dict[str, Path], tmp_path: Path) -> None:
     from PIL import Image
 
-    shown = Page(browser, [folders["plane"]])
+    shown = serve(folders["plane"])
     tab = shown.tab
     assert [t.inner_text() for t in tab.get_by_role("tab").all()][:5] == [
         "Latents",
@@ -255,8 +277,8 @@ def test_latents_flow_and_own_pictures(browser: Any, folders: dict[str, Path], t
 
 
 @pytest.mark.slow
-def test_trajectories_directions_and_side_by_side(browser: Any, folders: dict[str, Path]) -> None:
-    shown = Page(browser, [folders["hvae"], folders["small"]])
+def test_trajectories_directions_and_side_by_side(serve: Serve, folders: dict[str, Path]) -> None:
+    shown = serve(folders["hvae"], folders["small"])
     tab = shown.tab
     shown.slide("side-number", "side-left", 7)
     assert re.search(r"Left less right: [+-]", tab.locator("#side-told").inner_text())
@@ -279,8 +301,8 @@ def test_trajectories_directions_and_side_by_side(browser: Any, folders: dict[st
 
 
 @pytest.mark.slow
-def test_tables_under_conditions(browser: Any, folders: dict[str, Path], tmp_path: Path) -> None:
-    shown = Page(browser, [folders["table"]], width=390)
+def test_tables_under_conditions(serve: Serve, folders: dict[str, Path], tmp_path: Path) -> None:
+    shown = serve(folders["table"], width=390)
     tab = shown.tab
     shown.slide("latent-0-0", "latent-view-0", 1.0)
     # A flow of a few updates hardly reads its conditions, so it is the answer that is waited for.
@@ -311,13 +333,13 @@ def test_tables_under_conditions(browser: Any, folders: dict[str, Path], tmp_pat
 
 
 @pytest.mark.slow
-def test_energies_and_codes(browser: Any, folders: dict[str, Path]) -> None:
-    shown = Page(browser, [folders["energy"]])
+def test_energies_and_codes(serve: Serve, folders: dict[str, Path]) -> None:
+    shown = serve(folders["energy"])
     assert [t.inner_text() for t in shown.tab.get_by_role("tab").all() if t.is_visible()] == ["Flow"]
     for step in (0, 3, 6):
         shown.slide("flow-step-0", "flow-view-0", step)
     shown.end()
-    shown = Page(browser, [folders["codes"]])
+    shown = serve(folders["codes"])
     shown.open("Draws")
     shown.slide("temperature-0", "draws-view-0", 0.4)
     # A prior of six updates hardly tells its classes apart, so it is the answer that is waited for.

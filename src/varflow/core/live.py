@@ -170,7 +170,13 @@ class Live:
             # Notebooks paint what goes to standard error red, as if it were a mistake.
             print(message, flush=True)
         else:
-            print(message, file=self._stream, flush=True)
+            try:
+                print(message, file=self._stream, flush=True)
+            except BrokenPipeError:
+                raise
+            except OSError:
+                # A log on a full disk is no reason to lose what it is about.
+                self.kind = "quiet"
 
     def _made_line(self) -> Any:
         from rich.console import Console

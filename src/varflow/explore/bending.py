@@ -208,7 +208,7 @@ def _states(flow: Flow, local: Local, points: Tensor, one: bool = False) -> tupl
 
 def _walk(flow: Flow, local: Local, points: Tensor) -> tuple[Tensor, Tensor]:
     states, total = [points], [points.new_zeros(points.shape[:-1])]
-    for steps in range(1, flow.steps + 1):
+    for steps in range(1, flow.count_steps() + 1):
         part, own = flow.first(steps, local)
         z, ladj = part.push(points, own)
         states.append(z)

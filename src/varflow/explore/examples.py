@@ -26,6 +26,8 @@ from varflow.explore.opened import Opened
 
 #: Rows of a file that are answered, and neighbours that are shown.
 MOST, NEAREST = 200, 5
+#: Fewer training rows than these are told to be few.
+_FEW = 100
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,8 @@ def score_text(opened: Opened, found: Answer, number: int = 0) -> str:
     share = float(found.rank[number])
     place = "less likely than all" if share == 0 else f"at least as likely as {share:.1%}"
     said += f" It is {place} of {found.among:,} training rows (rank {share:.3f})."
+    if found.among < _FEW:
+        said += " Those are few; varflow score RUN --training-rows 500 scores more where the data are at hand."
     name = f"yours: {value:.1f}".replace("-", "−")
     plot = drawing.histogram(
         opened.scores.numpy(), [(value, 2 * error, name, "#D55E00")], "log p(x) of training rows, nats"

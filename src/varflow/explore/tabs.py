@@ -416,13 +416,14 @@ def flow_tab(shared: Shared) -> None:
     """The plane before and after the flow, and between."""
     opened, kept = shared.opened, Kept()
     flow: Any = opened.gaussian.flow if "posterior" in opened.flows else opened.model.prior.flow
+    steps = flow.count_steps()
     with gr.Row(elem_classes="vf-columns"):
         with gr.Column(min_width=260):
             which = gr.Radio(
                 list(opened.flows), value=opened.flows[0], label="Flow of the", visible=len(opened.flows) > 1
             )
             step = gr.Slider(
-                0, flow.steps, value=flow.steps, step=1, label="Steps of the flow", elem_id=shared.id("flow-step")
+                0, steps, value=steps, step=1, label="Steps of the flow", elem_id=shared.id("flow-step")
             )
             show = gr.CheckboxGroup(["grid", "draws"], value=["grid", "draws"], label="Show")
             chosen = two_directions(opened)
@@ -464,14 +465,16 @@ def flow_tab(shared: Shared) -> None:
         found = way(
             which, (right, up if up != right else _other(opened, right)), kind, number, mine, shared.given(given)
         )
-        return bending.drawn(found, int(step), lambda part: part in show)
+        names = latent.legend(opened) if found.labels is not None and "draws" in show else ""
+        return bending.drawn(found, int(step), lambda part: part in show) + names
 
     @answering(2, place=1)
     def other(step: float, show: list[str], which: str, *rest: Any) -> Any:
         part: Any = opened.gaussian.flow if which == "posterior" else opened.model.prior.flow
         right, up, kind, number, mine, *given = rest
         found = way(which, (right, up), kind, number, mine, shared.given(given))
-        return gr.Slider(0, part.steps, value=part.steps), bending.drawn(found, part.steps, lambda name: name in show)
+        last = part.count_steps()
+        return gr.Slider(0, last, value=last), bending.drawn(found, last, lambda name: name in show)
 
     inputs = [step, show, which, *chosen, kind, number, shared.mine, *shared.conditions]
     step.input(stepped, inputs, seen, **LIVE)
@@ -481,7 +484,7 @@ def flow_tab(shared: Shared) -> None:
     for control in shared.conditions:
         control.change(stepped, inputs, seen, **LIVE)
     values: list[Any] = [
-        flow.steps,
+        steps,
         ["grid", "draws"],
         opened.flows[0],
         *(c.value for c in chosen),

@@ -71,8 +71,7 @@ class _Autoregressive(Flow):
         z, raw = step.sequential(update, batch)
         return z, self.coefficients(*raw.unbind(-2))[0].sum(-1)
 
-    @property
-    def steps(self) -> int:
+    def count_steps(self) -> int:
         return self.length
 
     def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:

@@ -74,18 +74,17 @@ class Compose(Flow):
         assert total is not None
         return z, total.expand(z.shape[:-1])
 
-    @property
-    def steps(self) -> int:
-        return sum(flow.steps for flow in self._parts())
+    def count_steps(self) -> int:
+        return sum(flow.count_steps() for flow in self._parts())
 
     def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
         parts: list[Flow] = []
         own: list[Tensor] = []
         for flow, held in zip(self._parts(), self._split(local), strict=True):
-            part, share = flow.first(min(steps, flow.steps), held)
+            part, share = flow.first(min(steps, flow.count_steps()), held)
             parts.append(part)
             own += share
-            steps -= flow.steps
+            steps -= flow.count_steps()
             if steps <= 0:
                 break
         return Compose(*parts), tuple(own)

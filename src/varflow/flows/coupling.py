@@ -72,8 +72,7 @@ class _Coupling(Flow):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, length={self.length}"
 
-    @property
-    def steps(self) -> int:
+    def count_steps(self) -> int:
         return self.length
 
     def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
@@ -153,10 +152,10 @@ class AdditiveCoupling(_Coupling):
     outputs = 1
 
     def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
-        first, *weights = self.weights
-        layers = [first, *(each for pair in zip(weights, list(self.biases)[1:], strict=True) for each in pair)]
         if not chain.usable(z, [z, *local, *self.parameters()]):
             return super().push(z, local)
+        first, *weights = self.weights
+        layers = [first, *(each for pair in zip(weights, list(self.biases)[1:], strict=True) for each in pair)]
         shift = self._shift(local)
         batch = torch.broadcast_shapes(z.shape[:-1], shift.shape[:-1])
         if shift.ndim == 1:

@@ -23,11 +23,11 @@ Definition = Callable[..., Tensor]
 def usable(z: Tensor, tensors: Sequence[Tensor]) -> bool:
     """Whether a plain gradient is asked for, of points with an even number of features."""
     return (
-        z.shape[-1] % 2 == 0
+        not torch.compiler.is_compiling()
+        and z.shape[-1] % 2 == 0
         and z.numel() > 0
         and torch.is_grad_enabled()
         and any(tensor.requires_grad for tensor in tensors)
-        and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
         and not torch.is_autocast_enabled(z.device.type)

@@ -127,8 +127,7 @@ class Flow(nn.Module, ABC):
             f"{name}.pull(self, z, local=()), which returns z before the flow and minus its ladj"
         )
 
-    @property
-    def steps(self) -> int:
+    def count_steps(self) -> int:
         """Into how many steps :meth:`first` divides the map; 1 where it is one piece."""
         return 1
 
@@ -139,15 +138,16 @@ class Flow(nn.Module, ABC):
         It shares the parameters and is for reading alone: no gradient reaches them.
 
         Args:
-            steps: k, from 1 to ``self.steps``.
+            steps: k, from 1 to ``count_steps()``.
             local: of :meth:`condition`.
 
         Raises:
             SpecError: another number.
         """
-        if not 1 <= steps <= self.steps:
-            raise SpecError(f"steps: was {steps}; this {type(self).__name__} has {self.steps}, use 1 to {self.steps}")
-        return (self, local) if steps == self.steps else self._first(steps, local)
+        count = self.count_steps()
+        if not 1 <= steps <= count:
+            raise SpecError(f"steps: was {steps}; this {type(self).__name__} has {count}, use 1 to {count}")
+        return (self, local) if steps == count else self._first(steps, local)
 
     def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
         """:meth:`first` for fewer steps than all, where there are several."""

@@ -94,8 +94,7 @@ class Householder(Flow):
     def pull(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
         return self._apply_all(z, local, transpose=True)
 
-    @property
-    def steps(self) -> int:
+    def count_steps(self) -> int:
         return self.length
 
     def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:

@@ -194,8 +194,7 @@ class TransformFlow(Flow):
         source = "" if isinstance(self.source, nn.Module) else f", source={_described(self.source)}"
         return super().extra_repr() + source
 
-    @property
-    def steps(self) -> int:
+    def count_steps(self) -> int:
         return len(_chain(self.source)) or 1
 
     def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:

@@ -129,8 +129,7 @@ class Planar(Flow):
             z, ladj = z.transpose(0, 1), ladj.t()
         return z.reshape(*batch, self.features), ladj.reshape(batch)
 
-    @property
-    def steps(self) -> int:
+    def count_steps(self) -> int:
         return self.length
 
     def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:

@@ -105,8 +105,7 @@ class Radial(Flow):
             radii.append(r)
         return z * unit, -self._ladj(radii[::-1], alpha, s, log_s)
 
-    @property
-    def steps(self) -> int:
+    def count_steps(self) -> int:
         return self.length
 
     def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:

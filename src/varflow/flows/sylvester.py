@@ -136,8 +136,7 @@ class Sylvester(Flow):
             total = total - log_det(p, step.s, step.log_s).sum(-1)
         return self._restore(z, batch), total.t().reshape(batch)
 
-    @property
-    def steps(self) -> int:
+    def count_steps(self) -> int:
         return self.length
 
     def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:

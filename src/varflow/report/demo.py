@@ -47,8 +47,8 @@ def write(
     text = render(
         "demo.html",
         title="Flows at work",
-        lead=f"All of this was computed just now on this machine, in {seconds:.0f} seconds: four flows fitted to "
-        f"unnormalised densities, and {len(rows)} models of handwritten digits. Seconds are wall time.",
+        lead=f"Computed on the machine that wrote this page, in {seconds:.0f} seconds of wall time: a flow fitted to "
+        f"each of {len(energies)} unnormalised densities, and {len(rows)} models of handwritten digits.",
         about=about,
         film=film(films, "film.json", names, notes),
         energies=energies,

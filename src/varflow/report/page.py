@@ -254,7 +254,7 @@ def _shown_before(scatter: points.Scatter | None, moving: film.Film | None) -> s
     """Files of figures that a page has in a better form, or elsewhere."""
     found = {"curves.png"}
     if scatter is not None:
-        found |= {"latents.png"}
+        found |= {"latents.png", "latents_after.png"}
     return found | ({"training.gif"} if moving is not None else set())
 
 

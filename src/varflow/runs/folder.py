@@ -1,7 +1,8 @@
 """The files of a run: written whole or not at all, read without executing anything.
 
     spec.json            the resolved settings
-    run.json             recipe, import paths of own parts (read, never imported), how the fit ended
+    run.json             recipe, import paths of own parts (read, never imported), how the fit ended; under torchrun
+                         the name of the launch that it belongs to (varflow.runs.restarts)
     data.json            data set, protocol, splits, checksums
     environment.json     versions, machine, seed, commit
     metrics.jsonl        one record a line: training terms and validations
