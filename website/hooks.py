@@ -21,9 +21,16 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-for folder in (ROOT, ROOT / "src"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+
+
+def _see() -> None:
+    """Import from this checkout, whatever else is installed."""
+    for folder in (str(ROOT), str(ROOT / "src")):
+        if sys.path[:1] != [folder]:
+            sys.path.insert(0, folder)
+
+
+_see()
 
 from website import links, notebooks, reference  # noqa: E402
 
@@ -31,6 +38,7 @@ from website import links, notebooks, reference  # noqa: E402
 OUTSIDE = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "releasing.md": "RELEASING.md",
     "benchmarks/index.md": "benchmarks/README.md",
 }
 
@@ -48,6 +56,8 @@ def outside() -> dict[str, str]:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put what is found in folders into the navigation, and take the addresses of the project from pyproject.toml."""
+    # mkdocs puts the path back after it has imported this file.
+    _see()
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
     config.repo_url = config.repo_url or urls.get("Repository") or urls.get("Source")
     config.site_url = config.site_url or urls.get("Documentation")
@@ -85,7 +95,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     source = _source(page.file.src_uri)
     if source is None:
         return markdown
-    pages = {_source(file.src_uri): file.src_uri for file in files}
+    pages = {_source(file.src_uri): file.src_uri for file in files} | {"README.md": "index.md"}
 
     def moved(target: str) -> str | None:
         path, mark, anchor = target.partition("#")
@@ -97,7 +107,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
                 return target
             if config.repo_url:
                 return f"{config.repo_url.rstrip('/')}/blob/main/{there}{mark}{anchor}"
-            copy = f"files/{posixpath.basename(there)}"
+            # Markdown that is no page of the site is shown as it is.
+            copy = f"files/{posixpath.basename(there)}{'.txt' if there.endswith('.md') else ''}"
             if files.get_file_from_path(copy) is None:
                 files.append(_page(config, copy, abs_src_path=str(ROOT / there)))
             return _relative(copy, page.file.src_uri)

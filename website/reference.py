@@ -81,9 +81,25 @@ def _names(room: str) -> list[str] | None:
     path = SOURCE.joinpath(*target.split("."))
     if not (path / "__init__.py").is_file():
         return None
-    table = vars(import_module(target)).get("_EXPORTS")
-    # Constants are described where they are used.
-    return None if table is None else [name for name in table if not name.isupper()]
+    text = (path / "__init__.py").read_text(encoding="utf-8")
+    if "_EXPORTS" not in text:
+        return re.findall(r"import (\w+) as \1\b", text) or None
+    exports: dict[str, str] = vars(import_module(target))["_EXPORTS"]
+    return [name for name, where in exports.items() if _is_described(where)]
+
+
+def _is_described(target: str) -> bool:
+    """Whether it is a class or a function; constants are described where they are used."""
+    module, _, name = target.partition(":")
+    path = SOURCE.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    defined = ast.ClassDef | ast.FunctionDef
+    return any(isinstance(node, defined) and node.name == name for node in _tree(file).body)
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 def _top() -> str:
