@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,6 +117,20 @@ def test_a_run_shows_data_parts_estimates_and_curves(runs) -> None:
     density = vf.fit("density", torch.randn(60, 2), prior_length=1, steps=2, quiet=True)
     assert "density p(x)" in shown(density).words
     assert "likelihood p(x|z)" not in shown(density).words
+
+
+def test_a_sweep_shows_its_trials() -> None:
+    from varflow.runs.sweep import Sweep, Trial
+
+    plan = SimpleNamespace(space={HOSTILE: (1, 2)}, name="digits", sampler="tpe", seed=0, storage="a file")
+    trials = [
+        Trial(number=0, settings={HOSTILE: 1}, state="complete", value=-25.5, step=10, folder=None, note="done"),
+        Trial(number=1, settings={HOSTILE: 2}, state="refused", value=None, step=0, folder=None, note="no"),
+    ]
+    found = Sweep(plan, trials)  # type: ignore[arg-type]
+    words = shown(found).words
+    assert all(cell in words for row in found.rows() for cell in row)
+    assert "best 0000, validation bound -25.50 nats" in repr(found)
 
 
 def test_a_model_is_a_tree_of_its_parts(runs) -> None:
