@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DONE := $(VENV)/.installed
 
-.PHONY: demo test test-portable test-wheel slow gpu lint types clean
+.PHONY: demo test test-portable test-wheel release slow notebooks gpu docs lint types clean
 
 demo: $(DONE)
 	$(VENV)/bin/varflow demo --out demo
@@ -20,15 +20,28 @@ test-portable: $(DONE)
 test-wheel: $(DONE)
 	$(RUN) tests/wheel.py $(PYTHONS)
 
+# Builds the sdist and the wheel into dist/ and checks all that RELEASING.md names; CHECKS="tree version" picks.
+release: $(DONE)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[release]'
+	$(RUN) tests/release.py $(CHECKS)
+
 slow: $(DONE)
 	$(RUN) -m pytest -m slow --timeout 1800 $(ARGS)
+
+# The tutorials, executed, with their outputs stored: NAMES="first_vae table_with_gaps" picks.
+notebooks: $(DONE)
+	$(RUN) docs/tutorials/execute.py $(NAMES)
 
 # On a machine with a CUDA device: its slice of the tests, then a table of steps, in eight minutes at most.
 gpu: $(DONE)
 	$(RUN) -m benchmarks.gpu
 
+# The site, into site/: open site/index.html. Broken links and anchors fail it; nothing is fetched from a network.
+docs: $(DONE)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --clean
+
 lint: $(DONE)
-	$(VENV)/bin/ruff check src tests benchmarks experiments
+	$(VENV)/bin/ruff check src tests benchmarks experiments website setup.py
 	$(VENV)/bin/mypy
 
 # After a change of public names or of settings: what type checkers read of them.
@@ -42,4 +55,4 @@ $(DONE): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo src/*.egg-info
+	rm -rf $(VENV) build dist demo site src/*.egg-info

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 QUESTIONS = (
-    "startup", "enter", "diagonal", "planar_static", "planar_amortized", "long_run", "batches", "adam", "likelihood",
-    "energy", "energies", "gaussian_model", "hvae", "codes", "sampling",
+    "startup", "enter", "diagonal", "planar_static", "planar_amortized", "iaf_nice", "long_run", "batches", "adam",
+    "likelihood", "energy", "energies", "gaussian_model", "hvae", "codes", "sampling",
 )  # fmt: skip
 
 

@@ -22,10 +22,17 @@ from pathlib import Path
 
 #: name → what a process runs; it prints seconds for one unit of work.
 FIT = """
-    def seconds(steps):
+    def seconds(steps, **more):
         begun = time.process_time()
-        vf.fit({what}, steps=steps, quiet=True, threads=1, {settings})
+        vf.fit({what}, steps=steps, quiet=True, threads=1, {settings} **more, **known)
         return time.process_time() - begun
+    known = {{}}
+    for name, value in dict({newer}).items():
+        try:
+            seconds(1, **{{name: value}})
+            known[name] = value
+        except ValueError:
+            pass  # the older checkout has no such part
     seconds(200)
     few = seconds(200)
     print((seconds({steps}) - few) / ({steps} - 200))
@@ -38,8 +45,10 @@ EVALUATE = """
 """
 
 
-def fit(what: str, steps: int, settings: str = "") -> str:
-    return FIT.format(what=repr(what), steps=steps, settings=settings)
+def fit(what: str, steps: int, settings: str = "", newer: str = "") -> str:
+    """A fit; ``newer`` are settings that turn off what the older checkout has not."""
+    settings = f"{settings}," if settings else ""
+    return FIT.format(what=repr(what), steps=steps, settings=settings, newer=newer)
 
 
 CASES = {
@@ -53,7 +62,9 @@ CASES = {
     "digits, prior MAF": fit("digits", 800, 'prior="maf"'),
     "energy, planar x 32": fit("energy", 1200),
     "energy, 16 fits": fit("energy", 800, "fits=16"),
-    "density of digits, MAF": fit("density", 800, 'prior="maf"'),
+    "density of digits, MAF": fit(
+        "density", 800, 'prior="maf"', newer='prior_base="normal", prior_defensive=0.0'
+    ),
     "Gaussian model, d = 25": fit("gaussian-model", 800, "dimensions=25"),
     "1,000 importance samples, one point": EVALUATE,
 }

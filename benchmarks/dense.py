@@ -7,6 +7,7 @@ uint8 tensor in memory, whatever loader the rival would use itself.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,10 +37,11 @@ def mnist() -> Dataset:
 
 def varflow_loop(dataset: Dataset, options: argparse.Namespace, compiled: bool = False, **settings: object) -> Loop:
     """A :class:`Loop` as ``varflow.fit`` builds it."""
-    spec = RunSpec().preset(length=LENGTH).replace(
-        hidden=HIDDEN, layers=2, latent=LATENT, batch=BATCH, lr=1e-3,
-        steps=10**6, compile=compiled, threads=options.threads, device="cpu", **settings,
-    )  # fmt: skip
+    usual = {
+        "hidden": HIDDEN, "layers": 2, "latent": LATENT, "batch": BATCH, "lr": 1e-3, "steps": 10**6,
+        "compile": compiled, "threads": options.threads, "device": "cpu",
+    }  # fmt: skip
+    spec = RunSpec().preset(length=LENGTH).replace(**{**usual, **settings})
     spec.validate()
     engine = Engine.start(spec.training)
     # The engine flushes denormals in this thread, whatever was asked for; the other threads exist already.
@@ -75,9 +77,9 @@ class Batches:
         return x
 
 
-def rival(model: nn.Module, loss: Callable[[Tensor], Tensor], batches: Batches) -> Step:
-    """An ordinary training step with torch's default Adam."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+def rival(model: nn.Module, loss: Callable[[Tensor], Tensor], batches: Batches, fused: bool = False) -> Step:
+    """An ordinary training step with torch's Adam: the default one, as rivals' examples have it, or the fused one."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused or None)
     model.train()
 
     def step() -> Tensor:
@@ -179,9 +181,9 @@ class ScriptPlanar(nn.Module):
         return z + u * h, ladj.squeeze(1)
 
 
-def script(batches: Batches, steps: list[nn.Module], amortized: bool = False) -> Step:
+def script(batches: Batches, steps: list[nn.Module], amortized: bool = False, fused: bool = False) -> Step:
     model = Script(steps, amortized)
-    return rival(model, model, batches)
+    return rival(model, model, batches, fused)
 
 
 def normflows_planar(batches: Batches) -> Step:
@@ -191,13 +193,141 @@ def normflows_planar(batches: Batches) -> Step:
     return script(batches, [Planar((LATENT,)) for _ in range(LENGTH)])
 
 
-def floor(onednn: bool = False) -> Step:
-    """The matrix products alone, forward and backward, of 784-400-400-80 and 40-400-400-784.
+class Amortized(nn.Module):
+    """The same VAE around a posterior of another library: what the encoder found → (z, log q(z|x))."""
+
+    def __init__(self, posterior: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = _body(PIXELS), nn.Sequential(_body(LATENT), nn.Linear(HIDDEN, PIXELS))
+        self.posterior = posterior
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(x.shape[0], -1)
+        z, log_q = self.posterior(self.encoder(x))
+        log_prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
+        logits = self.decoder(z)
+        reconstruction = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
+        return reconstruction + (log_q - log_prior).mean()
+
+
+#: Widths of the networks inside varflow's flows over 40 latents, which rivals get as well.
+IAF_HIDDEN, NICE_HIDDEN = (8 * LATENT, 8 * LATENT), (5 * LATENT, 5 * LATENT)
+
+
+class ZukoPosterior(nn.Module):
+    """zuko's distribution of a Gaussian behind transformations whose context is the encoder's features."""
+
+    def __init__(self, flow: str, length: int) -> None:
+        super().__init__()
+        import zuko
+
+        self.moments = nn.Linear(HIDDEN, 2 * LATENT)
+        if flow == "iaf":
+            # Drawn in one pass each: the inverses of the layers of its MAF, with their alternating orders.
+            maf = zuko.flows.MAF(LATENT, HIDDEN, transforms=length, hidden_features=IAF_HIDDEN)
+            self.layers = nn.ModuleList(layer.inv for layer in maf.transform.transforms)
+        else:
+            univariate = {"univariate": zuko.transforms.AdditiveTransform, "shapes": [()]}
+            layers = zuko.flows.NICE(LATENT, HIDDEN, transforms=length, hidden_features=NICE_HIDDEN, **univariate)
+            self.layers = layers.transform.transforms
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        from zuko.distributions import DiagNormal, NormalizingFlow
+        from zuko.transforms import ComposedTransform
+
+        mean, log_scale = self.moments(hidden).chunk(2, 1)
+        through = ComposedTransform(*(layer(hidden) for layer in self.layers))
+        z, log_q = NormalizingFlow(through, DiagNormal(mean, log_scale.exp())).rsample_and_log_prob()
+        return z, log_q
+
+
+class NormflowsPosterior(nn.Module):
+    """normflows' conditional flow, whose context is the encoder's features."""
+
+    def __init__(self, flow: str, length: int) -> None:
+        super().__init__()
+        import normflows
+
+        layers: list[nn.Module] = []
+        for _ in range(length):
+            if flow == "iaf":
+                layers += [_normflows_iaf(), normflows.flows.Permute(LATENT)]
+            else:
+                layers += [_normflows_additive(), normflows.flows.Permute(LATENT, "swap")]
+        base = normflows.distributions.base.ConditionalDiagGaussian(LATENT, nn.Linear(HIDDEN, 2 * LATENT))
+        self.flow = normflows.ConditionalNormalizingFlow(base, layers)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_q = self.flow.sample(len(hidden), context=hidden)
+        return z, log_q
+
+
+def _normflows_iaf() -> nn.Module:
+    """normflows' autoregressive step with a context in the first layer of its network, as the others have it.
+
+    Its own networks take one in residual blocks alone, which have twice the layers and a gate.
+    """
+    import normflows
+
+    class Made(nn.Module):
+        def __init__(self, plain: Any) -> None:
+            super().__init__()
+            self.plain, self.context = plain, nn.Linear(HIDDEN, IAF_HIDDEN[0])
+
+        def forward(self, inputs: Tensor, context: Tensor) -> Tensor:
+            outputs: Tensor = self.plain.initial_layer(inputs) + self.context(context)
+            for block in self.plain.blocks:
+                outputs = block(outputs)
+            outputs = self.plain.final_layer(outputs)
+            return outputs
+
+    # A first layer and blocks of one width; without residuals a block is one layer.
+    sizes = {"num_blocks": len(IAF_HIDDEN) - 1, "use_residual_blocks": False}
+    step = normflows.flows.MaskedAffineAutoregressive(LATENT, IAF_HIDDEN[0], **sizes)
+    step.autoregressive_net = Made(step.autoregressive_net)
+    made: nn.Module = step
+    return made
+
+
+def _normflows_additive() -> nn.Module:
+    """normflows' additive coupling with a context, which its own block does not take: beside the half that stays."""
+    import normflows
+
+    class Additive(normflows.flows.Flow):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            widths = [LATENT // 2 + HIDDEN, *NICE_HIDDEN, LATENT // 2]
+            self.coupling = normflows.flows.AffineCoupling(normflows.nets.MLP(widths, init_zeros=True), scale=False)
+
+        def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+            kept, moved = z.chunk(2, 1)
+            (_, moved), ladj = self.coupling([torch.cat([kept, context], 1), moved])
+            return torch.cat([kept, moved], 1), ladj
+
+    return Additive()
+
+
+def amortized(batches: Batches, posterior: nn.Module, fused: bool = False) -> Step:
+    model = Amortized(posterior)
+    return rival(model, model, batches, fused)
+
+
+def flow_products(flow: str, length: int) -> list[tuple[int, int]]:
+    """(inputs, outputs) of the products of an amortized IAF or of additive couplings, masks not made use of."""
+    inputs, widths, outputs = (LATENT, IAF_HIDDEN, 2 * LATENT) if flow == "iaf" else (
+        LATENT // 2, NICE_HIDDEN, LATENT // 2
+    )  # fmt: skip
+    layers = list(zip((inputs, *widths), (*widths, outputs), strict=True))
+    return [(HIDDEN, length * widths[0]), *(length * layers)]
+
+
+def floor(onednn: bool = False, more: Sequence[tuple[int, int]] = ()) -> Step:
+    """The matrix products alone, forward and backward, of 784-400-400-80 and 40-400-400-784, and of ``more``.
 
     With torch's own products (MKL in the usual builds), or with oneDNN's.
     """
     sizes = [(PIXELS, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 2 * LATENT),
-             (LATENT, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, PIXELS)]  # fmt: skip
+             (LATENT, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, PIXELS), *more]  # fmt: skip
     layers = []
     for number, (before, after) in enumerate(sizes):
         x, w, g = torch.randn(BATCH, before), torch.randn(after, before), torch.randn(BATCH, after)

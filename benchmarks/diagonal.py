@@ -24,6 +24,7 @@ def measure(options: argparse.Namespace) -> Times:
         "varflow, compiled": dense.varflow_loop(dataset, options, compiled=True).update,
         "pythae": dense.pythae(dense.Batches(dataset)),
         "flow-VAE script": dense.script(dense.Batches(dataset), []),
+        "a plain loop with fused Adam": dense.script(dense.Batches(dataset), [], fused=True),
     }
     dense.train(steps, options.warmup)
     contestants = [Contestant(name, step) for name, step in steps.items()]

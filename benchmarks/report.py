@@ -19,6 +19,15 @@ from benchmarks.timing import CLOCKS, Bar, Times, bars_table, ratio, times_table
 
 RESULTS = Path(__file__).parent / "results"
 
+#: What keeps torch's own kernels, oneDNN, MKL and varflow's compiled code to the instructions of a processor
+#: without AVX-512. Each library reads its variable once, when it is loaded.
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "VARFLOW_NATIVE_FLAGS": "-mno-avx512f",
+}
+
 
 def parser(question: str, blocks: int, steps: int, warmup: int) -> argparse.ArgumentParser:
     """The options that every question has."""
@@ -34,6 +43,8 @@ def parser(question: str, blocks: int, steps: int, warmup: int) -> argparse.Argu
     made.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     made.add_argument("--keep-denormals", action="store_true", help="leave denormal numbers as they are")
     made.add_argument("--flushed-only", action="store_true", help="skip the second process, which keeps them")
+    limited = "native, or avx2: everybody without AVX-512, where the processor has it; into a table of its own"
+    made.add_argument("--instructions", choices=("native", "avx2"), default="native", help=limited)
     made.add_argument("--json", type=Path, help="write the raw times here, and no table")
     return made
 
@@ -42,6 +53,10 @@ def start(options: argparse.Namespace) -> None:
     """Threads and denormals: before torch does anything in parallel, so that all threads inherit them."""
     if options.clock == "cpu" and options.threads != 1:
         sys.exit("--clock cpu: adds up the time of all threads; give --threads 1")
+    if options.instructions == "avx2" and any(os.environ.get(name) != value for name, value in AVX2.items()):
+        # Once more from the start: a library may have been loaded already.
+        sys.stdout.flush()
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **AVX2})
     import torch
 
     torch.set_flush_denormal(not options.keep_denormals)
@@ -66,6 +81,7 @@ def both_ways(
         path = Path(folder) / "times.json"
         given = ["--blocks", options.blocks, "--steps", options.steps, "--warmup", options.warmup]
         given += ["--threads", options.threads, "--clock", options.clock, "--keep-denormals", "--json", path]
+        given += ["--instructions", options.instructions]
         subprocess.run([sys.executable, "-m", module, *map(str, given)], check=True)
         return flushed, json.loads(path.read_text())
 
@@ -100,6 +116,8 @@ def machine(options: argparse.Namespace) -> str:
             continue
     load = f"load average {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
     run = f"{model}, {os.cpu_count()} cores, threads: {options.threads}, {options.clock} time"
+    if options.instructions != "native":
+        run += f", everybody kept to AVX2 ({' '.join(f'{name}={value}' for name, value in AVX2.items())})"
     return f"{run}; {', '.join(versions)}; {load}"
 
 
@@ -116,6 +134,9 @@ def write(module: str, options: argparse.Namespace, title: str, parts: Sequence[
         given += " --flushed-only"
     if options.clock != "wall":
         given += f" --clock {options.clock}"
+    if options.instructions != "native":
+        given += f" --instructions {options.instructions}"
+        question += f"_{options.instructions}"
     about = [f"`python -m {module} {given}`", machine(options)]
     text = "\n\n".join([f"# {title}", *about, *parts]) + "\n"
     options.out.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ GAUSSIAN = {"steps": 1500, "samples": 10}
 FLOW = {"steps": 5000, "samples": 32, "lr": 0.03}
 #: h-vae's own: RMSprop 1e-3, 2,000 epochs over 40 blocks that are data sets of their own.
 SEPARATE = {"batches": "separate", "batch": 256, "optimizer": "rmsprop", "lr": 1e-3, "decay": "none",
-            "steps": 80_000, "samples": 10}  # fmt: skip
+            "samples": 10}  # fmt: skip
 TRIANGULAR = {"flow": "triangular", "length": 1, "base_moments": "fixed"}
 WHERE = {"fixed": "N(0, I)", "learned": "learned"}
 
@@ -77,10 +77,11 @@ def _flow(flow: str, length: int, base: str, **more: Any) -> Case:
     return Case(f"{flow}-{length}-{base}", f"{flow}, K = {length}, base {WHERE[base]}", settings)
 
 
-def _separate(case: Case, dimensions: Sequence[int]) -> Case:
-    settings = {**case.settings, **SEPARATE}
+def _separate(case: Case, epochs: int = 2000) -> Case:
+    # Of each block's 40 in an epoch; VB ran twice as long.
+    settings = {**case.settings, **SEPARATE, "steps": 40 * epochs}
     return replace(case, name=f"separate-{case.name}", label=f"{case.label}; blocks of 256 apart, RMSprop",
-                   settings=settings, nodes=None, dimensions=dimensions)  # fmt: skip
+                   settings=settings, nodes=None, dimensions=DIMENSIONS)  # fmt: skip
 
 
 def _without(case: Case) -> Case:
@@ -117,7 +118,9 @@ CASES = [
     *[_without(case) for case in (VB, IAF, PLANAR)],
     *[Case(f"claim-{batches}", f"VB, {batches}", {**CLAIM, "batches": batches}, dimensions=CLAIMED)
       for batches in ("full", "minibatch", "separate")],
-    *[_separate(case, (25,)) for case in (VB, HVAE, PLANAR, IAF)],
+    _separate(VB, 4000),
+    *[_separate(_hamiltonian(tempering, steps)) for tempering in ("fixed", "none") for steps in (1, 10)],
+    *[_separate(case) for case in (PLANAR, _flow("planar", 30, "fixed"), IAF)],
     _correlated(VB, "axes"),
     _correlated(FULL, "axes"),
     _correlated(_flow("householder", 25, "learned"), "axes"),
@@ -326,51 +329,67 @@ def _whole(model: Any) -> dict[str, float]:
 
 
 def fit(options: argparse.Namespace, cases: list[Case]) -> None:
-    import varflow as vf
-    from varflow.settings import recipes
-
     for case in cases:
         for d in case.dimensions:
             out = options.out / f"{case.name}-{d}"
-            if (options.dimensions and d not in options.dimensions) or (out / "results.json").exists():
+            if options.dimensions and d not in options.dimensions:
                 continue
-            spec = recipes.find("gaussian-model").spec.replace(
-                dimensions=d, threads=options.threads, **case.settings
-            )
-            start = time.perf_counter()
-            ensemble = vf.Ensemble(build(case, spec))
-            run = vf.fit(ensemble, out=out, overwrite=True, quiet=True, **_changed(spec))
-            adam = time.perf_counter() - start
-            if not run.outcome["finished"]:
+            if fit_one(case, d, out, options.threads, options.evaluate):
                 return
-            before = run.model.monitor()
-            start = time.perf_counter()
-            members = run.model.members()
-            if case.half and spec.target.batches == "full":
-                for member in members:
-                    recentre(member)
-                    if case.restart:
-                        restart(member)
-            fitted = vf.Ensemble(members)
-            evaluations = polish(fitted, case.nodes, case.iterations) if case.nodes else 0
-            polished = time.perf_counter() - start
-            start = time.perf_counter()
-            found = vf.evaluation.evaluate_target(fitted, samples=options.evaluate)
-            rows = [
-                {
-                    "data_set": index,
-                    "before": {name: values[index] for name, values in before.items()},
-                    **{name: float(v[index]) for name, v in found.per_example.items()},
-                    **closed_form(fitted.member(index)),
-                    **_whole(fitted.member(index)),
-                }
-                for index in range(DATA_SETS)
-            ]  # fmt: skip
-            result = {"case": case.name, "label": case.label, "dimensions": d, "seconds": adam + polished,
-                      "seconds_adam": adam, "evaluations": evaluations, "fits": rows}  # fmt: skip
-            (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-            print(case.name, d, f"Adam {adam:.0f} s, L-BFGS {polished:.0f} s ({evaluations}), evaluation "
-                  f"{time.perf_counter() - start:.0f} s;", _line(rows), flush=True)  # fmt: skip
+
+
+def fit_one(case: Case, d: int, out: Path, threads: int | None = None, evaluate: int = 50_000) -> int:
+    """Fit, polish and evaluate a case at one dimension, from where the fit was cut off; results.json says it is done.
+
+    Returns:
+        the signal that the fit was ended by, or 0.
+    """
+    import varflow as vf
+    from varflow.settings import recipes
+
+    if (out / "results.json").exists():
+        return 0
+    spec = recipes.find("gaussian-model").spec.replace(dimensions=d, threads=threads, **case.settings)
+    ensemble = vf.Ensemble(build(case, spec))
+    ended = json.loads((out / "run.json").read_text()).get("outcome", {}) if (out / "spec.json").exists() else None
+    if ended is None:
+        run = vf.fit(ensemble, out=out, overwrite=True, quiet=True, **_changed(spec))
+    elif ended.get("finished"):
+        run = vf.load(out, parts={"ensemble": ensemble})
+    else:
+        run = vf.resume(out, parts={"ensemble": ensemble}, quiet=True)
+    if not run.outcome["finished"]:
+        return int(run.outcome["signal"] or 1)
+    adam = run.outcome["seconds"]
+    before = run.model.monitor()
+    start = time.perf_counter()
+    members = run.model.members()
+    if case.half and spec.target.batches == "full":
+        for member in members:
+            recentre(member)
+            if case.restart:
+                restart(member)
+    fitted = vf.Ensemble(members)
+    evaluations = polish(fitted, case.nodes, case.iterations) if case.nodes else 0
+    polished = time.perf_counter() - start
+    start = time.perf_counter()
+    found = vf.evaluation.evaluate_target(fitted, samples=evaluate)
+    rows = [
+        {
+            "data_set": index,
+            "before": {name: values[index] for name, values in before.items()},
+            **{name: float(v[index]) for name, v in found.per_example.items()},
+            **closed_form(fitted.member(index)),
+            **_whole(fitted.member(index)),
+        }
+        for index in range(DATA_SETS)
+    ]  # fmt: skip
+    result = {"case": case.name, "label": case.label, "dimensions": d, "seconds": adam + polished,
+              "seconds_adam": adam, "evaluations": evaluations, "fits": rows}  # fmt: skip
+    (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(case.name, d, f"Adam {adam:.0f} s, L-BFGS {polished:.0f} s ({evaluations}), evaluation "
+          f"{time.perf_counter() - start:.0f} s;", _line(rows), flush=True)  # fmt: skip
+    return 0
 
 
 def _changed(spec: Any) -> dict[str, Any]:

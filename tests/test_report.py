@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import itertools
 import json
 import re
 import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from varflow import RunSpec, figures
 from varflow.core.errors import RunError
 from varflow.evaluation import Estimate
+from varflow.figures.gallery_film import film
+from varflow.figures.gallery_points import sheet
 from varflow.report import page
 from varflow.report.page import command, write_report
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/a.png>"
 VOID = {"meta", "img", "br", "hr", "link", "input"}
+SHEET = sheet(np.zeros((3, 1, 4, 4), np.uint8))
+#: Three examples of two classes; what the gallery writes.
+POINTS = {
+    "title": "Latents",
+    "caption": "One draw each.",
+    "panels": [
+        {"title": "", "axes": ["z, 1", "z, 2"], "window": [-2, 2, -2, 2], "points": [[0, 0], [2, 2], [-2, -2]]}
+    ],
+    "contours": True,
+    "names": ["row 5", "row 7", "row 9"],
+    "labels": [0, 1, 0],
+    "classes": ["cat", "dog"],
+    "sheet": SHEET,
+    "columns": ["weight", "kind"],
+    "rows": [["1", "a"], ["2", "b"], ["3", "missing"]],
+}
+FILM = film(
+    "U1", np.eye(8), (-1.0, 1.0, -1.0, 1.0), [(200 * k, torch.tensor([[0.1 * k, 0.2], [3.0, 0.0]])) for k in range(3)]
+)
 
 
 class Page(HTMLParser):
@@ -42,7 +67,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data) -> None:
-        if not self.open or self.open[-1] != "style":
+        if not self.open or self.open[-1] not in ("style", "script"):
             self.text += data + "\n"
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
@@ -89,6 +114,13 @@ def run(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def quick(run: Path) -> Path:
+    """The same without records, so that no curves are drawn."""
+    (run / "metrics.jsonl").unlink()
+    return run
+
+
 def test_missing_pieces_are_said(run: Path) -> None:
     page = read(run)
     assert "Not evaluated yet" in page.text
@@ -110,8 +142,11 @@ def test_sections_come_in_the_order_of_interest(run: Path) -> None:
     text = write_report(run).read_text()
     heads = re.findall(r"<h2>(.*?)</h2>", text)
     assert heads == [
-        "Results", "Figures", "Training", "Configuration", "Data", "Environment",
-        "How to reproduce",
+        "Results", "Figures", "Training", "Configuration", "Data", "Environment", "How to reproduce",
+    ]  # fmt: skip
+    # Settings, data and environment are folded; how to get the same again is not.
+    assert re.findall(r"<details( open)?><summary><h2>(.*?)</h2>", text) == [
+        ("", "Configuration"), ("", "Data"), ("", "Environment"), (" open", "How to reproduce"),
     ]  # fmt: skip
 
 
@@ -136,10 +171,10 @@ def test_estimates_lead_with_both_errors_and_what_they_mean(run: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["test", "validation", "target", "test-gaps", "test-annealed"])
-def test_notes_of_every_evaluation_are_told(run: Path, split: str) -> None:
+def test_notes_of_every_evaluation_are_told(quick: Path, split: str) -> None:
     values = {"estimates": {"elbo": estimate("elbo", -90.25).to_dict()}, "notes": ["k̂ is high"]}
-    put(run, f"evaluation/{split}.json", values)
-    text = read(run).text
+    put(quick, f"evaluation/{split}.json", values)
+    text = read(quick).text
     assert "Note: k̂ is high" in text
     assert ("Target: digits, dynamic" in text) == (split == "target")
     assert ("Protocol: digits, dynamic" in text) == (split != "target")
@@ -157,6 +192,9 @@ def test_figures_are_embedded_in_order_and_curves_stand_with_training(run: Path)
     page = read(run)
     images = page.all("img")
     assert [image["alt"] for image in images] == ["Samples", "Latents", "Learning curves"]
+    # The first stands ahead of the numbers, the others after them.
+    heads = re.findall(r"<h[23]>(.*?)</h[23]>", (run / "report.html").read_text())
+    assert heads[:4] == ["Samples", "Results", "Figures", "Latents"]
     kind, _, blob = images[0]["src"].partition(",")
     assert kind == "data:image/png;base64"
     assert base64.b64decode(blob) == (run / "figures" / "samples.png").read_bytes()
@@ -186,33 +224,123 @@ def test_hostile_names_are_text(run: Path) -> None:
     put(run, "evaluation/test.json", {"estimates": {HOSTILE: hostile}})
     figures.save(figures.canvas(1, 1, 1, 1)[0], run / "figures" / "a.png", dpi=20)
     put(run, "figures/index.json", [{"file": "a.png", "title": HOSTILE, "caption": HOSTILE}])
-    page = read(run)
-    assert not page.all("script")
-    assert len(page.all("img")) == 2
+    put(run, "figures/points.json", {**POINTS, "title": HOSTILE, "names": [HOSTILE] * 3, "classes": [HOSTILE] * 2})
+    text = write_report(run).read_text()
+    page = Page(text)
+    # Ours, and what it reads.
+    assert [script.get("type") for script in page.all("script")] == ["application/json", None]
+    told = text.partition('<script type="application/json">')[2].partition("</script>")[0]
+    assert json.loads(told)["names"] == [HOSTILE] * 3
+    assert "<" not in told
+    assert len(page.all("img")) == 3
     assert page.text.count("<script>alert('x')</script>") >= 8
 
 
-def test_nothing_is_fetched(run: Path) -> None:
-    text = write_report(run).read_text()
+def test_nothing_is_fetched(quick: Path) -> None:
+    put(quick, "figures/points.json", POINTS)
+    put(quick, "figures/film.json", FILM)
+    text = write_report(quick).read_text()
     page = Page(text)
-    assert "http" not in text
-    assert not page.all("script")
+    assert not re.search(r"https?:", text)
+    addresses = [value for _, own in page.tags for name, value in own.items() if name in ("src", "href")]
+    assert all(value.startswith("data:image/") for value in addresses)
     assert not page.all("link")
     assert "@import" not in text
     assert "url(" not in text
     assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
+    assert len(page.all("img")) == 4
 
 
-def test_changed_settings_are_marked(run: Path) -> None:
-    text = write_report(run).read_text()
+def test_a_page_runs_our_script_alone(quick: Path) -> None:
+    text = write_report(quick).read_text()
+    policy = next(meta["content"] for meta in Page(text).all("meta") if "http-equiv" in meta)
+    script = text.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    )
+
+
+def test_every_picture_has_words_headings_come_in_order_and_ids_are_unique(quick: Path) -> None:
+    put(quick, "figures/points.json", POINTS)
+    put(quick, "figures/film.json", FILM)
+    page = read(quick)
+    assert all("alt" in image for image in page.all("img"))
+    # What stands behind another picture of the same says nothing itself.
+    assert [image.get("class") for image in page.all("img") if not image["alt"]] == ["under"]
+    for tag in ("svg", "canvas"):
+        drawn = [one for one in page.all(tag) if one.get("role") == "img"]
+        assert drawn
+        assert all(one.get("aria-label") for one in drawn)
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_points_stand_where_they_are_and_tell_what_they_are_of(quick: Path) -> None:
+    put(quick, "figures/points.json", POINTS)
+    text = write_report(quick).read_text()
+    page = Page(text)
+    circles = [circle for circle in page.all("circle") if "data-i" in circle]
+    assert [int(circle["data-i"]) for circle in circles] == [0, 2, 1]
+    # The window is −2 … 2 in both directions, 398 units wide, from 52 and 10 on; upwards is less.
+    assert [(float(c["cx"]), float(c["cy"])) for c in circles] == [(52 + 199, 10 + 199), (52, 408), (450, 10)]
+    told = json.loads(text.partition('<script type="application/json">')[2].partition("</script>")[0])
+    assert told["sheet"] == {"across": 3, "width": 4, "height": 4}
+    assert [told["classes"][label] for label in told["labels"]] == ["cat", "dog", "cat"]
+    assert told["rows"] == [["1", "a"], ["2", "b"], ["3", "missing"]]
+    assert "cat" in page.text
+    assert "weight" in text
+    # The picture of the same is left out.
+    assert "Latents" in page.text
+    heads = re.findall(r"<h[23]>(.*?)</h[23]>", text)
+    assert heads[:2] == ["Latents", "Results"]
+
+
+def test_a_film_shows_its_target_and_its_last_frame(quick: Path) -> None:
+    put(quick, "figures/film.json", FILM)
+    text = write_report(quick).read_text()
+    page = Page(text)
+    (slider,) = page.all("input")
+    assert (slider["min"], slider["max"]) == ("0", "2")
+    assert "2 draws of q, fitted to U1, after 400 steps" in [image["alt"] for image in page.all("img")]
+    told = json.loads(text.partition('<script type="application/json">')[2].partition("</script>")[0])
+    assert told == [{"steps": [0, 200, 400], "draws": 2, "places": FILM["places"]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("points", {"labels": [0, 1]}),
+        ("points", {"labels": [0, 1, 2]}),
+        ("points", {"rows": [["1", "a"]]}),
+        ("points", {"panels": [{**POINTS["panels"][0], "window": [1, 1, 0, 2]}]}),
+        ("points", {"sheet": {**POINTS["sheet"], "source": "data:text/html;base64,PHA+"}}),
+        ("film", {"steps": [0, 200]}),
+        ("film", {"target": "http://evil.example/a.png"}),
+        ("film", {"places": "?"}),
+    ],
+)
+def test_points_and_films_that_do_not_fit_together_are_refused(quick: Path, name: str, changes) -> None:
+    held = POINTS if name == "points" else FILM
+    put(quick, f"figures/{name}.json", {**held, **changes})
+    with pytest.raises(RunError, match=f"{name}.json: not what varflow wrote"):
+        write_report(quick)
+
+
+def test_changed_settings_are_marked(quick: Path) -> None:
+    text = write_report(quick).read_text()
     marked = re.findall(r'<tr class="changed"><td[^>]*>(.*?)</td>', text)
     assert marked == ["data", "latent", "flow", "epochs"]
     assert "<td>mnist</td>" in text
 
 
-def test_parts_given_in_python_are_told(run: Path) -> None:
-    put(run, "run.json", {"own_parts": ["likelihood"], "data_given": True})
-    text = read(run).text
+def test_parts_given_in_python_are_told(quick: Path) -> None:
+    put(quick, "run.json", {"own_parts": ["likelihood"], "data_given": True})
+    text = read(quick).text
     assert "Given in Python: likelihood" in text
     assert "call varflow.fit with the same objects" in text
 

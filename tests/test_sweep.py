@@ -58,7 +58,9 @@ def swept(tmp_path_factory):
     evaluate, fit = Run.evaluate, fitting.fit
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(fitting, "fit", lambda *a, **k: order.append("fit") or fit(*a, **k))
-        patched.setattr(Run, "evaluate", lambda run, split=None, *a: order.append(split) or evaluate(run, split, *a))
+        patched.setattr(
+            Run, "evaluate", lambda run, split=None, *a, **k: order.append(split) or evaluate(run, split, *a, **k)
+        )
         found = sweep(out, trials=5, top=2, figures=True)
     return found, order
 
@@ -441,3 +443,31 @@ def test_two_jobs_take_data_given_in_python_and_say_what_is_wrong(tmp_path):
     assert read_json(found.trials[0].folder / "spec.json")["training"]["threads"] >= 1
     with pytest.raises(vf.errors.DataError, match="/nowhere"):
         vf.sweep("digits", {"lr": [1e-3, 2e-3]}, "/nowhere.npy", jobs=2, out=tmp_path / "bad", quiet=True, **FIXED)
+
+
+@pytest.mark.slow
+def test_two_commands_share_the_trials_of_a_sweep(tmp_path):
+    """As on two machines that see the same folder: no trial twice, none missing, the values of one command."""
+    space = tmp_path / "space.toml"
+    space.write_text("lr = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3]\n")
+    settings = {"hidden": 64, "latent": 2, "steps": 600, "validate_every": "50 steps"}
+    flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "varflow", "sweep", "digits", "--space", str(space), "--sampler", "grid"]
+    command += ["--no-prune", "--top", "1", "--test-samples", "5", "--no-figures", "--threads", "1"]
+    command += ["--out", str(tmp_path / "out"), "--storage", str(tmp_path / "sweep.journal"), *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+    machines = []
+    for number in (0, 1):
+        home = tmp_path / f"machine{number}"
+        home.mkdir()
+        machines.append(subprocess.Popen(command, cwd=home, **pipes))
+    for machine in machines:
+        said, _ = machine.communicate(timeout=200)
+        assert machine.returncode == 0, said
+    trials = working.open_study(Plan(**read_json(tmp_path / "out" / "plan.json"))).trials
+    assert [t.state.name for t in trials] == ["COMPLETE"] * 6
+    assert {t.user_attrs["process"].split()[0] for t in trials} == {str(m.pid) for m in machines}
+    assert len({t.params["lr"] for t in trials}) == 6
+    alone = vf.fit("digits", quiet=True, threads=1, **settings, lr=trials[0].params["lr"])
+    assert trials[0].value == alone.outcome["best_elbo"]

@@ -59,6 +59,8 @@ VERBS = [
     "show vae --toml",
     "export vae --format torch --out exported",
     "data list",
+    "score table t.csv --json",
+    "completion bash",
 ]
 
 
@@ -77,25 +79,40 @@ def main(pythons: list[str]) -> int:
 
 
 def build(room: Path) -> Path:
-    """The wheel, once the one that is made of the sdist holds the same files."""
-    source = room / "source"
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, tracked.split("\0")):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+    """The wheel, once the one that is made of the sdist holds the same files, to the byte; both lie in room/dist."""
+    source, dist = room / "source", room / "dist"
+    for name in tracked():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "install", "build", "setuptools>=77"], check=True)
-    subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", room / "dist", source], check=True,
-                   stdout=subprocess.DEVNULL)  # fmt: skip
-    (wheel,), (sdist,) = (room / "dist").glob("*.whl"), (room / "dist").glob("*.tar.gz")
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", room / "again", sdist], check=True)
-    (again,) = (room / "again").glob("*.whl")
-    files, same = (sorted(zipfile.ZipFile(path).namelist()) for path in (wheel, again))
-    if files != same:
-        raise SystemExit(f"the sdist makes another wheel: {sorted(set(files) ^ set(same))[:5]}")
+    date = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": date.stdout.strip()}
+    # Named both, each is made of the source; without names the wheel would be made of the sdist.
+    made = ["--no-isolation", "--sdist", "--wheel", "--outdir", dist, source]
+    subprocess.run([sys.executable, "-m", "build", *made], check=True, stdout=subprocess.DEVNULL, env=environment)
+    (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    again = ["wheel", "--no-deps", "--no-build-isolation", "-w", room / "again", sdist]
+    subprocess.run([*pip, *again], check=True, env=environment)
+    (second,) = (room / "again").glob("*.whl")
+    files, same = contents(wheel), contents(second)
+    other = sorted(name for name in files.keys() | same.keys() if files.get(name) != same.get(name))
+    if other:
+        raise SystemExit(f"the sdist makes another wheel: {', '.join(other[:5])}")
     print(f"{wheel.name}: {wheel.stat().st_size // 1024} KiB, {len(files)} files; {sdist.name}")
     return wheel
+
+
+def tracked() -> list[str]:
+    """The files of the checkout, as they are now."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    """name → what is in it."""
+    with zipfile.ZipFile(wheel) as held:
+        return {name: held.read(name) for name in held.namelist()}
 
 
 def tried(python: str, wheel: Path, room: Path) -> list[tuple[str, str, str]]:

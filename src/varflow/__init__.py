@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from varflow.core.lazy import attach
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _EXPORTS = {
     "Ensemble": "varflow.ensemble:Ensemble",
@@ -17,6 +17,7 @@ _EXPORTS = {
     "Form": "varflow.core.form:Form",
     "RunSpec": "varflow.settings.spec:RunSpec",
     "build": "varflow.runs.assemble:build",
+    "compare": "varflow.runs.comparison:compare",
     "density": "varflow.runs.assemble:density",
     "fit": "varflow.runs.fitting:fit",
     "load": "varflow.runs.loading:load",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from varflow.runs import trackers as trackers
     from varflow.runs.assemble import build as build
     from varflow.runs.assemble import density as density
+    from varflow.runs.comparison import compare as compare
     from varflow.runs.fitting import fit as fit
     from varflow.runs.fitting import resume as resume
     from varflow.runs.loading import load as load

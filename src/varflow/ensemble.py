@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from varflow.core import random
+from varflow.core import display, random
 from varflow.core.errors import SpecError
 from varflow.core.observed import Examples
 from varflow.model import Model, Terms
@@ -195,6 +195,10 @@ class Ensemble(nn.Module):
         (draws,) = (stack.member(index) for stack in self.draws if index in stack.fits)
         (scores,) = (stack.member(index) for stack in self.scores if index in stack.fits)
         return Model(scores.prior, scores.likelihood, draws.posterior).train(self.training)
+
+    def _repr_html_(self) -> str:
+        each = display.heading(f"{self.fits} fits, trained together", "each of these parts")
+        return display.block(each, display.tree(self.member(0)))
 
     def members(self) -> list[Model]:
         """All of them, in the order they were given."""

@@ -8,6 +8,7 @@ part, never a program.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from varflow.condition_sum import ConditionSum
+from varflow.core import display, random
 from varflow.core.errors import SpecError
 from varflow.core.observed import Examples, Observed, observed, parts_of
 from varflow.native.planar_fit import Chain, Fits, declared
@@ -99,6 +102,7 @@ class Model(nn.Module):
         prior: p(z), or a :class:`~varflow.targets.Target`.
         likelihood: p(x|z), which owns the decoder; None for a target.
         posterior: q(z|x), which owns the encoder, if there is one.
+        condition_sum: what an example without its condition stands for, where that is the sum over its values.
 
     Raises:
         SpecError: parts that do not combine.
@@ -114,7 +118,13 @@ class Model(nn.Module):
         torch.Size([3, 5])
     """
 
-    def __init__(self, prior: Prior, likelihood: nn.Module | None, posterior: Posterior) -> None:
+    def __init__(
+        self,
+        prior: Prior,
+        likelihood: nn.Module | None,
+        posterior: Posterior,
+        condition_sum: ConditionSum | None = None,
+    ) -> None:
         super().__init__()
         features = getattr(posterior, "features", None)
         if features is not None and prior.event_shape != (features,):
@@ -127,6 +137,10 @@ class Model(nn.Module):
         if hasattr(prior, "bind"):
             prior.bind(posterior)
         self.likelihood: Any = likelihood
+        self.condition_sum: ConditionSum | None = condition_sum
+
+    def _repr_html_(self) -> str:
+        return display.tree(self)
 
     #: How many fits stand in this module: one; see :class:`varflow.Ensemble`.
     fits: int = 1
@@ -142,7 +156,20 @@ class Model(nn.Module):
     def start(self, draw: Callable[[str], Examples]) -> None:
         """Let a prior of x itself begin at the data, before the first update; ``draw(split)`` is x of its rows."""
         if self.posterior.observed:
-            self.prior.start(lambda split: parts_of(draw(split))[0].flatten(1))
+            rows = functools.cache(lambda split: parts_of(self._known(draw(split))))
+
+            def context(split: str) -> Tensor:
+                found = rows(split)[1]
+                assert found is not None
+                return found
+
+            given = context if self.conditioned else None
+            self.prior.start(lambda split: rows(split)[0].flatten(1), given)
+
+    def _known(self, x: Examples) -> Examples:
+        """The examples whose condition is not summed over."""
+        context = parts_of(x)[1]
+        return x if context is None or self.condition_sum is None else x[~self.condition_sum.unknown(context)]
 
     @property
     def codes(self) -> int:
@@ -177,7 +204,7 @@ class Model(nn.Module):
 
     def in_order(self, x: Examples | None, samples: int) -> Iterator[tuple[str, Tensor]]:
         """What a step computes, each with its name, in the order of computation."""
-        q = self.infer(x)
+        q = self._infer(x)
         for index, tensor in enumerate(q.local):
             label = (
                 "the encoder's output"
@@ -228,8 +255,24 @@ class Model(nn.Module):
         return (context,) if context is not None and "context" in self.prior.reads else ()
 
     def infer(self, x: Shaped[Tensor, "..."] | Observed | None = None) -> Conditional:
-        """q(z | x, c), or q(z) where the posterior does not read x."""
+        """q(z | x, c), or q(z) where the posterior does not read x; of an example without its condition, which is
+        summed over, under the value that it most probably has.
+        """
+        return self._infer(self.completed(x))
+
+    def _infer(self, x: Examples | None) -> Conditional:
         return self.posterior(x if self.posterior.reads_x else None)
+
+    @torch.no_grad()
+    def completed(self, x: Any) -> Any:
+        """x with the value k of the largest π_k w_k, of one sample each, where its condition is not known."""
+        context = parts_of(x)[1]
+        if x is None or context is None or self.condition_sum is None:
+            return x
+        total = self.condition_sum
+        with random.stream(0):
+            log_w = self._terms(total.each(x), 1).log_weight[0].unflatten(0, (total.size, len(context)))
+        return total.having(x, (log_w + total.log_weights(context)).argmax(0))
 
     def terms(
         self,
@@ -263,7 +306,26 @@ class Model(nn.Module):
             x = observed(parts_of(x)[0], context, mask)
         _, context, mask = parts_of(x)
         self._check_conditions(context, mask)
-        q = self.infer(x) if q is None else q
+        if self.condition_sum is None or context is None or x is None or q is not None:
+            return self._terms(x, samples, q, hold, groups)
+        if hold or groups:
+            raise SpecError(
+                f"condition: examples without '{self.condition_sum.name}' are summed over its values, which has "
+                "neither the KL of each latent nor a path gradient; use free_bits=0 and gradient=total"
+            )
+        return self.condition_sum.fold(self._terms(self.condition_sum.each(x), samples), context)
+
+    def _terms(
+        self,
+        x: Examples | None,
+        samples: int,
+        q: Conditional | None = None,
+        hold: bool = False,
+        groups: bool = False,
+    ) -> Terms:
+        """The terms where all conditions are known."""
+        _, context, _ = parts_of(x)
+        q = self._infer(x) if q is None else q
         draw = q.draw(samples, log_joint=LogJoint(self, x), hold=hold)
         log_prior = self.log_prior(q, draw.z, context)
         if self.likelihood is None:
@@ -330,6 +392,8 @@ class Model(nn.Module):
         """
         if context is None and self.conditioned and not self.prior.discrete:
             raise SpecError("context: missing; this model is p(x|c), give c [count, C]")
+        if self.condition_sum is not None and context is not None:
+            context = self.condition_sum.drawn(context)
         if self.read_by_prior(context):
             options["context"] = context
         return self.decode(self.prior.sample((count,), **options), mean, context)
@@ -344,12 +408,14 @@ class Model(nn.Module):
     @torch.no_grad()
     def reconstruct(self, x: Examples, mean: bool = True) -> Tensor:
         """One z ~ q(z|x, c) for each example, decoded: ``[B, *event]``. Raises as :meth:`sample`."""
+        x = self.completed(x)
         return self._observe(self.encode(x).z[0], mean, parts_of(x)[1])
 
     def encode(self, x: Examples | None = None, samples: int = 1) -> Draw:
         """Samples of q(z|x, c) with their densities; no gradients."""
+        x = self.completed(x)
         with torch.no_grad():
-            return self.infer(x).draw(samples, log_joint=LogJoint(self, x))
+            return self._infer(x).draw(samples, log_joint=LogJoint(self, x))
 
     def _observe(self, z: Tensor, mean: bool, context: Tensor | None = None) -> Tensor:
         if self.likelihood is None:

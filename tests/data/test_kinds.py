@@ -435,3 +435,17 @@ def test_what_was_found_is_a_line_for_each_column() -> None:
         "x       real      1.5 ± 2, heavy tails (ν = 1.5)",
         "id      left out  an id: every row has a value of its own",
     ]
+
+
+@pytest.mark.parametrize("through", ["numbers", "text"])
+def test_infinite_numbers_are_refused_where_they_are_used(through: str) -> None:
+    cells = [1.5, float("inf"), 2.5, -1.0] if through == "numbers" else ["1.5", "inf", "2.5", "-1.0"]
+    columns = {"h": cells, "a": [0.3, 1.4, -2.5, 1.1]}
+    raw = read_frame(pytest.importorskip("pandas").DataFrame(columns))
+    with pytest.raises(DataError, match=r"column 'h' has inf in row 2 .*leave the column out \(h:drop\)"):
+        find_kinds(raw)
+    with pytest.raises(DataError, match="column 'h' has inf in row 2"):
+        numbers_alone(raw)
+    found = find_kinds(raw, ("h:drop",))
+    assert [column.name for column in found.columns] == ["a"]
+    assert found.dropped == {"h": "set by hand"}

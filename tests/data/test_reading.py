@@ -177,7 +177,6 @@ def test_heads(tmp_path: Path, text: str, names: list[str]) -> None:
         (b"a,b\n1,2\n3,4,5\n6,7\n", "row 2 has 3 cells, should have 2"),
         (b"a,b,c\n1,2\n3,4\n", "3 heads over 2 columns"),
         (b"a,a\n1,2\n", "has 2 columns 'a'; give each a name of its own"),
-        (b"a,b\n1,inf\n", r"column 'b' has inf in row 1"),
         (b"\xff\xfe\x80", "not a text file"),
         (b"a\0\0\0b\0c\1\2\3", "not a text file"),
         (b'a,b\n1,"2\n3,4\n', 'a " is opened and not closed'),
@@ -416,7 +415,6 @@ def test_what_no_cell_can_be_is_refused() -> None:
     for frame, sentence in [
         (pandas.DataFrame({"a": ["x", 1, 2.5]}), "x: column 'a' holds float and int and str; should be"),
         (pandas.DataFrame({"a": [1j, 2j]}), "x: column 'a' holds complex128"),
-        (pandas.DataFrame({"a": [np.inf, 2.0]}), "x: column 'a' has inf in row 1"),
         (pandas.DataFrame({"a": [2**60, 1]}), "x: column 'a' holds whole numbers above 2⁵³"),
         (polars.DataFrame({"a": [[1], [2]]}), "x: column 'a' holds List"),
         (polars.LazyFrame({"a": [1.0]}), "x: was a LazyFrame"),

@@ -11,7 +11,7 @@ import varflow as vf
 import varflow.data as vd
 from varflow.core.errors import DataError
 from varflow.data.protocols import Standardize, restored
-from varflow.data.table import Table
+from varflow.data.table import Table, step_of
 
 
 def named(number: int) -> str:
@@ -165,3 +165,9 @@ def test_a_column_of_a_file_is_called_by_its_head(tmp_path) -> None:
     (tmp_path / "u.csv").write_text("\n".join([lines[0], *(line.split(",")[0] + ",5" for line in lines[1:])]))
     with pytest.raises(DataError, match="'Count' of the training split is constant"):
         vd.load(tmp_path / "u.csv", continuous=True)
+
+
+def test_a_value_that_is_there_once_is_no_tie() -> None:
+    """Of four rows each value is a quarter."""
+    values = torch.tensor([0.31, -1.605, 2.22, 0.71])
+    assert step_of(values, "a") == 0

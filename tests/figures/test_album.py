@@ -91,7 +91,7 @@ def test_what_applies_to_pictures_is_drawn_and_told(case: str, tmp_path) -> None
     ]
     told = {e.path.stem: e.caption for e in entries}
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        [f"{n}.png" for n in told] + ["index.json"]
+        [f"{n}.png" for n in told] + ["index.json", "points.json"]
     )
     for entry in entries:
         picture = imread(entry.path)[..., :3]

@@ -59,8 +59,10 @@ def test_a_run_is_evaluated_reported_and_sampled(folder, capsys) -> None:
     assert "<h1>u1 in 2 dimensions: a Gaussian base, 2 planar steps</h1>" in page
     assert "Against the exact answers" in page
     assert "KL(q‖p)" in page
-    assert "data:image/gif;base64," in page
-    assert page.count("data:image/png") == 3
+    # In place of the animation the page has its draws, which can be paused: the target twice, and a still.
+    assert "data:image/gif" not in page
+    assert page.count("data:image/png") == 3 + 3
+    assert json.loads((folder / "figures" / "film.json").read_text())["steps"] == [0, 200, 400, 420]
     assert "± unknown" not in page
     # Without a validation there is no best one, and a target has no networks.
     assert "best_elbo" not in page

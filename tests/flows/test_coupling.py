@@ -9,6 +9,7 @@ from torch.func import jacrev
 
 from varflow.core.errors import SpecError
 from varflow.flows import AdditiveCoupling, AffineCoupling, Compose, nice
+from varflow.flows import coupling_chain as chain
 from varflow.flows.elementwise import Affine
 
 
@@ -117,3 +118,48 @@ def test_the_context_moves_the_shift() -> None:
 def test_bad_options(options: dict, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         AffineCoupling(4, **options)
+
+
+@pytest.mark.parametrize(("context", "batch"), [(0, ()), (0, (3,)), (4, ()), (4, (1,)), (4, (3,))])
+@pytest.mark.parametrize("hidden", [(7,), (7, 5), (7, 5, 6)])
+def test_a_training_step_takes_all_couplings_at_once(
+    context: int, batch: tuple[int, ...], hidden: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values, gradients and their gradients are those of the plain operations."""
+    flow = AdditiveCoupling(6, 5, context, hidden).double()
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    z = torch.randn(*batch, 8, 6, dtype=torch.float64, requires_grad=True)
+    local = (torch.randn(8, context, dtype=torch.float64, requires_grad=True),) if context else ()
+    wanted = [z, *local, *flow.parameters()]
+    weights = torch.randn(*batch, 8, 6, dtype=torch.float64)
+
+    def derivatives() -> list[torch.Tensor]:
+        out, ladj = flow.push(z, local)
+        assert ladj.shape == out.shape[:-1]
+        plain = torch.autograd.grad(out, wanted, weights)
+        once = torch.autograd.grad(flow.push(z, local)[0], wanted, weights, create_graph=True)
+        twice = torch.autograd.grad(sum(each.square().sum() for each in once), wanted)
+        return [out, *plain, *once, *twice]
+
+    fused, push = [], chain.push
+    with monkeypatch.context() as patched:
+        patched.setattr(chain, "push", lambda *given: (fused.append(1), push(*given))[1])
+        found = derivatives()
+    assert fused
+    monkeypatch.setattr(chain, "usable", lambda *given: False)
+    for got, expected in zip(found, derivatives(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_what_needs_no_gradient_or_a_transformation_takes_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(chain, "push", refused)
+    flow, z = AdditiveCoupling(4, 3), torch.randn(5, 4)
+    with torch.no_grad():
+        flow.push(z)
+    torch.func.vmap(lambda row: flow.push(row)[0])(z)
+    torch.func.vjp(lambda row: flow.push(row)[0], z)
+    AdditiveCoupling(5, 3).push(torch.randn(5, 5))

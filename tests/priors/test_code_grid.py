@@ -122,7 +122,10 @@ def test_cached_sampling_is_naive_sampling(kind, normalization, classes, shape):
 def test_the_recorded_log_prob_is_right_in_float32(kind):
     prior = build(kind, (6, 6), 20).float()
     with random.stream(0):
-        z, log_prob = prior.sample_and_log_prob((8,))
+        told: list[tuple[int, int]] = []
+        z, log_prob = prior.sample_and_log_prob((8,), progress=lambda *counts: told.append(counts))
+        positions = math.prod(prior.event_shape)
+        assert told == [(done, positions) for done in range(1, positions + 1)]
     assert (log_prob - prior.log_prob(z)).abs().max() < 1e-5 * log_prob.abs().max()
 
 

@@ -11,6 +11,7 @@ import torch
 
 import varflow as vf
 from varflow.cli import main
+from varflow.cli.common import conditions_of
 from varflow.core.errors import DataError, ShapeError, SpecError
 from varflow.data.conditions import listed
 
@@ -98,6 +99,30 @@ def test_files_frames_and_what_is_given_agree(density, tmp_path, capsys):
         run.log_prob(alone)
     assert call("sample", density, "--count", "3") == 2
     assert "given: missing" in capsys.readouterr().err
+
+
+def test_values_with_commas_stand_in_quotes():
+    assert conditions_of('place="a, b",dose=3') == {"place": "a, b", "dose": 3.0}
+    assert conditions_of('code="007"') == {"code": "007"}
+    with pytest.raises(SpecError, match="given: was 'place=a, b'; use name=value"):
+        conditions_of("place=a, b")
+
+
+def test_a_condition_at_the_end_of_the_world_is_refused():
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    conditions = vf.data.from_tensor(x, context=x[:, :1]).conditions
+    with pytest.raises(DataError, match=r"given: 'c0' is 1e\+30 in row 2 .* scales away from the training rows"):
+        conditions.of({"c0": [0.1, 1e30]}, 2)
+
+
+def test_a_row_has_one_score_alone_and_among_others():
+    """Its latents are drawn by what it holds, not by where it stands."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((150, 3))
+    model = vf.fit("table", x, latent=2, steps=5, quiet=True, threads=1)
+    among = model.log_prob(x, samples=20)
+    np.testing.assert_allclose(model.log_prob(x[140:141], samples=20), among[140:141], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model.log_prob(x[::-1].copy(), samples=20), among[::-1], rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_given_wrongly_is_refused(density):

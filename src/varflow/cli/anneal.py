@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from varflow.cli.common import AnnealingOptions
+from varflow.cli.common import AnnealingOptions, kept
 from varflow.core.errors import SpecError
 from varflow.settings.flags import parse
 
@@ -27,7 +27,7 @@ class Anneal(AnnealingOptions):
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Anneal, arguments, "run")
+    options = parse(Anneal, arguments)
     run = options.open_latents()
     from varflow import evaluation
 
@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> int:
         )  # fmt: skip
     found.save(run.folder)
     options.say(found.table())
+    beside = None
     if options.simulated:
         context = None
         if run.dataset.conditions is not None:
@@ -57,5 +58,9 @@ def main(arguments: list[str]) -> int:
         options.say(
             f"\non data simulated from the model, log p(x) from both sides:\n{beside.table()}"
         )
-    options.say(f"report: {run.report()}")
+    page = run.report()
+    options.say(f"report: {page}")
+    options.answer(
+        lambda: {**kept(run, found), "simulated": beside and kept(run, beside), "run": run.folder, "report": page}
+    )
     return 0

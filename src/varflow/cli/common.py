@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from varflow.cli.output import OutputOptions, records
+from varflow.cli.output import printer as printer
 from varflow.core.errors import SpecError
+from varflow.core.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(OutputOptions):
     """Options of every verb that reads a run."""
+
+    words: ClassVar[tuple[str, ...]] = ("run",)
 
     run: str
     """Folder of the run, or hf://owner/name on the hub."""
@@ -25,8 +29,6 @@ class RunOptions:
     """CPU threads; without it torch's choice."""
     data_dir: str | None = None
     """Folder of the named data sets, where it moved since the fit."""
-    quiet: bool = False
-    """Print nothing but errors."""
 
     def open(self) -> Any:
         """The run, its model on the device that is asked for."""
@@ -42,11 +44,6 @@ class RunOptions:
         if self.data_dir is not None:
             run.spec = run.spec.replace(data_dir=self.data_dir)
         return run
-
-    @property
-    def say(self) -> Callable[[object], None]:
-        """Prints a result, unless nothing is to be printed."""
-        return printer(self.quiet)
 
     def target(self, out: str | None, name: str) -> Path:
         """The file that is asked for, or RUN/figures/NAME.
@@ -64,11 +61,11 @@ class RunOptions:
             )
         return Path(self.run) / "figures" / name
 
-    def progress(self, unit: str = "points") -> AbstractContextManager[Callable[[int, int], None] | None]:
-        """A bar on standard error for what takes long, unless nothing is to be printed."""
+    def progress(self, unit: str = "points") -> Any:
+        """How far what takes long is, on standard error, unless nothing is to be printed."""
         from varflow.evaluation import Progress
 
-        return nullcontext() if self.quiet else Progress(unit=unit)
+        return Progress(unit, self.quiet)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +100,8 @@ class KeptOptions(RunOptions):
 class GivenOptions(RunOptions):
     """Options of every verb that takes rows or pictures of the user's."""
 
+    words: ClassVar[tuple[str, ...]] = ("run", "data")
+
     data: str | None = None
     """A .csv, .tsv, .txt, .parquet, .feather, .arrow or .npy file, a picture, a folder of pictures, a named data
     set; else the run's own."""
@@ -132,15 +131,28 @@ class GivenOptions(RunOptions):
         return Path(out)
 
     def write(self, out: Path | None, columns: dict[str, Any], values: Any = None) -> None:
-        """A table into its file, or onto standard output."""
+        """A table into its file, or onto standard output unless that is for a document."""
         import sys
 
         from varflow.data.writing import print_table, write_table
 
-        if out is None:
-            print_table(sys.stdout, columns)
-        else:
+        if out is not None:
             write_table(out, columns, values)
+        elif not self.json:
+            print_table(sys.stdout, columns)
+
+    def summarize(self, out: str | Path | None, summary: str) -> None:
+        """A line on a table: after the name of its file, or on standard error beside the table itself."""
+        import sys
+
+        if not self.quiet:
+            print(f"{out}: {summary}" if out else summary, file=sys.stdout if out else sys.stderr)
+
+    def answer_rows(self, out: Path | None, columns: dict[str, Any], **facts: Any) -> None:
+        """The document of a table: ``facts``, and its rows unless they are in a file."""
+        self.answer(
+            lambda: {"run": self.run, **facts, **({"rows": records(columns)} if out is None else {"file": out})}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +196,9 @@ class EstimateOptions(KeptOptions):
         """Keep an evaluation in the run, show it, and write the report again."""
         found.save(run.folder)
         self.say(found.table())
-        self.say(f"report: {run.report()}")
+        page = run.report()
+        self.say(f"report: {page}")
+        self.answer(lambda: {**kept(run, found), "run": run.folder, "report": page})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,15 +223,26 @@ class AnnealingOptions(EstimateOptions):
         return Annealing(self.chains, self.temperatures, self.leapfrog, start=self.start, **more)
 
 
+def kept(run: Any, found: Any) -> dict[str, Any]:
+    """The file of an evaluation in the folder of its run."""
+    held: dict[str, Any] = read_json(run.folder / "evaluation" / f"{found.data['split']}.json")
+    return held
+
+
 def conditions_of(text: str | None) -> dict[str, Any] | str | None:
-    """name → value of ``dose=3,sex=f``. Raises SpecError for anything else."""
+    """name → value of ``dose=3,sex=f``; what holds a comma stands in quotes, ``sex="f, m"``. Raises SpecError for
+    anything else.
+    """
     if text is None:
         return None
     if text == "marginal":
         return text
     found: dict[str, Any] = {}
-    for part in text.split(","):
+    for part in re.findall(r'(?:[^,"]|"[^"]*")+', text):
         name, equals, value = (word.strip() for word in part.partition("="))
+        if len(value) > 1 and value[0] == value[-1] == '"':
+            found[name] = value[1:-1]
+            continue
         if name in found:
             raise SpecError(f"given: '{name}' is given twice; give it once")
         if not name or not equals or not value:
@@ -241,20 +266,16 @@ def rows_for(run: Any, data: str | None, split: str, data_dir: str | None = None
 
     if data is None:
         dataset = run.dataset
-        names = dataset.origins(split, torch.arange(dataset.sizes[split]))
+        index = torch.arange(dataset.looked_at(split))
+        names = dataset.origins(split, index)
         held = None if dataset.conditions is None else dataset.conditions.values[split]
-        return NamedRows(dataset.raw(split), names, bool(names) and isinstance(names[0], str), context=held)
+        return NamedRows(dataset.stored(split, index), names, bool(names) and isinstance(names[0], str), context=held)
     kept = run.preprocessing
     decimal = run.spec.get("decimal", "auto")
     found = rows_of(data, split, data_dir, resize, kept, decimal, run.decimal, run.conditions)
     if isinstance(kept, Columns):
         return found
     return found._replace(values=in_order(Given(found.values, columns=found.columns), run.columns))
-
-
-def printer(quiet: bool) -> Callable[[object], None]:
-    """``print``, or what prints nothing."""
-    return (lambda line: None) if quiet else print
 
 
 def at_least_one(name: str, value: int) -> None:
@@ -311,7 +332,7 @@ def write_examples(run: Any, target: Path, x: Any, originals: Any = None, column
         if kind == ".png":
             _sheet(path, x, originals, columns, run.preprocessing.top)
         else:
-            table = _named_columns(run, x) if not picture and x.ndim == 2 else {}
+            table = named_columns(run, x) if not picture and x.ndim == 2 else {}
             write_table(path, table, x.cpu().numpy())
         written.append(path)
     return written
@@ -337,7 +358,7 @@ def write_pictures(folder: Path, x: Any, top: int) -> list[Path]:
     return written
 
 
-def _named_columns(run: Any, x: Any) -> dict[str, Any]:
+def named_columns(run: Any, x: Any) -> dict[str, Any]:
     """The columns of rows by their heads; whole numbers as such where the column holds whole numbers alone."""
     from varflow.data.columns import Columns
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from varflow.cli.common import printer
+from varflow.cli.output import OutputOptions
 from varflow.settings.flags import parse
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(OutputOptions):
     """varflow compare RUN RUN ...: the same test examples in pairs, each run less the first.
 
     Prints a table and writes comparison.md, .csv and .html with the figures side by side. The runs have been
@@ -28,9 +28,6 @@ class Compare:
     """Seed of the samples in the figures."""
     data_dir: str | None = None
     """Folder of the named data sets, where it moved since the fit."""
-    quiet: bool = False
-    """Print nothing but errors."""
-
 
 def main(arguments: list[str]) -> int:
     words = 0
@@ -40,9 +37,10 @@ def main(arguments: list[str]) -> int:
     from varflow.runs.comparison import compare
     from varflow.runs.side_by_side import write
 
-    say = printer(options.quiet)
     found = compare(folders, options.split)
-    say(found.table())
-    for path in write(found, Path(options.out), options.figures, options.seed, options.data_dir):
-        say(path)
+    options.say(found.table())
+    files = write(found, Path(options.out), options.figures, options.seed, options.data_dir)
+    for path in files:
+        options.say(path)
+    options.answer(lambda: {**found.to_dict(), "files": files})
     return 0

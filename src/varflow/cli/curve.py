@@ -19,7 +19,7 @@ class Curve(EstimateOptions):
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Curve, arguments, "run")
+    options = parse(Curve, arguments)
     run = options.open_latents()
     from varflow import evaluation
     from varflow.evaluation.chunks import Chunks

@@ -24,7 +24,7 @@ class Embed(GivenOptions):
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Embed, arguments, "run", "data")
+    options = parse(Embed, arguments)
     at_least_one("samples", options.samples)
     out = options.table_path(options.out)
     run = options.open()
@@ -39,4 +39,6 @@ def main(arguments: list[str]) -> int:
     options.write(out, {given.heading: given.names, **{f"z{i}": flat[:, i] for i in range(flat.shape[1])}}, z)
     if out:
         options.say(f"{out}: {len(z)} rows of {' x '.join(map(str, z.shape[1:]))} numbers")
+    facts = {"what": options.what, "seed": options.seed, "shape": z.shape[1:]}
+    options.answer_rows(out, {given.heading: given.names, "z": z}, **facts)
     return 0

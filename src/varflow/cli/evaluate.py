@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from varflow.cli.common import EstimateOptions, at_least_one
+from varflow.cli.common import EstimateOptions, at_least_one, kept
 from varflow.core.errors import SpecError
 from varflow.settings.flags import parse
 
@@ -31,7 +31,7 @@ class Evaluate(EstimateOptions):
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Evaluate, arguments, "run")
+    options = parse(Evaluate, arguments)
     run = options.open()
     more = {}
     if options.grid is not None:
@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> int:
             split, options.samples, limit=options.limit, progress=progress, **options.common, **more
         )
     options.say(result.table())
+    cells = None
     if options.removed is not None:
         with options.progress() as progress:
             cells = run.removed_cells(
@@ -57,5 +58,9 @@ def main(arguments: list[str]) -> int:
                 **options.common,
             )
         options.say("\n" + cells.table())
-    options.say(f"report: {run.report()}")
+    page = run.report()
+    options.say(f"report: {page}")
+    options.answer(
+        lambda: {**kept(run, result), "removed": cells and kept(run, cells), "run": run.folder, "report": page}
+    )
     return 0

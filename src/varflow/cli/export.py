@@ -22,7 +22,7 @@ class Export(RunOptions):
 def main(arguments: list[str]) -> int:
     from pathlib import Path
 
-    options = parse(Export, arguments, "run")
+    options = parse(Export, arguments)
     folder = Path(options.run) / "export" if options.out is None else Path(options.out)
     about = options.open().export(folder, options.format)
     for graph in about["graphs"].values():
@@ -30,4 +30,5 @@ def main(arguments: list[str]) -> int:
         options.say(f"{folder / graph['file']}: {given} -> {found}")
     for sentence in about["left_out"].values():
         options.say(f"left out: {sentence}")
+    options.answer(lambda: {**about, "run": options.run, "folder": folder})
     return 0

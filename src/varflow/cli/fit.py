@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from varflow.cli.common import beside, config_file
+from varflow.cli.output import OutputOptions
 from varflow.core.errors import SpecError, suggestion
+from varflow.core.files import read_json
 from varflow.settings.flags import parse_with_settings, with_choices
 from varflow.settings.roles import parts_with
 from varflow.settings.spec import RunSpec
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(OutputOptions):
     """Train a recipe, or go on with a run."""
 
     config: str | None = None
@@ -26,8 +28,6 @@ class Fit:
     given beside it."""
     overwrite: bool = False
     """Replace the run that the folder holds."""
-    quiet: bool = False
-    """Print nothing but errors."""
     track: str | None = None
     """Where curves, figures and settings go beside the folder: mlflow, wandb, trackio, tensorboard, or several with
     commas between; with --resume without it where the run was tracked before, and none to track no more."""
@@ -103,8 +103,10 @@ def _finish(run: Any, command: Fit) -> int:
         return 0 if outcome["signal"] is None else 128 + int(outcome["signal"])
     if outcome["signal"] is not None:
         print(f"{outcome['reason']}; saved. Go on with: varflow fit --resume {run.folder}")
+        command.answer(lambda: _document(run, None))
         return 128 + int(outcome["signal"])
     drawn = run.report(command.figures) if command.report else None
+    command.answer(lambda: _document(run, drawn))
     if command.quiet:
         return 0
     if run.infers_target:
@@ -128,6 +130,13 @@ def _finish(run: Any, command: Fit) -> int:
             print(f"all figures: varflow report {run.folder}")
     print(f"next: varflow evaluate {run.folder}")
     return 0
+
+
+def _document(run: Any, drawn: Path | None) -> dict[str, Any]:
+    """run.json, and of metrics.jsonl the last record of each split, without the single updates in it."""
+    last = {record["split"]: {k: v for k, v in record.items() if k != "elbos"} for record in run.metrics}
+    units = {"best_elbo": "nats", "elbo": "nats", "log_likelihood": "nats", "kl": "nats", "seconds": "s"}
+    return {**read_json(run.folder / "run.json"), "run": run.folder, "last": last, "units": units, "report": drawn}
 
 
 def _subject(spec: RunSpec) -> str:

@@ -26,7 +26,7 @@ class Gaps(AnnealingOptions):
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Gaps, arguments, "run")
+    options = parse(Gaps, arguments)
     run = options.open_latents()
     from varflow import evaluation
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from varflow.cli.common import GivenOptions, at_least_one
+from varflow.cli.output import plain
 from varflow.core.errors import SpecError
 from varflow.settings.flags import parse
 
@@ -37,7 +38,7 @@ class Impute(GivenOptions):
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Impute, arguments, "run", "data")
+    options = parse(Impute, arguments)
     at_least_one("samples", options.samples)
     if options.draws < 0:
         raise SpecError(f"draws: was {options.draws}; use 0 or more")
@@ -60,21 +61,47 @@ def main(arguments: list[str]) -> int:
             int(options.memory * 2**30),
             progress,
         )
+    written: str | Path | None = out
     if options.draws and out is not None:
         paths = [out.with_name(f"{out.stem}-{number + 1}{out.suffix}") for number in range(options.draws)]
+        files = paths
         for path, values in zip(paths, found.draws, strict=True):
             _write(options, run, path, values, found.missing)
         written = f"{paths[0]} ... {paths[-1].name}"
     else:
-        _write(options, run, out, found.values, found.missing)
-        written = str(out)
+        if out is not None or not options.json:
+            _write(options, run, out, found.values, found.missing)
+        files = [] if out is None else [out]
     if spread is not None:
         names = [column.name for column in run.preprocessing.columns]
         options.write(spread, {given.heading: given.names, **_spread(names, found)})
-    if not options.quiet:
-        message = found.summary()
-        print(f"{written}: {message}" if out else message, file=sys.stdout if out else sys.stderr)
+        files = [*files, spread]
+    options.summarize(written, found.summary())
+    facts = {"run": options.run, "seed": options.seed, "files": files}
+    options.answer(lambda: {**facts, **_facts(run, given.names, found)})
     return 0
+
+
+def _facts(run: Any, names: Any, found: Any) -> dict[str, Any]:
+    """How many cells were filled in, how far the weights can be trusted, and what each cell was filled in with."""
+    from varflow.runs.impute import filling
+
+    rows = found.missing.any(1)
+    columns = {
+        name: plain(cells) for name, (_, cells) in filling(run.preprocessing, found.values, found.missing).items()
+    }
+    each = []
+    for row in rows.nonzero()[:, 0].tolist():
+        gone = [(place, name) for place, name in enumerate(columns) if found.missing[row, place]]
+        cells = {
+            name: {"value": columns[name][row], "spread": float(found.spread[row, place])} for place, name in gone
+        }
+        each.append({"row": names[row], "ess": found.ess[row], "khat": found.khat[row], "cells": cells})
+    ess = {"median": found.ess[rows].median(), "least": found.ess[rows].min()} if each else None
+    return {
+        "samples": found.samples, "cells": int(found.missing.sum()), "ess": ess, "unreliable": found.unreliable,
+        "rows": each,
+    }  # fmt: skip
 
 
 def _write(options: Impute, run: Any, out: Path | None, values: Any, missing: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from varflow.cli.common import RunOptions, at_least_one, conditions_of, rows_for, write_examples
 from varflow.core.errors import SpecError
@@ -13,6 +13,8 @@ from varflow.settings.flags import parse
 @dataclass(frozen=True, kw_only=True)
 class Interpolate(RunOptions):
     """The decoded way between two examples, both ends included: pictures as a PNG sheet, rows as a table."""
+
+    words: ClassVar[tuple[str, ...]] = ("run", "a", "b")
 
     a: str
     """The first: a picture file, or the number of a row (counted from 0)."""
@@ -33,7 +35,7 @@ class Interpolate(RunOptions):
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Interpolate, arguments, "run", "a", "b")
+    options = parse(Interpolate, arguments)
     at_least_one("steps", options.steps)
     target = options.target(options.out, "interpolate")
     run = options.open()
@@ -41,8 +43,11 @@ def main(arguments: list[str]) -> int:
     way = None if options.way == "auto" else options.way
     given = conditions_of(options.given)
     path = run.interpolate(first, second, options.steps, way, options.seed, given)
-    for written in write_examples(run, target, path, columns=options.steps):
+    files = write_examples(run, target, path, columns=options.steps)
+    for written in files:
         options.say(written)
+    facts = {"run": options.run, "a": options.a, "b": options.b, "steps": options.steps, "way": options.way}
+    options.answer(lambda: {**facts, "files": files})
     return 0
 
 

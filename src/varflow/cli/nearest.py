@@ -22,7 +22,7 @@ class Nearest(GivenOptions):
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Nearest, arguments, "run", "data")
+    options = parse(Nearest, arguments)
     at_least_one("k", options.k)
     out = options.table_path(options.out)
     run = options.open()
@@ -41,4 +41,5 @@ def main(arguments: list[str]) -> int:
     options.write(out, columns)
     if out:
         options.say(f"{out}: {options.k} neighbours of {rows} rows")
+    options.answer_rows(out, columns, k=options.k, seed=options.seed)
     return 0

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import ClassVar
 
-from varflow.cli.common import printer
+from varflow.cli.output import OutputOptions
 from varflow.settings.flags import parse
 
 
 @dataclass(frozen=True, kw_only=True)
-class Push:
+class Push(OutputOptions):
     """Settings, weights, preprocessing, metrics, estimates and the model card of a run, on the hub; never the state
     that a fit goes on from, never training data. Open it with varflow.load("hf://owner/name").
     """
+
+    words: ClassVar[tuple[str, ...]] = ("run", "repository")
 
     run: str
     """Folder of the run."""
@@ -29,12 +32,9 @@ class Push:
     """Upload the figures too. They can show training examples."""
     training_rows: bool = False
     """Upload the scores and latents of training rows too, for ranks of anomalies and for neighbours."""
-    quiet: bool = False
-    """Print nothing but errors."""
-
 
 def main(arguments: list[str]) -> int:
-    options = parse(Push, arguments, "run", "repository")
+    options = parse(Push, arguments)
     if options.quiet:
         # Before the hub's client is imported; it draws bars by itself.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -49,5 +49,6 @@ def main(arguments: list[str]) -> int:
         figures=options.figures,
         training_rows=options.training_rows,
     )
-    printer(options.quiet)(found)
+    options.say(found)
+    options.answer(lambda: {"run": options.run, "address": found})
     return 0

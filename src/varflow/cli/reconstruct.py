@@ -22,7 +22,7 @@ class Reconstruct(GivenOptions):
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Reconstruct, arguments, "run", "data")
+    options = parse(Reconstruct, arguments)
     target = options.target(options.out, "reconstruct")
     run = options.open()
     if options.count is not None:
@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> int:
     if given.context is conditions and conditions is not None:
         conditions = conditions[:count]
     again = run.reconstruct(x, seed=options.seed, given=conditions)
-    for path in write_examples(run, target, again, x):
+    files = write_examples(run, target, again, x)
+    for path in files:
         options.say(path)
+    options.answer(lambda: {"run": options.run, "count": count, "seed": options.seed, "files": files})
     return 0

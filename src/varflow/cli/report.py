@@ -14,6 +14,8 @@ class Report(KeptOptions):
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Report, arguments, "run")
-    options.say(options.open().report())
+    options = parse(Report, arguments)
+    page = options.open().report()
+    options.say(page)
+    options.answer(lambda: {"run": options.run, "report": page})
     return 0

@@ -10,9 +10,11 @@ from varflow.cli.common import (
     RunOptions,
     at_least_one,
     conditions_of,
+    named_columns,
     write_examples,
     write_pictures,
 )
+from varflow.cli.output import records
 from varflow.core.errors import SpecError
 from varflow.settings.flags import parse
 
@@ -44,7 +46,7 @@ class Sample(RunOptions):
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Sample, arguments, "run")
+    options = parse(Sample, arguments)
     at_least_one("count", options.count)
     # Codes go beside single pictures where nothing else is asked for.
     aside = None if options.pictures is None else str(Path(options.pictures) / "sample")
@@ -54,24 +56,38 @@ def main(arguments: list[str]) -> int:
 
     if run.infers_target and options.mean:
         raise SpecError("mean: a target has no likelihood to take the mean of; leave it out")
+    coded: list[Path] = []
     chosen = {n: getattr(options, n) for n in ("temperature", "top_k", "label")}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if options.pictures is not None and not run.picture:
         raise SpecError("pictures: this run was fitted to rows, which are no pictures; leave it out")
     if not run.infers_target and run.model.posterior.discrete:
-        with random.stream(options.seed):
-            x, written = _coded(run, options.count, options.mean, chosen, target)
+        with options.progress("positions") as progress, random.stream(options.seed):
+            x, written = _coded(run, options.count, options.mean, chosen, target, progress)
         options.say(written)
+        coded = [written]
     else:
         _no_codes(chosen)
         x = run.sample(options.count, options.seed, options.mean, True, conditions_of(options.given))
+    files: list[Path] = []
     if options.pictures is not None:
         files = write_pictures(Path(options.pictures), x, run.preprocessing.top)
         options.say(f"{options.pictures}: {len(files)} pictures")
     if options.pictures is None or options.out:
         for path in write_examples(run, target, x):
             options.say(path)
+            files.append(path)
+    options.answer(lambda: _document(options, run, x, files + coded))
     return 0
+
+
+def _document(options: Sample, run: Any, x: Any, files: list[Path]) -> dict[str, Any]:
+    """The draws, rows by the names of their columns; pictures are in their files."""
+    rows: Any = None
+    if not run.picture:
+        rows = records(named_columns(run, x)) if x.ndim == 2 else x
+    facts = {"run": options.run, "count": options.count, "seed": options.seed, "mean": options.mean}
+    return {**facts, "shape": x.shape, "files": files, "rows": rows}
 
 
 def _no_codes(chosen: dict[str, Any]) -> None:
@@ -80,7 +96,7 @@ def _no_codes(chosen: dict[str, Any]) -> None:
 
 
 def _coded(
-    run: Any, count: int, mean: bool, chosen: dict[str, Any], target: Path
+    run: Any, count: int, mean: bool, chosen: dict[str, Any], target: Path, progress: Any
 ) -> tuple[Any, Path]:
     """x, and the file with its codes and the log p(codes) recorded while they were drawn."""
     import io
@@ -103,7 +119,7 @@ def _coded(
                 raise SpecError(f"label: was {label}; the labels of this prior are {known}")
             home = next(run.model.parameters()).device
             options["labels"] = torch.full((count,), label, device=home)
-        z, log_prob = prior.sample_and_log_prob((count,), **options)
+        z, log_prob = prior.sample_and_log_prob((count,), **options, progress=progress)
     drawn = run.model.decode(z, mean)
     x = run.preprocessing.stored_means(drawn) if mean else run.preprocessing.stored_values(drawn)
     make_folder(target.parent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class Score(GivenOptions):
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Score, arguments, "run", "data")
+    options = parse(Score, arguments)
     if options.samples is not None:
         at_least_one("samples", options.samples)
     out = options.table_path(options.out)
@@ -61,8 +61,22 @@ def main(arguments: list[str]) -> int:
     weak = int((found.khat > 0.7).sum())
     if weak:
         message += f"; k̂ above 0.7 in {weak} of them, whose values are too low: use more samples"
-    if not options.quiet:
-        print(f"{out}: {message}" if out else message, file=sys.stdout if out else sys.stderr)
+    options.summarize(out, message)
+    facts = {
+        "units": {"log_prob": "nats", "error": "nats"}, "scored": found.scored, "samples": found.samples,
+        "seed": options.seed, "training_rows": found.training_rows, "mean": _mean(found), "unreliable": weak,
+    }  # fmt: skip
+    options.answer_rows(out, columns, **facts)
     return 0
 
 
+def _mean(found: Any) -> dict[str, Any]:
+    """The mean over the rows with its two errors, as estimates have them."""
+    rows = len(found.log_prob)
+    return {
+        "value": float(found.log_prob.mean()),
+        "standard_error": float(found.log_prob.std()) / math.sqrt(rows) if rows > 1 else None,
+        "monte_carlo_error": float(found.error.square().sum().sqrt()) / rows,
+        "points": rows,
+        "unit": "nats",
+    }

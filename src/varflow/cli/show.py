@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from varflow.core.errors import RunError, suggestion
+from varflow.cli.output import OutputOptions
+from varflow.core.errors import RunError, SpecError, suggestion
 from varflow.core.files import read_json
 from varflow.settings import recipes, toml
 from varflow.settings.flags import parse
@@ -14,11 +15,13 @@ from varflow.settings.spec import RunSpec
 
 
 @dataclass(frozen=True)
-class Show:
+class Show(OutputOptions):
     """The settings of a run.
 
     ``varflow show RUN --toml > run.toml`` and ``varflow fit --config run.toml`` make the same run again.
     """
+
+    words: ClassVar[tuple[str, ...]] = ("run",)
 
     run: str
     """Folder of the run, hf://owner/name on the hub, or the name of a recipe."""
@@ -29,7 +32,9 @@ class Show:
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Show, arguments, "run")
+    options = parse(Show, arguments)
+    if options.toml and options.json:
+        raise SpecError("toml: given beside json; choose one of the two")
     from varflow.runs.hub import located
 
     folder, _ = located(options.run)
@@ -50,6 +55,12 @@ def main(arguments: list[str]) -> int:
     if options.toml:
         print(_toml(spec, changes if options.changed else None, str(recipe) if known else None, about), end="")
         return 0
+    if options.json:
+        settings = changes if options.changed else spec.to_dict()
+        options.answer(
+            lambda: {"run": options.run, "recipe": recipe, "spec": settings, "changed": list(changes), "about": about}
+        )
+        return 0
     rows = [
         (role, name, value, name in changes)
         for role, part in spec.parts.items()
@@ -57,15 +68,15 @@ def main(arguments: list[str]) -> int:
         if name in changes or not options.changed
     ]
     widths = [max((len(str(row[k])) for row in rows), default=0) for k in (0, 1)]
-    print(f"{options.run}" + (f": recipe {recipe}" if recipe else ""))
+    options.say(f"{options.run}" + (f": recipe {recipe}" if recipe else ""))
     last = ""
     for role, name, value, changed in rows:
         head = role if role != last else ""
         last = role
         mark = "*" if changed else " "
-        print(f"{head:<{widths[0]}}  {mark} {name:<{widths[1]}}  {value}")
+        options.say(f"{head:<{widths[0]}}  {mark} {name:<{widths[1]}}  {value}")
     if changes:
-        print(f"* differs from {'the recipe' if known else 'the defaults'}")
+        options.say(f"* differs from {'the recipe' if known else 'the defaults'}")
     return 0
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from varflow.cli.common import config_file
+from varflow.cli.output import OutputOptions
 from varflow.core.errors import SpecError, suggestion
 from varflow.settings import recipes, toml
 from varflow.settings.flags import parse_with_settings, with_choices
@@ -15,7 +16,7 @@ from varflow.settings.spec import RunSpec
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(OutputOptions):
     """Fits over a space of settings, by Optuna."""
 
     space: str | None = None
@@ -47,12 +48,10 @@ class Sweep:
     """Seed of the sampler; --seed is that of each fit."""
     figures: bool = True
     """Draw the figures of the page."""
-    quiet: bool = False
-    """Print nothing but errors."""
 
 
 #: What a sweep that goes on may be given.
-_GROWS = ("trials", "jobs", "top", "test_samples", "figures", "quiet")
+_GROWS = ("trials", "jobs", "top", "test_samples", "figures", "quiet", "json")
 
 
 def main(arguments: list[str]) -> int:
@@ -89,15 +88,16 @@ def main(arguments: list[str]) -> int:
             sampler=command.sampler, prune=command.prune, sweep_seed=command.sweep_seed, recipe=name, **shared,
             **typed,
         )  # fmt: skip
+    page = found.folder / "sweep.html"
+    command.answer(lambda: {**found.to_dict(), "sweep": found.folder, "signal": found.signal, "report": page})
     if found.signal is not None:
         print(f"{found.summary()}; saved. Go on with: varflow sweep --resume {found.folder}")
         return 128 + found.signal
-    if not command.quiet:
-        print(found.table())
-        best = found.best
-        assert best is not None
-        print(f"best: {best.folder}")
-        print(f"report: {found.folder / 'sweep.html'}")
+    command.say(found.table())
+    best = found.best
+    assert best is not None
+    command.say(f"best: {best.folder}")
+    command.say(f"report: {page}")
     return 0
 
 

@@ -33,6 +33,7 @@ class Column:
         missing: the share of training cells that are missing.
         shares: of the values among the training cells of an ordinal, category or binary column, each counted half a
             cell more than it was; empty where they are not known.
+        summed: of a category that is conditioned on: whether a row without it stands for the sum over all values.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Column:
     tail: float = 0.0
     missing: float = 0.0
     shares: tuple[float, ...] = ()
+    summed: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

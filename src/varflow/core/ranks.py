@@ -5,6 +5,8 @@ work of a fit and agree on everything else: rank 0 alone writes, an error on one
 
 Two groups of PyTorch's distributed engine are used. The default one carries tensors (gloo on the CPU, NCCL on
 CUDA). A second one, gloo on every machine, carries plain values, and may wait for days: for rank 0 to evaluate.
+
+Machines need no common file system: what rank 0 reads of a run the others get from it (:func:`files_of_first`).
 """
 
 from __future__ import annotations
@@ -12,9 +14,13 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -26,6 +32,10 @@ from varflow.core.errors import NonFiniteError, RankError, SpecError, VarflowErr
 #: What torchrun tells each process.
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE = timedelta(days=7)
+#: Where the name of a launch lies in torchrun's store, and how long to look for that store.
+_LAUNCH, _STORE_PATIENCE = "varflow/launch", timedelta(seconds=60)
+#: Seconds that processes wait for each other to begin; PyTorch's own patience.
+_MEETING = 1800.0
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -54,6 +64,20 @@ def local() -> int:
     return int(os.environ.get("LOCAL_RANK", rank()))
 
 
+def launch() -> str | None:
+    """A name of this start of torchrun, the same for every process that it ever starts; None without torchrun.
+
+    It lies in the store that torchrun keeps for its workers and that outlives them. So a worker that takes the place
+    of one that died has the name of that one, and a second start of the same command has another. The count of
+    restarts in the environment does not tell: machines count for themselves, and may differ.
+    """
+    try:
+        store = _lasting_store()
+        return None if store is None else store.compare_set(_LAUNCH, "", uuid.uuid4().hex).decode()
+    except RuntimeError:
+        return None
+
+
 def stay_alone() -> None:
     """Never meet the others: for commands that one process does by itself."""
     global _alone
@@ -77,7 +101,7 @@ def join() -> None:
                 "WORLD_SIZE: asks for several processes, and this PyTorch has no gloo; start one without torchrun"
             )
         nccl = torch.cuda.is_available() and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", **_place())
         atexit.register(_leave)
     _control = dist.new_group(backend="gloo", timeout=_PATIENCE)
     # Only now: it imports the compiler, which takes a second that one process alone can do without.
@@ -99,6 +123,64 @@ def share(name: str, whole: int) -> int:
         f"{name}: {whole} in a step cannot be shared evenly by {count} processes; use {nearest}, or another number "
         "of processes"
     )
+
+
+def _lasting_store() -> Any:
+    """The store that torchrun keeps for its workers; None where it keeps none."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not dist.is_available():
+        return None
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_STORE_PATIENCE
+    )
+
+
+def _place() -> dict[str, Any]:
+    """What ``init_process_group`` has to know beside its backend; nothing where it finds that by itself.
+
+    The store outlives the workers, and PyTorch writes their addresses to the same keys each time: workers that were
+    started again would look for those that died (pytorch/pytorch#135712). So each time has keys of its own.
+    """
+    store = _lasting_store()
+    if store is None:
+        return {}
+    number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    met = dist.PrefixStore(f"varflow/{_meeting(store, number, count)}", store)
+    return {"store": met, "rank": number, "world_size": count}
+
+
+def _meeting(store: Any, number: int, count: int) -> str:
+    """A name for this meeting of ``count`` processes that no other meeting in ``store`` has; the same for all.
+
+    Everybody but rank 0 calls out a name of its own, and rank 0 answers whatever it hears, to those who died long ago
+    as well, until as many have thanked it as it waits for.
+
+    Raises:
+        RankError: the others do not come.
+    """
+    own, end = uuid.uuid4().hex, time.monotonic() + _MEETING
+    if number:
+        store.set(f"varflow/here/{number}", own)
+        while not store.check([f"varflow/answer/{own}"]):
+            _wait(end)
+        name: str = store.get(f"varflow/answer/{own}").decode()
+        store.add(f"varflow/thanks/{name}", 1)
+        return name
+    answered: set[str] = set()
+    while store.add(f"varflow/thanks/{own}", 0) < count - 1:
+        for other in range(1, count):
+            if store.check([f"varflow/here/{other}"]):
+                called = store.get(f"varflow/here/{other}").decode()
+                if called not in answered:
+                    answered.add(called)
+                    store.set(f"varflow/answer/{called}", own)
+        _wait(end)
+    return own
+
+
+def _wait(end: float) -> None:
+    if time.monotonic() > end:
+        raise RankError(f"the other processes of this run did not come within {_MEETING // 60:.0f} minutes")
+    time.sleep(0.01)
 
 
 # -- tensors ---------------------------------------------------------------------------------------
@@ -185,6 +267,31 @@ def first(make: Callable[[], _T]) -> _T:
     with _connection():
         dist.broadcast_object_list(box, 0, group=_control)
     return box[0]  # type: ignore[return-value]
+
+
+@contextmanager
+def files_of_first(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """A folder with the files of these names, those that there are: ``folder`` itself for rank 0.
+
+    The others get a copy that is gone afterwards: their machine need not share a file system with that of rank 0.
+    """
+    if not several():
+        yield folder
+        return
+
+    def read() -> dict[str, bytes]:
+        return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+
+    held = first(read)
+    if rank() == 0:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="varflow-") as copy:
+        for name, content in held.items():
+            path = Path(copy) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        yield Path(copy)
 
 
 def first_of(value: _T | None) -> _T | None:

@@ -365,25 +365,33 @@ def grouping(cells: Cells) -> bool | None:
     return True if int(cells.words.matches(_SMALL).sum()) >= 2 else None
 
 
-def as_numbers(cells: Cells, mark: str, where: str) -> Cells:
-    """Text whose every cell is a number.
-
-    Raises:
-        DataError: an infinite number.
-    """
+def as_numbers(cells: Cells, mark: str) -> Cells:
+    """Text whose every cell is a number."""
     assert cells.words is not None
     assert cells.codes is not None
     distinct = cells.words.numbers(mark)
     values = np.append(distinct, np.nan)[cells.codes]
-    infinite = np.isinf(values)
-    if infinite.any():
+    whole = bool(cells.words.matches(_WHOLE).all()) or are_whole(distinct)
+    return replace(cells, sort="number", values=values, whole=whole)
+
+
+def are_whole(values: Numbers) -> bool:
+    """Whether all of the numbers that are finite are whole."""
+    return not (values[np.isfinite(values)] % 1).any()
+
+
+def refuse_infinite(cells: Cells, where: str) -> None:
+    """Refuse an infinite number. Columns that are left out may have some, so this is asked when a column is used.
+
+    Raises:
+        DataError: names the first.
+    """
+    if cells.values is not None and (infinite := np.isinf(cells.values)).any():
         row = int(np.flatnonzero(infinite)[0])
         raise DataError(
-            f"{where}: column '{cells.name}' has {cells.shown(row)} in row {row + 1} ({COUNTED}); remove or empty "
-            "that cell"
+            f"{where}: column '{cells.name}' has {cells.shown(row)} in row {row + 1} ({COUNTED}); empty that cell, "
+            f"or leave the column out ({cells.name}:drop)"
         )
-    whole = bool(cells.words.matches(_WHOLE).all()) or not (distinct % 1).any()
-    return replace(cells, sort="number", values=values, whole=whole)
 
 
 # -- dates --------------------------------------------------------------------------------------------

@@ -23,8 +23,9 @@ def conditioned(
     names: Sequence[str],
     column: Sequence[str],
     conditions: Conditions | None,
+    gaps: str = "flag",
 ) -> Dataset:
-    """The data set with what its rows are conditioned on."""
+    """The data set with what its rows are conditioned on; ``gaps`` is what a row without it stands for."""
     if not names:
         return made
     if not arrays.context and tuple(names) != (LABEL,):
@@ -35,15 +36,15 @@ def conditioned(
         labels = {split: made.labels(split) for split in SPLITS}
         if any(part is None for part in labels.values()):
             raise SpecError(f"condition: was {LABEL}, and {made.name} has no labels; leave it out")
-        values = {split: part.double().cpu()[:, None] for split, part in labels.items() if part is not None}
+        there = {split: part for split, part in labels.items() if part is not None}
         return made.conditioned(
-            conditions.having(values) if conditions else Conditions.of_classes(values, made.classes)
+            conditions.of_all_labels(there) if conditions else Conditions.of_classes(there, made.classes, gaps)
         )
     if conditions is not None:
         parts = {part: conditions.of_raw(raw) for part, raw in arrays.context.items()}
         return made.conditioned(conditions.having(_split_alike(parts, made)))
     parts, found = read_raw(arrays.context, column)
-    return made.conditioned(Conditions.fit(_split_alike(parts, made), found))
+    return made.conditioned(Conditions.fit(_split_alike(parts, made), found, gaps))
 
 
 def _split_alike(parts: Mapping[str, Tensor], made: Dataset) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow.core.columns import Column
+from varflow.core.columns import NAMED, Column
 from varflow.core.errors import DataError, ShapeError, SpecError, suggestion
 from varflow.data import frames, kinds
 from varflow.data.cells import Cells, text_cells
@@ -27,6 +27,10 @@ from varflow.networks.columns import ColumnFeatures
 
 #: What the labels of data are called among the conditions.
 LABEL = "label"
+#: So many scales from the training rows float32 still tells numbers apart, and squares of them are finite.
+FARTHEST = 1e15
+#: The class number of an example without a label.
+UNLABELLED = -1
 
 
 class Conditions:
@@ -74,12 +78,20 @@ class Conditions:
         for number, column in enumerate(self.columns):
             cells = values[:, number].cpu().numpy()
             kinds.check_values(cells, column, where)
-            if not column.missing and bool(np.isnan(cells).any()):
+            if not (column.missing or column.summed) and bool(np.isnan(cells).any()):
                 row = int(np.flatnonzero(np.isnan(cells))[0]) + 1
                 raise DataError(
                     f"{where}: '{column.name}' is missing in row {row} (counted from 1), and no training row was "
                     "without it; give a value"
                 )
+        x, _ = self.preprocessing.encode(values, None, torch.float64)
+        far = (x.abs() > FARTHEST) & torch.tensor([column.continuous for column in self.columns])
+        if bool(far.any()):
+            row, place = (int(index) for index in far.nonzero()[0])
+            raise DataError(
+                f"{where}: '{self.names[place]}' is {float(values[row, place]):g} in row {row + 1} (counted from 1), "
+                f"{float(x[row, place].abs()):.1g} scales away from the training rows; give another value"
+            )
         return values
 
     def having(self, values: Mapping[str, Tensor]) -> Conditions:
@@ -118,7 +130,7 @@ class Conditions:
             for name in self.names:
                 if name not in given:
                     raise SpecError(f"given: '{name}' is missing; this run is conditioned on {', '.join(self.names)}")
-            raw = Raw(tuple(_cells(name, given[name], rows) for name in self.names), "given")
+            raw = Raw(tuple(_cells(name, self._labels(name, given[name]), rows) for name in self.names), "given")
             found = torch.from_numpy(self._stored(raw))
         elif frames.is_frame(given):
             found = torch.from_numpy(self._stored(frames.read_frame(given, "given")))
@@ -131,6 +143,16 @@ class Conditions:
                 f"{', '.join(self.names)} of each row"
             )
         return self.check(found)
+
+    def _labels(self, name: str, value: Any) -> Any:
+        """What is given for a column, with None for a class number that stands for no label."""
+        if self.names != (LABEL,) or isinstance(value, str):
+            return value
+        if isinstance(value, Tensor | np.ndarray):
+            value = value.tolist()
+        if isinstance(value, list | tuple):
+            return [None if one == UNLABELLED else one for one in value]
+        return None if value == UNLABELLED else value
 
     def _stored(self, raw: Raw) -> Any:
         return kinds.stored(raw, self.columns, self.preprocessing.forms)
@@ -145,32 +167,52 @@ class Conditions:
         Raises:
             DataError: a class that training did not know.
         """
-        codes = torch.as_tensor(labels).double()
+        codes = torch.as_tensor(labels)
         size = len(self.columns[0].categories)
-        if bool((codes >= size).any()) or bool((codes < 0).any()):
-            raise DataError(f"label: {int(codes.max())} is none of the {size} classes of training")
-        return codes[:, None]
+        none = (codes >= size) | (codes < UNLABELLED)
+        if bool(none.any()):
+            raise DataError(f"label: {int(codes[none][0])} is none of the {size} classes of training")
+        return self.check(_cells_of(codes))
 
     @classmethod
-    def fit(cls, values: Mapping[str, Tensor], found: kinds.Found) -> Conditions:
-        """What the training rows say of the columns.
+    def fit(cls, values: Mapping[str, Tensor], found: kinds.Found, gaps: str = "flag") -> Conditions:
+        """What the training rows say of the columns, and what a row without one of them stands for.
 
         Raises:
-            DataError: a column that does not vary.
+            DataError: a column that does not vary; gaps that are to be summed over, and not in one category alone.
         """
         each = zip(found.columns, values["train"].double().cpu().T, strict=True)
-        return cls(Columns("columns", None, tuple(_learned(c, cells) for c, cells in each), found.forms), values)
+        learned = [_learned(column, cells) for column, cells in each]
+        if gaps == "sum":
+            learned = _summed(learned)
+        return cls(Columns("columns", None, tuple(learned), found.forms), values)
 
     @classmethod
-    def of_classes(cls, values: Mapping[str, Tensor], classes: Sequence[str] = ()) -> Conditions:
-        """Labels as one column with a category for each class."""
-        size = int(max(float(part.max()) for part in values.values())) + 1
+    def of_classes(
+        cls, labels: Mapping[str, Tensor], classes: Sequence[str] = (), gaps: str = "flag"
+    ) -> Conditions:
+        """Class numbers ``[N]`` of each split as one column with a category for each class; −1 is no label.
+
+        Raises:
+            DataError: labels that are all the same.
+        """
+        values = {split: _cells_of(part) for split, part in labels.items()}
+        size = int(max(float(part.max()) for part in labels.values())) + 1
         names = tuple(classes) or tuple(str(number) for number in range(size))
         if len(names) < 2:
             raise DataError("condition: all labels are the same; there is nothing to condition on")
-        shares = shares_of(values["train"].flatten(), len(names))
-        column = Column(LABEL, "category", names, shares=shares)
+        train = values["train"].flatten()
+        there = train[~train.isnan()]
+        if not len(there):
+            raise DataError("condition: no training row has a label; leave condition out")
+        missing = (len(train) - len(there)) / len(train)
+        column = Column(LABEL, "category", names, missing=missing, shares=shares_of(there, len(names)))
+        (column,) = _summed([column]) if gaps == "sum" else [column]
         return cls(Columns("columns", None, (column,), ("text" if classes else "whole",)), values)
+
+    def of_all_labels(self, labels: Mapping[str, Tensor]) -> Conditions:
+        """The same conditions of class numbers ``[N]`` of each split."""
+        return self.having({split: _cells_of(part) for split, part in labels.items()})
 
 
 def _learned(column: Column, cells: Tensor) -> Column:
@@ -188,6 +230,28 @@ def _learned(column: Column, cells: Tensor) -> Column:
     v = v.log1p() if column.kind == "count" else v.log() if column.kind == "positive" else v
     scale, loc = torch.std_mean(v, correction=0)
     return replace(column, loc=float(loc), scale=float(scale), missing=missing)
+
+
+def _cells_of(labels: Tensor) -> Tensor:
+    """Class numbers ``[N]`` as cells of a column ``[N, 1]``, NaN where there is none."""
+    codes = labels.double().cpu()
+    return torch.where(codes == UNLABELLED, torch.nan, codes)[:, None]
+
+
+def _summed(columns: list[Column]) -> list[Column]:
+    """The columns, a row without the one that has gaps standing for the sum over its values.
+
+    Raises:
+        DataError: several columns with gaps, or one that is no category.
+    """
+    gaps = [c for c in columns if c.missing] or [c for c in columns if c.kind in NAMED]
+    if len(gaps) != 1 or gaps[0].kind not in NAMED:
+        said = ", ".join(f"{c.name} ({c.kind})" for c in gaps) or "none"
+        raise DataError(
+            f"condition_gaps: was sum, which is over the values of one category, and those with gaps are {said}; "
+            "use condition_gaps=flag, or condition on others"
+        )
+    return [replace(c, kind="category", summed=True) if c is gaps[0] else c for c in columns]
 
 
 def read_raw(tables: Mapping[str, Raw], column: Sequence[str]) -> tuple[dict[str, Tensor], kinds.Found]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from varflow.core.errors import ShapeError, SpecError
 from varflow.core.observed import Examples, observed
 from varflow.data.columns import Columns
 from varflow.data.conditions import Conditions
+from varflow.data.permutations import Epoch, Places, clipped
 from varflow.data.protocols import Protocol, Support
 
 SPLITS = ("train", "validation", "test")
@@ -91,6 +92,7 @@ class Dataset:
         files: tuple[str, ...] = (),
         first_row: int = 0,
         equal_noise: bool = False,
+        row_noise: bool = False,
     ) -> None:
         self.name = name
         self.seed_eval = seed_eval
@@ -111,12 +113,17 @@ class Dataset:
         self._first_row = first_row
         #: Whether every row gets the same fixed noise, so that equal rows stay equal.
         self._equal_noise = equal_noise
+        #: Whether the fixed noise of a row depends on what it holds instead of where it stands.
+        self._row_noise = row_noise
         #: Whether batches come with a mask: all of them or none, so that a step has one form.
         self._masked = any(_has_missing(protocol, x) for x in self._raw.values())
         self._drawn: dict[str, Tensor] = {}
         self._mean: Tensor | None = None
         #: What each row is conditioned on; None where nothing is.
         self.conditions: Conditions | None = None
+        #: Where the windows of the training split end, if its order is computed and not drawn
+        #: (:mod:`varflow.data.permutations`).
+        self.windows: Places | None = None
 
     @property
     def protocol(self) -> str:
@@ -148,6 +155,25 @@ class Dataset:
         """Training rows in a step, where ``batch`` are asked for."""
         return min(batch, self.sizes["train"])
 
+    def computed_order(self, seed: int, epoch: int) -> Epoch | None:
+        """The order of the training rows in an epoch, where it is computed; None where it is drawn."""
+        return None if self.windows is None else Epoch(self.windows, seed, epoch)
+
+    def looked_at(self, split: str) -> int:
+        """How many rows of a split validation, evaluation and figures look at, unless told: the first so many."""
+        return self.sizes[split]
+
+    def few(self, count: int) -> Int64[Tensor, " count"]:
+        """Indices of training rows that stand for all of them."""
+        return torch.arange(min(count, self.sizes["train"]))
+
+    def read_ahead(self, rows: Callable[[int], Tensor], steps: range) -> None:
+        """Rows of the training split that will be asked for; where they lie in memory nothing has to be done."""
+
+    def notes(self) -> list[str]:
+        """What is to be said of the data when a fit begins."""
+        return []
+
     def _check(self, split: str) -> None:
         if split not in self._raw:
             raise errors.unknown("split", split, SPLITS)
@@ -156,6 +182,11 @@ class Dataset:
         """All stored values of ``split``; not a copy."""
         self._check(split)
         return self._raw[split]
+
+    def stored(self, split: str, index: Int64[Tensor, " batch"]) -> Shaped[Tensor, "batch ..."]:
+        """The stored values of rows ``index`` of ``split``, on the device."""
+        self._check(split)
+        return self._raw[split].index_select(0, index.to(self.device))
 
     def labels(self, split: str) -> Int64[Tensor, " n"] | None:
         """Class numbers of ``split``, None where there are none."""
@@ -196,8 +227,7 @@ class Dataset:
             raise ShapeError(
                 f"index: shape {list(index.shape)} of {index.dtype}, should be [B] of torch.int64"
             )
-        index = index.to(self.device)
-        values = self._raw[split].index_select(0, index)
+        values = self.stored(split, index)
         drawn = None
         if split == "train":
             if self.flip:
@@ -208,7 +238,7 @@ class Dataset:
                 )
                 drawn = self._protocol.draw(values, u)
         elif self._protocol.purpose is not None:
-            drawn = self._fixed(split).index_select(0, index)
+            drawn = self._fixed_at(split, index)
         mask = self._protocol.observed(values) if self._masked else None
         context = None if self.conditions is None else self.conditions.context(split, index, self.dtype)
         return Batch(*self._protocol.encode(values, drawn, self.dtype), mask, context)
@@ -222,24 +252,35 @@ class Dataset:
         rows = torch.arange(len(values), device=self.device)
         return both.index_select(0, rows + len(values) * (coin < 0.5))
 
+    def _fixed_at(self, split: str, index: Tensor) -> Tensor:
+        """What the noise of rows of a held-out split decides."""
+        return self._fixed(split).index_select(0, index.to(self.device))
+
     def _fixed(self, split: str) -> Tensor:
         if split not in self._drawn and self._equal_noise:
             values = self._raw[split]
             with random.stream(self.seed_eval):
                 u = random.uniform(self.event_shape, f"{self._protocol.purpose}/each", dtype=torch.float32)
             self._drawn[split] = self._protocol.draw(values, u.to(self.device).expand(values.shape))
+        if split not in self._drawn and self._row_noise:
+            values = self._raw[split]
+            with random.use(random.ByRow(self.seed_eval, random.row_keys(values.flatten(1)))):
+                u = random.uniform(values.shape, f"{self._protocol.purpose}/row", dtype=torch.float32, batch_dim=0)
+            self._drawn[split] = self._protocol.draw(values, u.to(self.device))
         if split not in self._drawn:
             values, purpose = self._raw[split], f"{self._protocol.purpose}/{split}"
             drawn = torch.empty(values.shape, dtype=self._protocol.stored, device=self.device)
             for step, rows in enumerate(range(0, len(values), _ROWS)):
                 part = values[rows : rows + _ROWS]
-                # All of a block is drawn, so that a row's noise does not depend on the split's end.
-                with random.stream(self.seed_eval, self._first_row // _ROWS + step):
-                    u = random.uniform((_ROWS, *part.shape[1:]), purpose, dtype=torch.float32)
-                u = u[: len(part)].to(self.device)
+                u = self._block_noise(purpose, step)[: len(part)].to(self.device)
                 drawn[rows : rows + _ROWS] = self._protocol.draw(part, u)
             self._drawn[split] = drawn
         return self._drawn[split]
+
+    def _block_noise(self, purpose: str, block: int) -> Tensor:
+        """The noise of a block of rows, all of it, so that a row's does not depend on the split's end."""
+        with random.stream(self.seed_eval, self._first_row // _ROWS + block):
+            return random.uniform((_ROWS, *self.event_shape), purpose, dtype=torch.float32)
 
     def pictures(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch c h w"] | None:
         """x (or a likelihood's mean) as pictures [B, C, H, W] in [0, 1]; None where data are none.
@@ -283,7 +324,7 @@ class Dataset:
         """
         if self.truth is None:
             return None
-        values = self.raw(split).index_select(0, index.to(self.device)).double().cpu().numpy()
+        values = self.stored(split, index).double().cpu().numpy()
         return torch.from_numpy(self.truth.log_prob(values))
 
     def mean(self) -> Float[Tensor, " *event"]:
@@ -320,6 +361,8 @@ class Dataset:
         fewer._drawn, fewer._mean = {}, None
         if self.conditions is not None:
             fewer.conditions = self.conditions.first(**given)
+        if self.windows is not None and "train" in given:
+            fewer.windows = clipped(self.windows, given["train"])
         return fewer
 
     def conditioned(self, conditions: Conditions) -> Dataset:

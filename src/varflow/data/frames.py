@@ -12,12 +12,12 @@ import numpy as np
 
 from varflow.core.errors import DataError
 from varflow.data.cells import (
-    COUNTED,
     Cells,
     Codes,
     Flags,
     Listed,
     Numbers,
+    are_whole,
     arrow_cells,
     text_cells,
 )
@@ -241,19 +241,13 @@ def _coded(name: str, codes: Codes, words: list[str], ordered: bool) -> Cells:
 
 
 def _numeric(name: str, values: Any, whole: bool, where: str) -> Cells:
-    infinite = np.isinf(values)
-    if infinite.any():
-        row = int(np.flatnonzero(infinite)[0])
-        raise DataError(
-            f"{where}: column '{name}' has {values[row]} in row {row + 1} ({COUNTED}); remove or empty that cell"
-        )
     there = values[~np.isnan(values)]
     if whole and there.size and np.abs(there).max() > _EXACT:
         raise DataError(
             f"{where}: column '{name}' holds whole numbers above 2⁵³, which float64 does not tell apart; drop it, or "
             "subtract a constant"
         )
-    return Cells(name, "number", values, whole=whole or (there.size > 0 and not (there % 1).any()))
+    return Cells(name, "number", values, whole=whole or (there.size > 0 and are_whole(there)))
 
 
 def _stamps(name: str, stamps: Any) -> Cells:

@@ -167,14 +167,14 @@ def _items(x: Any) -> Given:
         raise DataError(f"x: {kind} has no length; give a map-style torch Dataset with __len__") from error
     values, labels = [], []
     for number in range(size):
-        value, label = _parts(x[number], number)
+        value, label = example_parts(x[number], number)
         values.append(value)
         labels.append(label)
     whole = all(isinstance(label, numbers.Integral) or _is_whole(label) for label in labels) and labels
-    return Given(_stacked(values), np.array([int(label) for label in labels]) if whole else None)
+    return Given(stacked(values), np.array([int(label) for label in labels]) if whole else None)
 
 
-def _parts(item: Any, number: int) -> tuple[Any, Any]:
+def example_parts(item: Any, number: int) -> tuple[Any, Any]:
     """What an item holds, and its label."""
     if isinstance(item, Mapping):
         keys = [key for key in _VALUE_KEYS if key in item]
@@ -195,11 +195,11 @@ def _list(x: Sequence[Any]) -> Given:
     if not x:
         raise DataError("x: is an empty list; give a row or a picture an example")
     if isinstance(x[0], numbers.Number | np.ndarray | Tensor | list | tuple) or _is_picture(x[0]):
-        return Given(_stacked(x))
+        return Given(stacked(x))
     raise DataError(f"x: was a list of {type(x[0]).__name__}; give a list of rows of numbers or of pictures")
 
 
-def _stacked(values: Sequence[Any]) -> Any:
+def stacked(values: Sequence[Any]) -> Any:
     """Rows or pictures on top of each other.
 
     Raises:
@@ -309,29 +309,38 @@ def _no_numbers(name: str, kind: Any) -> DataError:
 
 def _hugging_face(x: Any) -> Given:
     """A data set of Hugging Face: one column of pictures or of vectors with labels, or columns of numbers."""
-    kinds = {name: type(feature).__name__ for name, feature in x.features.items()}
-    classed = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+    one, label, rest = hub_columns(x)
     labels, classes = None, ()
-    if classed:
-        labels = np.asarray(x[classed[0]])
-        classes = tuple(x.features[classed[0]].names)
-    pictures = [name for name, kind in kinds.items() if kind == "Image"]
-    lists = ("Sequence", "List", "LargeList", "Array2D", "Array3D")
-    vectors = [name for name, kind in kinds.items() if kind in lists]
-    if len(pictures) > 1 or (pictures and vectors):
-        raise DataError(f"x: has several columns of pictures or vectors ({', '.join(pictures + vectors)}); keep one")
-    if pictures:
-        return Given(_stacked([_shown(picture) for picture in x[pictures[0]]]), labels, (), classes)
-    if vectors:
-        if len(vectors) > 1:
-            raise DataError(f"x: has several columns of vectors ({', '.join(vectors)}); keep one")
-        return Given(_stacked(list(x[vectors[0]])), labels, (), classes)
-    rest = [name for name in x.column_names if name not in classed]
+    if label:
+        labels = np.asarray(x[label])
+        classes = tuple(x.features[label].names)
+    if one and type(x.features[one]).__name__ == "Image":
+        return Given(stacked([shown(picture) for picture in x[one]]), labels, (), classes)
+    if one:
+        return Given(stacked(list(x[one])), labels, (), classes)
     held = _frame(x.select_columns(rest).with_format("arrow")[:])
     return held._replace(labels=held.labels if labels is None else labels, classes=classes)
 
 
-def _shown(picture: Any) -> Any:
+def hub_columns(x: Any) -> tuple[str | None, str | None, list[str]]:
+    """Of a data set of Hugging Face the column of pictures or of vectors, where there is one; that of class labels;
+    and all columns but that of the labels.
+
+    Raises:
+        DataError: several columns of pictures or vectors.
+    """
+    kinds = {name: type(feature).__name__ for name, feature in x.features.items()}
+    classed = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+    pictures = [name for name, kind in kinds.items() if kind == "Image"]
+    lists = ("Sequence", "List", "LargeList", "Array2D", "Array3D")
+    vectors = [name for name, kind in kinds.items() if kind in lists]
+    if len(pictures) > 1 or len(vectors) > 1 or (pictures and vectors):
+        raise DataError(f"x: has several columns of pictures or vectors ({', '.join(pictures + vectors)}); keep one")
+    one = next(iter(pictures + vectors), None)
+    return one, next(iter(classed), None), [name for name in x.column_names if name not in classed]
+
+
+def shown(picture: Any) -> Any:
     """A picture as a viewer shows it."""
     from varflow.data.own import as_shown
 

@@ -36,12 +36,14 @@ from varflow.data.cells import (
     Cells,
     Listed,
     Numbers,
+    are_whole,
     as_days,
     as_numbers,
     date_format,
     is_number,
     iso,
     number_text,
+    refuse_infinite,
 )
 from varflow.data.named import LABEL_HEADS
 from varflow.data.raw import Raw
@@ -162,6 +164,7 @@ def find_kinds(raw: Raw, settings: Sequence[str] = ()) -> Found:
         if wish is not None and wish.kind == "drop":
             dropped[cells.name] = "set by hand"
             continue
+        refuse_infinite(cells, raw.where)
         if wish is None and (reason := left_out(cells)):
             dropped[cells.name] = reason
             continue
@@ -187,7 +190,9 @@ def without_labels(raw: Raw, wanted: Mapping[str, Wish]) -> tuple[Raw, Any, tupl
     if len(marked) != 1 or len(raw.columns) < 2 or not raw.named:
         return raw, None, ()
     (cells,) = marked
-    if cells.sort != "number" or cells.values is None or not np.all(cells.values % 1 == 0):
+    if cells.sort != "number" or cells.values is None:
+        return raw, None, ()
+    if not (np.isfinite(cells.values).all() and are_whole(cells.values)):
         return raw, None, ()
     rest = tuple(column for column in raw.columns if column is not cells)
     return replace(raw, columns=rest), cells.values.astype(np.int64), ()
@@ -395,7 +400,7 @@ def _values(cells: Cells, column: Column, where: str, order: str = "") -> Number
             good = is_number(words, ".")
             if not good.all():
                 raise _no_number(cells, where, column.kind)
-        cells = as_numbers(cells, ".", where)
+        cells = as_numbers(cells, ".")
     wanted = "day" if column.kind == "date" else "number"
     if cells.sort != wanted and (~cells.missing).any():
         what = {"word": "words", "day": "dates", "number": "numbers"}[cells.sort]
@@ -539,6 +544,7 @@ def numbers_alone(raw: Raw) -> tuple[Numbers, Any, tuple[str, ...]]:
                 f"{raw.where}: column '{cells.name}' has missing cells (row {row + 1}; {COUNTED}); {ADVICE}, or "
                 "impute or remove such rows"
             )
+        refuse_infinite(cells, raw.where)
         out.append(_held(cells))
     return np.stack(out, 1), labels, raw.names if raw.named else ()
 

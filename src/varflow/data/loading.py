@@ -13,7 +13,8 @@ from torch import Tensor
 from varflow import data
 from varflow.core import errors
 from varflow.core.errors import DataError, SpecError
-from varflow.data import frames, kinds, named, reading, sources, synthetic, tables
+from varflow.data import frames, kinds, named, sources, streamable, synthetic, tables
+from varflow.data import reading as reading_tables
 from varflow.data.columns import Columns
 from varflow.data.conditioning import conditioned, given_beside
 from varflow.data.conditions import Conditions, listed, parted
@@ -32,6 +33,8 @@ from varflow.data.prepare import (
 )
 from varflow.data.protocols import LEVELS, Identity, Protocol, Standardize
 from varflow.data.raw import Raw
+from varflow.data.stores import Store
+from varflow.data.streaming import Reading, streamed
 from varflow.data.table import Table, has_rounded_columns
 
 
@@ -51,7 +54,11 @@ def load(
     decimal: str = "auto",
     kept: Protocol | None = None,
     condition: Sequence[str] = (),
+    condition_gaps: str = "flag",
     conditions: Conditions | None = None,
+    stream: str = "auto",
+    permutation: str = "auto",
+    workers: int | None = None,
 ) -> Dataset:
     """A named data set (``varflow.data.SOURCES``), or your own file or folder.
 
@@ -77,7 +84,14 @@ def load(
         decimal: "." or ",", where a table does not tell which of them stands before decimals.
         kept: the preprocessing that was learned before, under which a table's cells are read.
         condition: columns of the table that a model is conditioned on, or ``"label"``, the labels of the data.
+        condition_gaps: what a row without its condition stands for: "flag", a value of its own; "sum", all values of
+            the one category that has gaps, each by its share.
         conditions: what was learned of these before.
+        stream: "always", "never", or "auto": own data of more than 512 MiB, as they are stored, are read as they are
+            needed (:class:`varflow.data.streamed.Streamed`). .npy, Parquet, Arrow and folders of pictures can be.
+        permutation: of the split and of each epoch, "stored" or "computed"; "auto" computes it where rows are
+            streamed.
+        workers: processes that read streamed rows beside the one that computes.
 
     Raises:
         DataError: missing, damaged or mislabelled files; NaN or infinity in the data.
@@ -87,6 +101,14 @@ def load(
     key, names = os.fspath(name_or_path), listed(condition)
     if protocol == "static" and key != "mnist":
         raise SpecError(f"protocol 'static' is for 'mnist' alone, not '{key}'; use 'dynamic'")
+    reading = Reading(stream, permutation, workers).checked()
+    if key not in synthetic.MAKERS and key not in named.READERS:
+        # A table whose columns are each of a kind, or are conditioned on, is held in memory.
+        whole = protocol == "columns" or bool(names)
+        store = None if whole else streamable.of_path(Path(key).expanduser(), resize, reading)
+        if store is not None:
+            return _streamed(store, protocol, levels, flip, seed_eval, continuous, reading)
+    streamable.refuse(reading, f"'{key}'" + _whole(protocol, names))
     try:
         if key in synthetic.MAKERS:
             arrays = synthetic.MAKERS[key](key, data_seed)
@@ -94,12 +116,12 @@ def load(
             arrays = _named(key, protocol, data_dir, verify)
         else:
             path = Path(key).expanduser()
-            if names and reading.is_table(path) and path.is_file():
-                rest, chosen = parted(reading.read_table(path, decimal), names)
+            if names and reading_tables.is_table(path) and path.is_file():
+                rest, chosen = parted(reading_tables.read_table(path, decimal), names)
                 arrays = tables.of_raw(path.name, {"all": rest}, protocol, column, names, kept)
                 arrays.context = {"all": chosen}
-            elif protocol == "columns" and reading.is_table(path) and path.is_file():
-                arrays = tables.of_kinds(path.name, {"all": reading.read_table(path, decimal)}, column, kept)
+            elif protocol == "columns" and reading_tables.is_table(path) and path.is_file():
+                arrays = tables.of_kinds(path.name, {"all": reading_tables.read_table(path, decimal)}, column, kept)
             else:
                 arrays = own_arrays(path, resize, decimal)
             arrays.facts["source"] = str(path.resolve())
@@ -120,7 +142,30 @@ def load(
         arrays = tables.of_arrays(arrays, column, kept)
     _check_columns(column, protocol, names)
     made = _build(arrays, protocol, levels, flip, seed_eval, continuous, kept)
-    return conditioned(made, arrays, names, column, conditions)
+    return conditioned(made, arrays, names, column, conditions, condition_gaps)
+
+
+def _whole(protocol: str, names: Sequence[str]) -> str:
+    return " under likelihood=columns" if protocol == "columns" else " with conditions" if names else ""
+
+
+def _streamed(
+    store: Store,
+    protocol: str,
+    levels: int | None,
+    flip: bool | None,
+    seed_eval: int,
+    continuous: bool,
+    reading: Reading,
+) -> Dataset:
+    def build(sample: Tensor, some: bool) -> Dataset:
+        facts = {"columns": list(store.columns)} if store.columns else {}
+        parts = {"train": sample, "validation": sample[:1], "test": sample[:1]}
+        return _build(
+            named.Arrays(store.name, parts, facts=facts), protocol, levels, flip, seed_eval, continuous, sampled=some
+        )
+
+    return streamed(store, build, seed_eval, reading)
 
 
 def _check_columns(column: Sequence[str], protocol: str, names: Sequence[str] = ()) -> None:
@@ -153,8 +198,12 @@ def from_tensor(
     column: Sequence[str] = (),
     kept: Protocol | None = None,
     condition: Sequence[str] = (),
+    condition_gaps: str = "flag",
     conditions: Conditions | None = None,
     context: Any = None,
+    stream: str = "auto",
+    permutation: str = "auto",
+    workers: int | None = None,
 ) -> Dataset:
     """Your own rows or pictures, or a mapping of splits (train, test and, if you like, validation).
 
@@ -168,9 +217,11 @@ def from_tensor(
     they are. Values 0 and 1 alone are binary under "auto"; with ``continuous`` that chooses as in
     :func:`load`. ``columns`` are the names of a table's columns; ``column`` and ``kept`` are as in
     :func:`load`: under the protocol "columns" frames may hold text, dates and missing cells, and arrays NaN.
-    ``condition`` names columns of a frame, or "label", that a model is conditioned on; ``context`` holds such columns
+    ``condition`` names columns of a frame, or "label" (-1 where an example has none), that a model is conditioned on,
+    and ``condition_gaps`` is as in :func:`load`; ``context`` holds such columns
     by themselves: a frame, or an array ``[N, columns]``, of which whole numbers can be categories
-    (``column=("c0:category",)``).
+    (``column=("c0:category",)``). ``stream``, ``permutation`` and ``workers`` are as in :func:`load`: arrays,
+    memory-mapped ones too, and map-style data sets of torch and of Hugging Face can be streamed.
 
     Raises:
         DataError: NaN, infinity, values outside the levels, or too few rows.
@@ -186,6 +237,15 @@ def from_tensor(
         raise SpecError(
             "protocol 'static' is for 'mnist' alone; use 'threshold' for values 0 and 1"
         )
+    reading = Reading(stream, permutation, workers).checked()
+    if protocol != "columns" and not condition and context is None and not isinstance(x, Mapping):
+        store = streamable.of_python(x, labels, name, reading)
+        if store is not None:
+            _check_columns(column, protocol)
+            if columns and not store.columns:
+                store.columns = tuple(columns)
+            return _streamed(store, protocol, levels, flip, seed_eval, continuous, reading)
+    streamable.refuse(reading, f"{name} ({type(x).__name__})" + _whole(protocol, listed(condition)))
     splits = dict(x) if isinstance(x, Mapping) else {"all": x}
     names, beside = listed(condition), given_beside(context)
     if names and beside:
@@ -206,7 +266,7 @@ def from_tensor(
         if frame:
             found.facts["frame"] = frame
         made = _build(found, protocol, levels, flip, seed_eval, True, kept)
-        return conditioned(made, found, names, column, conditions)
+        return conditioned(made, found, names, column, conditions, condition_gaps)
     held = {
         split_name(part): Given(*kinds.numbers_alone(rows)) if isinstance(rows, Raw) else given(rows)
         for part, rows in splits.items()
@@ -223,7 +283,7 @@ def from_tensor(
         facts["classes"] = list(classes)
     arrays = named.Arrays(name, values, marks, facts=facts, context=beside)
     made = _build(arrays, protocol, levels, flip, seed_eval, continuous)
-    return conditioned(made, arrays, names, column, conditions)
+    return conditioned(made, arrays, names, column, conditions, condition_gaps)
 
 
 def dataset_of(
@@ -259,6 +319,8 @@ def dataset_of(
     shared: dict[str, Any] = {
         "protocol": "none" if learned else chosen, "continuous": continuous, "levels": settings.levels,
         "flip": settings.flip, "column": settings.column, "condition": settings.condition, "conditions": conditions,
+        "condition_gaps": settings.condition_gaps,
+        "stream": settings.stream, "permutation": settings.permutation, "workers": settings.workers,
     }  # fmt: skip
     if isinstance(kept, Columns):
         # The kinds that were found before, whatever is said of them now.
@@ -293,6 +355,7 @@ def _build(
     seed_eval: int,
     continuous: bool,
     kept: Protocol | None = None,
+    sampled: bool = False,
 ) -> Dataset:
     names = arrays.facts.get("columns", ())
     table = protocol == "columns"
@@ -319,7 +382,9 @@ def _build(
         raise SpecError("flip: only pictures can be mirrored, and these are none; leave it out")
     return Dataset(
         arrays.name,
-        _columns(arrays.found, values["train"], kept) if table else _protocol(protocol, levels, values, names),
+        _columns(arrays.found, values["train"], kept)
+        if table
+        else _protocol(protocol, levels, values, names, sampled),
         values,
         labels,
         picture=picture,
@@ -349,12 +414,12 @@ def _columns(found: kinds.Found, train: Tensor, kept: Protocol | None) -> Column
 
 
 def _protocol(
-    name: str, levels: int | None, values: dict[str, Tensor], names: Sequence[str]
+    name: str, levels: int | None, values: dict[str, Tensor], names: Sequence[str], sampled: bool = False
 ) -> Protocol:
     if name in LEVELS:
         return LEVELS[name](name, levels)
     if name == "standardize":
         return Standardize.fit(values["train"], names)
     if name == "table":
-        return Table.fit(values["train"], names)
+        return Table.fit(values["train"], names, sampled)
     return Identity(name, None)

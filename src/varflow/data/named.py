@@ -261,13 +261,22 @@ READERS: dict[str, Callable[[Path, Checks], Arrays]] = {
 
 def overview(data_dir: str | os.PathLike[str] | None = None) -> str:
     """The named data sets, a line each: name, what it is, and where it lies or how to get it."""
-    root = sources.data_folder(data_dir)
     width = max(map(len, SOURCES))
-    lines = [f"data folder: {root}"]
-    for name, text in SOURCES.items():
-        lines.append(f"{name:{width}}  {text}")
-        lines.append(f"{'':{width}}  {_whereabouts(name, root)}")
+    lines = [f"data folder: {sources.data_folder(data_dir)}"]
+    for found in listed(data_dir):
+        lines.append(f"{found['name']:{width}}  {found['what']}")
+        lines.append(f"{'':{width}}  {found['where']}")
     return "\n".join(lines)
+
+
+def listed(data_dir: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
+    """The named data sets: name, what each is, whether it is here, and where, or how to get it."""
+    root = sources.data_folder(data_dir)
+    places = {name: _whereabouts(name, root) for name in SOURCES}
+    return [
+        {"name": name, "what": text, "here": places[name].startswith("here"), "where": places[name]}
+        for name, text in SOURCES.items()
+    ]
 
 
 def _whereabouts(name: str, root: Path) -> str:

@@ -14,7 +14,7 @@ from varflow import data
 from varflow.core.errors import DataError, ShapeError
 from varflow.data import frames, kinds, reading
 from varflow.data.columns import Columns
-from varflow.data.conditions import LABEL, Conditions, parted
+from varflow.data.conditions import FARTHEST, LABEL, Conditions, parted
 from varflow.data.given import given
 from varflow.data.loading import load
 from varflow.data.own import own_arrays
@@ -128,14 +128,10 @@ def stored_rows(
     return values
 
 
-#: So many scales from the training rows float32 still tells numbers apart, and squares of them are finite.
-_FARTHEST = 1e15
-
-
 def _check_near(values: Tensor, preprocessing: Columns) -> None:
     """Refuse cells that lie so far from the training rows that nothing can be computed of them."""
     x, _ = preprocessing.to(torch.device("cpu")).encode(values.cpu(), None, torch.float64)
-    far = (x.abs() > _FARTHEST) & torch.tensor([column.continuous for column in preprocessing.columns])
+    far = (x.abs() > FARTHEST) & torch.tensor([column.continuous for column in preprocessing.columns])
     if not bool(far.any()):
         return
     row, place = (int(index) for index in far.nonzero()[0])

@@ -127,15 +127,9 @@ def pictures(folder: Path, resize: tuple[int, int] | None) -> Arrays:
     except ImportError as error:
         raise need("pictures", "Pillow", "reading a folder of pictures") from error
     if folder.is_file():
-        folder, files = folder.parent, [folder]
+        folder, paths, skipped = folder.parent, [folder], 0
     else:
-        files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
-    paths = [path for path in files if path.suffix.lower() in PICTURES]
-    if not paths:
-        raise DataError(
-            f"{folder}: no pictures among {len(files)} files; should hold some of "
-            f"{', '.join(sorted(PICTURES))}"
-        )
+        paths, skipped = picture_paths(folder)
     images, transparent = [], 0
     for path in paths:
         try:
@@ -146,20 +140,17 @@ def pictures(folder: Path, resize: tuple[int, int] | None) -> Arrays:
         transparent += bool(shown.info.get("was_transparent"))
         images.append(shown)
     mode = "L" if all(image.mode == "L" for image in images) else "RGB"
-    images = [image.convert(mode) for image in images]
-    if resize is not None:
-        height, width = resize
-        images = [image.resize((width, height), Image.Resampling.LANCZOS) for image in images]
+    images = [in_size(image.convert(mode), resize) for image in images]
     sizes = Counter(image.size for image in images)
     if len(sizes) > 1:
         other = next(i for i, image in enumerate(images) if image.size != images[0].size)
         raise DataError(
             f"{folder}: pictures of {len(sizes)} sizes, such as {paths[0].name} "
-            f"{_size(images[0].size)} and {paths[other].name} {_size(images[other].size)}; "
+            f"{size_of(images[0].size)} and {paths[other].name} {size_of(images[other].size)}; "
             "bring them to one size, or pass resize=32 (--resize 32), in Python also resize=(height, width)"
         )
     values = np.stack([np.asarray(image) for image in images])
-    facts: dict[str, Any] = {"skipped_files": len(files) - len(paths), "resize": list(resize) if resize else None}
+    facts: dict[str, Any] = {"skipped_files": skipped, "resize": list(resize) if resize else None}
     if transparent:
         facts["transparent_files_on_white"] = transparent
     parts = [path.relative_to(folder).parts for path in paths]
@@ -170,6 +161,31 @@ def pictures(folder: Path, resize: tuple[int, int] | None) -> Arrays:
     labels = np.array([classes.index(part[0]) for part in parts], np.int64)
     facts["classes"] = classes
     return Arrays(folder.name, {"all": values}, {"all": labels}, facts=facts, files=names)
+
+
+def picture_paths(folder: Path) -> tuple[list[Path], int]:
+    """The pictures under a folder in the order of their paths, and how many other files there are.
+
+    Raises:
+        DataError: there are no pictures.
+    """
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+    paths = [path for path in files if path.suffix.lower() in PICTURES]
+    if not paths:
+        raise DataError(
+            f"{folder}: no pictures among {len(files)} files; should hold some of "
+            f"{', '.join(sorted(PICTURES))}"
+        )
+    return paths, len(files) - len(paths)
+
+
+def in_size(picture: Any, resize: tuple[int, int] | None) -> Any:
+    """A picture brought to (height, width); without them as it is."""
+    if resize is None:
+        return picture
+    from PIL import Image
+
+    return picture.resize((resize[1], resize[0]), Image.Resampling.LANCZOS)
 
 
 def as_shown(picture: Any, name: str) -> Any:
@@ -201,5 +217,5 @@ def as_shown(picture: Any, name: str) -> Any:
     return shown.convert("L" if grey else "RGB")
 
 
-def _size(size: tuple[int, int]) -> str:
+def size_of(size: tuple[int, int]) -> str:
     return f"{size[1]}×{size[0]}"

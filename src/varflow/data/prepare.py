@@ -33,10 +33,8 @@ def split_name(name: str) -> str:
     return _SPLITS.get(name, name)
 
 
-def plain(array: Any, split: str, names: Sequence[str] = (), missing: bool = False) -> Tensor:
-    """A tensor of uint8 or floats, at least two-dimensional, not empty, finite; with ``missing`` NaN is a missing
-    cell.
-    """
+def numbers(array: Any, split: str) -> Tensor:
+    """A tensor of uint8 or floats, at least two-dimensional, not empty."""
     if isinstance(array, np.ndarray) and (
         array.dtype.kind not in "biuf" or array.dtype.itemsize > 8
     ):
@@ -73,8 +71,15 @@ def plain(array: Any, split: str, names: Sequence[str] = (), missing: bool = Fal
                 "real numbers; convert it with x.to(torch.uint8)"
             )
         x = x.double()
-    if x.dtype not in (torch.float32, torch.float64):
-        x = x.float()
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def plain(array: Any, split: str, names: Sequence[str] = (), missing: bool = False) -> Tensor:
+    """:func:`numbers` that are finite; with ``missing`` NaN is a missing cell."""
+    x = numbers(array, split)
+    if not x.is_floating_point():
+        return x
+    where = "" if split == "all" else f" of split {split}"
     finite = x.flatten(1).isfinite()
     if missing:
         finite |= x.flatten(1).isnan()

@@ -81,7 +81,7 @@ def settled(raw: Raw, decimal: str = "auto", before: str = "") -> Raw:
             else:
                 mark = "." if point else "," if comma else ""
             if mark:
-                column = as_numbers(column, mark, raw.where)
+                column = as_numbers(column, mark)
         out.append(column)
     return replace(raw, columns=tuple(out), decimal=next(iter(said)) if len(said) == 1 and raw.delimiter else "")
 

@@ -60,6 +60,30 @@ class DataSettings(Settings):
         tuple[str, ...],
         "What the model is conditioned on, p(x|c): columns of the table, or label. dose,sex, or once for each.",
     ] = ()
+    condition_gaps: Annotated[
+        str,
+        "What a row without its condition stands for: flag, a value of its own; sum, all values of the one category "
+        "that has gaps, each by its share: p(x) = Σ π_k p(x|k), at K times the work.",
+        OneOf(("flag", "sum")),
+    ] = "flag"
+    stream: Annotated[
+        str,
+        "Whether own data are read as they are needed: always, never, or auto: where they are stored in more than "
+        "512 MiB.",
+        OneOf(("auto", "always", "never")),
+    ] = "auto"
+    permutation: Annotated[
+        str,
+        "Order of own rows: drawn and stored, computed from a seed at each place, or auto: computed where rows are "
+        "streamed. Streamed and in memory, computed orders give the same batches.",
+        OneOf(("auto", "stored", "computed")),
+    ] = "auto"
+    workers: Annotated[
+        int | None,
+        "Streamed data: processes that read and decode beside the one that computes; without it 2 for pictures and "
+        "data sets of Python, none for files of numbers.",
+        AtLeast(0),
+    ] = None
     data_seed: Annotated[
         int, "Seed of the simulated data: gaussian-1, gaussian-2, three-clusters.", AtLeast(0)
     ] = 0

@@ -28,6 +28,8 @@ _TAILS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0)
 _HEAVIEST = 3.0
 #: Twice the gain in log-likelihood over a Gaussian that chance reaches once in 10⁴ columns (χ² with one degree).
 _GAIN = 15.1
+#: Rows that may tell by themselves that a tail is not heavy, and by how many nats.
+_CLEAR, _CLEARLY = 2000, 8.0
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,16 @@ class Table(Protocol):
     tail: Tensor
 
     @classmethod
-    def fit(cls, train: Float[Tensor, "rows columns"], names: Sequence[str] = ()) -> Protocol:
+    def fit(
+        cls, train: Float[Tensor, "rows columns"], names: Sequence[str] = (), sampled: bool = False
+    ) -> Protocol:
         """What the training split says of each column; plain standardization where no column is special.
+
+        Args:
+            train: its rows.
+            names: of the columns, for messages.
+            sampled: whether these are some of many rows. Then numbers of few decimals lie on a grid however many of
+                them differ, and what a few rows tell of a tail is believed where it is clear.
 
         Raises:
             DataError: a constant column, or one where many rows share a value and that lies on no grid.
@@ -79,7 +89,9 @@ class Table(Protocol):
         for number, column in enumerate(columns.T):
             origin[number] = column.min()
             step[number] = step_of(column, column_name(number, names))
-            if step[number] > 0:
+            if sampled and not step[number] > 0:
+                step[number] = decimals_of(column)
+            if step[number] > 0 or (sampled and is_light(column)):
                 continue
             found = tail_of(column)
             if found is not None:
@@ -152,7 +164,8 @@ def step_of(column: Tensor, name: str) -> float:
     if len(values) == 1:
         return 0.0
     whole = bool((values == values.round()).all())
-    share = float(counts.max()) / len(column)
+    # A value that is there once is no tie, however few rows there are.
+    share = float(counts.max()) / len(column) if counts.max() > 1 else 0.0
     differ = len(values) / len(column)
     if differ > (_DISTINCT_WHOLE if whole else _DISTINCT) and share <= _SHARE:
         return 0.0
@@ -169,6 +182,25 @@ def step_of(column: Tensor, name: str) -> float:
             "has no density; drop the column, or insist with protocol=standardize"
         )
     return 0.0
+
+
+def decimals_of(column: Tensor) -> float:
+    """The coarsest of some decimal grids that all numbers lie on; 0 where they lie on none."""
+    low, high = float(column.min()), float(column.abs().max())
+    for step in _STEPS:
+        places = (column - low) / step
+        slack = 1e-3 + 1e-7 * high / step
+        if slack < 0.05 and bool(((places - places.round()).abs() <= slack).all()):
+            return step
+    return 0.0
+
+
+def is_light(column: Tensor) -> bool:
+    """Whether a few rows tell beyond doubt that ν is above 3: 4 degrees of freedom are e⁸ times as likely as 3."""
+    few = column[:_CLEAR]
+    if len(few) < _CLEAR or not few.std() > 0:
+        return False
+    return student(few, 4.0)[0] - student(few, 3.0)[0] > _CLEARLY
 
 
 def tail_of(column: Tensor) -> tuple[float, float, float] | None:

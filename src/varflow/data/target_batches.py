@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,20 @@ class TargetBatches:
     def step_rows(self, batch: int) -> int:
         """Rows in a step, where ``batch`` are asked for: a block is a batch by itself."""
         return 1 if self.blocks else min(batch, self.sizes["train"])
+
+    def computed_order(self, seed: int, epoch: int) -> None:
+        """None: the order of an epoch is drawn."""
+
+    def looked_at(self, split: str) -> int:
+        """Rows that validation looks at: there are none."""
+        return self.sizes[split]
+
+    def read_ahead(self, rows: Callable[[int], Tensor], steps: range) -> None:
+        """There is nothing to read."""
+
+    def notes(self) -> list[str]:
+        """There is nothing to say."""
+        return []
 
     def batch(self, split: str, index: Tensor) -> Rows:
         """The rows of a step; ``split`` is always train."""

@@ -14,7 +14,14 @@ from varflow.core import random
 from varflow.core.errors import SpecError
 from varflow.evaluation.estimate import Estimates
 from varflow.evaluation.evaluation import Evaluation
-from varflow.evaluation.points import OnProgress, check_points, evaluating, protocol_of, refuse
+from varflow.evaluation.points import (
+    OnProgress,
+    check_points,
+    evaluating,
+    protocol_of,
+    refuse,
+    subset_note,
+)
 from varflow.model import Model
 from varflow.posteriors.codebook import perplexity, usage
 
@@ -124,7 +131,7 @@ def evaluate_codes(
         estimates.found,
         {name: np.asarray(values.double()) for name, values in per_example.items()},
         {"code_counts": histograms.double().sum(0).numpy()},
-        notes if model.posterior.reads_x and bits is not None else [],
+        [*(notes if model.posterior.reads_x and bits is not None else []), *subset_note(dataset, split, points)],
     )
 
 

@@ -18,7 +18,7 @@ from varflow.evaluation.chunks import Chunks
 from varflow.evaluation.estimate import Estimates
 from varflow.evaluation.evaluation import Evaluation
 from varflow.evaluation.importance import POINTS, Sums, fill, log_mean
-from varflow.evaluation.points import OnProgress, evaluating, points_of, protocol_of
+from varflow.evaluation.points import OnProgress, evaluating, points_of, protocol_of, subset_note
 from varflow.model import Model
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def bound_curve(
     Cost: points × samples draws and decoder passes, and 1 KiB of memory for each sample beyond the bound.
     """
     positive(samples=samples)
-    points = dataset.sizes.get(split, 1) if points is None else points
+    points = dataset.looked_at(split) if points is None else points
     x, about, data = points_of(dataset, model, split, points, seed)
     counts = list(counts or sorted({10**e for e in range(len(str(samples)))} | {samples}))
     chunks = Chunks(folder, CURVE)
@@ -138,4 +138,5 @@ def bound_curve(
         estimates.mean(f"bound_{k}", value, variance, how + dataset.scored)
         arrays[f"bound_{k}"] = value.numpy()
         arrays[f"bound_{k}_variance"] = variance.numpy()
-    return Evaluation({**data, "split": f"{split}-curve"}, estimates.found, arrays)
+    notes = subset_note(dataset, split, points)
+    return Evaluation({**data, "split": f"{split}-curve"}, estimates.found, arrays, notes=notes)

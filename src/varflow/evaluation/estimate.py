@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from varflow.core import display
 from varflow.core.errors import RunError
 
 #: Errors below this are shown as powers of ten, and no number gets decimals beyond it.
@@ -64,6 +65,16 @@ class Estimate:
         parts += [self.estimator, self.protocol, f"seed {self.seed}"]
         unit = f" {self.unit}" if self.unit else ""
         return f"{self.name} = {self.figures()}{unit} ({'; '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "value": f"{self.figures()} {self.unit}".rstrip(),
+            "Monte-Carlo error": self.error(self.monte_carlo_error),
+            "k̂ > 0.7": "" if self.khat is None else f"{100 * self.khat:.1f} % of points",
+            "effective sample size": "" if self.ess is None else f"{100 * self.ess:.2g} %",
+        }
+        how = f"{self.estimator}; {self.protocol}; {self.points} points, {self.samples} samples, seed {self.seed}"
+        return display.block(display.heading(self.name), display.facts(rows), display.note(how))
 
     def figures(self) -> str:
         """``value ± standard error``, to two digits of the error."""

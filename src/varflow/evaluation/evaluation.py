@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.cells import cell_len, set_cell_size
 
+from varflow.core import display
 from varflow.core.errors import RunError, SpecError, unknown
 from varflow.core.files import make_folder, read_json, weights_digest, write_atomically, write_json
 from varflow.evaluation.estimate import Estimate
@@ -23,7 +24,7 @@ VERSION = 1
 _SAME = ("name", "protocol", "split", "event_shape", "seed_eval")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The results of one evaluation.
 
@@ -44,36 +45,81 @@ class Evaluation:
     per_latent: dict[str, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def rows(self) -> list[list[str]]:
+        """A heading, then a row for each estimate."""
+        lone = self._lone
+        value = "value" if lone else f"value ± se over {self._counted}"
+        return [
+            ["", value, "unit", "MC error", "k̂ > 0.7", "ESS"],
+            *(
+                [
+                    e.name,
+                    e.number() if lone else e.figures(),
+                    e.unit,
+                    e.error(e.monte_carlo_error),
+                    "" if e.khat is None else f"{100 * e.khat:.1f} %",
+                    "" if e.ess is None else f"{100 * e.ess:.2g} %",
+                ]
+                for e in self.estimates.values()
+            ),
+        ]
+
     def table(self) -> str:
         """Plain text: a row for each estimate, then how they were obtained, then the notes."""
-        estimates = list(self.estimates.values())
-        first = estimates[0]
-        points = ("fit" if first.points == 1 else "fits") if self.of_target else "points"
-        # One fit has no spread over fits.
-        lone = self.of_target and first.points == 1
-        value = "value" if lone else f"value ± se over {points}"
-        rows = [("", value, "unit", "MC error", "k̂ > 0.7", "ESS")]
-        rows += [
-            (
-                e.name,
-                e.number() if lone else e.figures(),
-                e.unit,
-                e.error(e.monte_carlo_error),
-                "" if e.khat is None else f"{100 * e.khat:.1f} %",
-                "" if e.ess is None else f"{100 * e.ess:.2g} %",
-            )
-            for e in estimates
-        ]
+        rows = self.rows()
         widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(set_cell_size(cell, w) for cell, w in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
-        lines += [
-            f"{first.protocol}; {first.points} {points}, {first.samples} samples each, seed {first.seed}"
-        ]
-        lines += [f"{e.name}: {e.estimator}" for e in estimates]
+        lines += [self._shared()]
+        lines += [f"{e.name}: {e.estimator}" for e in self.estimates.values()]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def _shared(self) -> str:
+        """What all estimates were obtained from."""
+        first = next(iter(self.estimates.values()))
+        return f"{first.protocol}; {first.points} {self._counted}, {first.samples} samples each, seed {first.seed}"
+
+    @property
+    def _counted(self) -> str:
+        """What the points are called."""
+        if not self.of_target:
+            return "points"
+        return "fit" if next(iter(self.estimates.values())).points == 1 else "fits"
+
+    @property
+    def _lone(self) -> bool:
+        """Whether it is of one fit, which has no spread over fits."""
+        return self.of_target and next(iter(self.estimates.values())).points == 1
+
+    def __repr__(self) -> str:
+        from varflow.report.names import HEADLINES
+
+        chosen = [name for name in HEADLINES if name in self.estimates] or list(self.estimates)[:2]
+        shown = [self.estimates[name] for name in chosen[:3]]
+        said = ", ".join(
+            f"{e.name} {e.number() if self._lone else e.figures()} {e.unit}".strip() for e in shown
+        )
+        first = next(iter(self.estimates.values()))
+        name = f"{self.data.get('name')}, {self.data.get('split')}"
+        return f"Evaluation({name}: {said}; {first.points} {self._counted}, {first.samples} samples each)"
+
+    def _repr_html_(self) -> str:
+        from varflow.report.names import KINDS, name_of
+
+        heads, *rows = self.rows()
+        named = [(name_of(name), *cells) for name, *cells in rows]
+        how = [f"{name_of(e.name)}: {e.estimator}" for e in self.estimates.values()]
+        split, _, kind = str(self.data.get("split")).partition("-")
+        said = "fit to a target" if self.of_target else f"{split} split"
+        said += f": {KINDS[kind].lower()}" if kind in KINDS else ""
+        return display.block(
+            display.heading(self.data.get("name", "data"), said),
+            display.table(heads, named, words=(0, 2)),
+            display.note(self._shared(), *(f"Note: {note}" for note in self.notes)),
+            display.folded("How each number was estimated", display.note(*how)),
+        )
 
     @property
     def of_target(self) -> bool:

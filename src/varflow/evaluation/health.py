@@ -71,7 +71,7 @@ def latents(
     exact = True
     with evaluating(model):
         for number, x in enumerate(part for batch in batches for part in batch.split(POINTS)):
-            q = model.posterior(x)
+            q = model.infer(x)
             exact = q.diagonal is not None
             # Negative steps: not the random numbers of importance_sample with the same seed.
             joint = SlicedJoint(model, x, memory)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from varflow.core import random
 from varflow.core.errors import ShapeError, SpecError, positive
-from varflow.core.observed import Examples, Observed
+from varflow.core.observed import Examples, Observed, parts_of
 from varflow.evaluation import psis
 from varflow.evaluation.memory import SlicedJoint, rows_within, slices
 from varflow.evaluation.points import OnProgress, evaluating, not_a_weight, refuse
@@ -119,6 +119,14 @@ def importance_sample(
         )
     if x.ndim == 0 or len(x) == 0:
         raise ShapeError(f"x: shape {tuple(x.shape)}; give at least one example, [N, *event]")
+    total, context = model.condition_sum, parts_of(x)[1]
+    if total is not None and context is not None and bool(total.unknown(context).any()):
+        from varflow.evaluation.unknown_condition import summed
+
+        def under(known: Examples, own: Sequence[int] | None) -> Importance:
+            return importance_sample(model, known, samples, memory, seed, first, keys=own)
+
+        return summed(total, x, keys, under)
     parts = []
     with evaluating(model):
         for start in range(0, len(x), POINTS):

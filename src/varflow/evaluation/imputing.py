@@ -97,6 +97,8 @@ def weighted(
         seed: of the samples.
         keys: an integer for each row, on which alone its random numbers depend.
     """
+    if model.condition_sum is not None:
+        model.condition_sum.refuse(seen, "impute")
     sums = _Keeping(samples)
     with evaluating(model):
         fill(sums, model, seen, memory, seed, keys)

@@ -22,7 +22,7 @@ from varflow.evaluation.chunks import Chunks
 from varflow.evaluation.estimate import Estimates
 from varflow.evaluation.evaluation import Evaluation
 from varflow.evaluation.importance import POINTS, Importance, importance_sample
-from varflow.evaluation.points import OnProgress, check_points, protocol_of
+from varflow.evaluation.points import OnProgress, check_points, protocol_of, subset_note
 from varflow.model import Model
 
 #: The kind of the chunks that an interrupted evaluation goes on from.
@@ -50,7 +50,7 @@ def evaluate(
         samples: S latents for each point.
         memory: bytes that decoding may take.
         seed: of all latents; the same seed gives the same numbers on one kind of device.
-        limit: evaluate only the first so many points.
+        limit: evaluate only the first so many points; without it all, of streamed data 10,000.
         progress: called with (points done, points).
         folder: finished blocks of 128 points are kept there; interrupted, the same call goes on.
 
@@ -88,7 +88,7 @@ def evaluate(
         parts.append(Importance(**kept))
         ladjs.append(batch.ladj.double().cpu())
         if batch.context is not None and model.read_by_prior(batch.context):
-            contexts.append(batch.context)
+            contexts.append(model.completed(batch.seen).context)
         means.append(batch.x.double().flatten(1).mean(1).cpu())
         if progress is not None:
             progress(min(first + POINTS, points), points)
@@ -103,6 +103,7 @@ def evaluate(
         _density(estimates, found, bits, dataset)
     else:
         notes = _likelihood(estimates, found, bits, dataset)
+    notes += subset_note(dataset, split, points)
     _truth(estimates, found, dataset, split)
     if dataset.preprocessing.learned():
         # In the model's own units the scales of the columns do not count.

@@ -27,7 +27,7 @@ OnProgress = Callable[[int, int], object]
 def check_points(
     dataset: Dataset, model: Model, split: str, points: int | None, name: str = "limit"
 ) -> int:
-    """How many points of a split to evaluate, all without ``points``.
+    """How many points of a split to evaluate; without ``points`` all, of a streamed one as many as are looked at.
 
     Raises:
         SpecError: an unknown split, none or more points than it has, or a model that does not fit the data.
@@ -41,7 +41,18 @@ def check_points(
             f"{name}: was {points}; {dataset.name} has {size} {split} points, use at most that"
         )
     refusals.check(model, dataset.support, levels=dataset.levels)
-    return size if points is None else points
+    return dataset.looked_at(split) if points is None else points
+
+
+def subset_note(dataset: Dataset, split: str, points: int) -> list[str]:
+    """What to say where an estimate is of a part of a streamed split."""
+    size = dataset.sizes[split]
+    if dataset.resident or points == size:
+        return []
+    return [
+        f"These are {points:,} of {size:,} {split} rows, chosen by a seed: the data are streamed. limit (--limit) "
+        "sets another number."
+    ]
 
 
 def points_of(
@@ -56,6 +67,8 @@ def points_of(
     check_points(dataset, model, split, points, "points")
     with random.stream(seed):
         batch = dataset.batch(split, torch.arange(points))
+    if model.condition_sum is not None:
+        model.condition_sum.refuse(batch.seen, "points")
     about = {**identity(batch.x), "data_ladj": batch.ladj.double().cpu().numpy()}
     return batch.seen, about, {**dataset.describe(), "split": split}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,12 +68,14 @@ def canvas(
 ) -> tuple[Figure, Any]:
     """A figure and its axes ``[rows, columns]``, laid out so that nothing is cut off.
 
-    It knows no window: :func:`save` writes it. Sizes in inches.
+    It knows no window: :func:`save` writes it, and a notebook shows it where it is the last line of a cell. Sizes in
+    inches.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height))
+    from varflow.figures.illustration import Inline
+
+    figure = Inline(figsize=(width, height))
     figure.set_layout_engine("compressed", w_pad=0.08, h_pad=0.08)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
@@ -94,6 +97,13 @@ def save(figure: Figure, path: Path | str, dpi: int = 150) -> Path:
         path, lambda file: figure.savefig(file, dpi=dpi, format=path.suffix[1:] or "png")
     )
     return path
+
+
+def encoded(image: Any, form: str = "PNG", **options: Any) -> bytes:
+    """A picture of Pillow as the bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format=form, optimize=True, **options)
+    return buffer.getvalue()
 
 
 def categories(count: int) -> list[Any]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from varflow.core.errors import DataError
@@ -15,6 +16,7 @@ from varflow.core.files import make_folder
 from varflow.figures import curves
 from varflow.figures import gallery_examples as examples
 from varflow.figures import gallery_latents as latents
+from varflow.figures import gallery_points as points
 from varflow.figures import gallery_table as table
 from varflow.figures.base import canvas, style
 from varflow.figures.gallery_scene import Drawn, Entry, Scene, keep, write_index
@@ -39,7 +41,8 @@ def gallery(
     Pictures get samples and reconstructions (and the decoded plane for a 2-D latent), tables get
     the pairs of their columns. The latents before and after the flow, the plane that a 2-D flow
     warps, the learning curves and the Pareto k̂ follow where there are such. Everything random
-    depends on ``seed`` alone, so the same model gives the same files. ``index.json`` lists them.
+    depends on ``seed`` alone, so the same model gives the same files. ``index.json`` lists them; ``points.json`` has
+    the latents with what each is of, for a page that can be asked.
 
     Args:
         model: a trained (or new) model on the device of the data; its mode is restored.
@@ -62,23 +65,46 @@ def gallery(
         DataError: the data set is empty.
         RunError: the folder cannot be written.
     """
-    available = [name for name in (split, "validation", "test", "train") if dataset.sizes.get(name)]
-    if not available:
-        raise DataError(f"dataset: {dataset.name} has no examples; give at least one")
-    scene = Scene(model, dataset, metrics, seed, evaluation, available[0], curve, code_prior_metrics, removed)
+    split = shown_split(dataset, split)
+    scene = Scene(model, dataset, metrics, seed, evaluation, split, curve, code_prior_metrics, removed)
     folder = Path(folder)
     make_folder(folder)
-    with _evaluating(model), style():
+    with drawing(model):
         drawings = ((name, draw(scene, name)) for name in FIGURES if names is None or name in names)
         entries = [keep(name, drawn, folder) for name, drawn in drawings if drawn is not None]
+        points.keep(scene, folder, few=names is not None)
     write_index(folder, entries)
     return entries
+
+
+def shown_split(dataset: Any, split: str) -> str:
+    """The split whose examples are shown: the given one, or the first that has examples.
+
+    Raises:
+        DataError: the data set is empty.
+    """
+    for name in (split, "validation", "test", "train"):
+        if dataset.sizes.get(name):
+            return name
+    raise DataError(f"dataset: {dataset.name} has no examples; give at least one")
 
 
 def draw(scene: Scene, name: str) -> Drawn | None:
     """The figure of one name, or None where it does not apply."""
     applies, figure = FIGURES[name]
     return figure(scene) if applies(scene) else None
+
+
+def applying(scene: Scene) -> tuple[str, ...]:
+    """The names of the figures that apply, in the order to look at them."""
+    return tuple(name for name, (applies, _) in FIGURES.items() if applies(scene))
+
+
+@contextmanager
+def drawing(model: Model) -> Iterator[None]:
+    """Inside, the model is in evaluation mode and figures have the house style."""
+    with _evaluating(model), style():
+        yield
 
 
 @contextmanager
@@ -151,6 +177,11 @@ def _in_plane(scene: Scene) -> bool:
     return scene.flow is not None and scene.flow.features == 2
 
 
+def _weighted(scene: Scene) -> bool:
+    """Whether any importance weights were looked at; those of a density are all the same."""
+    return len(scene.khat) > 0 and not np.isnan(np.asarray(scene.khat, float)).all()
+
+
 #: Those of a report at the end of a fit, which is not to be waited for.
 FEW = ("samples", "reconstructions", "code_maps", "plane", "pairs", "curves", "code_curves")
 
@@ -184,6 +215,6 @@ FIGURES: dict[str, tuple[Callable[[Scene], Any], Callable[[Scene], Drawn]]] = {
     "hmc": (lambda s: s.decodes and not s.model.posterior.discrete, latents.hmc),
     "curves": (lambda s: s.metrics, learning),
     "code_curves": (lambda s: s.coded, stages),
-    "weights": (lambda s: len(s.khat), weights),
+    "weights": (_weighted, weights),
     "bound": (lambda s: s.curve is not None, bound),
 }

@@ -89,7 +89,7 @@ def plane(scene: Scene) -> Drawn:
     labels = scene.labels(count)
     figure, axes = canvas(1, len(shown), 1.0 + 3.9 * len(shown), 4.4)
     original = {title: scene.dataset.original(x) for title, x in shown.items()}
-    scatter.plane(original, axes[0], labels)
+    scatter.plane(original, axes[0], labels, scene.dataset.columns)
     told = " Colours of the data are the labels." if labels is not None else ""
     third = (
         "; right: the means for the same latents, which is not what the model says data look like"
@@ -107,7 +107,9 @@ def pairs(scene: Scene) -> Drawn:
         samples = scene.sample(count).flatten(1)
     shown = min(4, x.shape[1])
     figure, axes = canvas(shown, shown, 1.0 + 2.0 * shown, 1.0 + 1.8 * shown)
-    scatter.pairs(x, samples, axes)
+    # Of a table the model sees columns in their order; anything else is no table.
+    heads = scene.dataset.columns if len(scene.dataset.columns) == x.shape[1] else ()
+    scatter.pairs(x, samples, axes, heads)
     caption = (
         f"{count:,} {scene.examples} (grey) and {count:,} draws of p(x) with the likelihood's "
         f"noise (blue), as the model sees them: {shown} of {x.shape[1]} columns. Diagonal: the "

@@ -29,11 +29,11 @@ def latents(scene: Scene) -> Drawn:
     told += " Dashed: the prior at 1, 2 and 3 standard deviations." if contours else ""
     if scene.flow is None:
         figure, axes = canvas(1, 1, 6.2, 6.0)
-        scatter.latent_scatter(z, labels, axes[0, 0], contours)
+        scatter.latent_scatter(z, labels, axes[0, 0], contours, scene.dataset.classes)
         caption = f"One draw of q(z|x) for each of {count:,} {scene.examples}.{told}"
         return Drawn(figure, "Latents", caption)
     figure, axes = canvas(1, 2, 10.4, 5.5)
-    scatter.latents(z0, z, labels, axes[0], contours)
+    scatter.latents(z0, z, labels, axes[0], contours, scene.dataset.classes)
     caption = (
         f"One draw for each of {count:,} {scene.examples}: z₀ before the flow and the same draws "
         f"as z after it, on the same axes.{told} The prior is charged at z alone."
@@ -53,7 +53,8 @@ def latents_after(scene: Scene) -> Drawn:
     """The right panel of :func:`latents` by itself."""
     _, z = scene.latents
     figure, axes = canvas(1, 1, 6.2, 6.0)
-    scatter.latent_scatter(z, scene.labels(len(z)), axes[0, 0], scene.model.prior.standard)
+    contours = scene.model.prior.standard
+    scatter.latent_scatter(z, scene.labels(len(z)), axes[0, 0], contours, scene.dataset.classes)
     caption = (
         f"The draws after the flow, by themselves: one of q(z|x) for each of {len(z):,} {scene.examples}. "
         "The base of the flow is more than twice as wide."
@@ -79,7 +80,7 @@ def flow(scene: Scene) -> Drawn:
     count = scene.size(3)
     figure, axes = canvas(1, count, 1.0 + 4.4 * count, 4.2)
     for k, panel in enumerate(axes[0]):
-        q: Any = scene.model.posterior(scene.seen(k, k + 1))
+        q: Any = scene.model.infer(scene.seen(k, k + 1))
         mean, scale = q.mean[0].tolist(), (3 * q.log_scale[0].exp()).tolist()
         push = _with_local(flow, q)
         moved = push(q.mean)[0][0] - q.mean[0]

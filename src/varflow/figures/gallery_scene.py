@@ -143,7 +143,7 @@ class Scene:
 
     def seen(self, start: int, stop: int) -> Examples:
         """Examples with all that the model is given of them."""
-        index = torch.arange(start, stop, device=self.dataset.raw(self.split).device)
+        index = torch.arange(start, stop, device=self.dataset.device)
         found: Examples = self.dataset.batch(self.split, index).seen
         return found
 
@@ -176,6 +176,10 @@ class Scene:
         """Of the first ``count`` examples, or None."""
         labels = self.dataset.labels(self.split)
         return None if labels is None else labels[:count]
+
+    def class_names(self, count: int) -> list[str]:
+        """What the classes 0, 1, … are called; ``count`` numbers where they have no names."""
+        return list(self.dataset.classes) or [str(number) for number in range(count)]
 
     @cached_property
     def latents(self) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from varflow.core import random
@@ -21,7 +22,7 @@ _ROWS = 20_000
 
 def _stored(scene: Scene, count: int) -> tuple[Tensor, Tensor]:
     """Stored values of the first rows, and of as many draws of the model."""
-    data = scene.dataset.raw(scene.split)[:count].double().cpu()
+    data = scene.dataset.stored(scene.split, torch.arange(count)).double().cpu()
     with random.stream(scene.seed):
         drawn = scene.dataset.preprocessing.stored_values(scene.sample(count))
     return data, drawn.double().cpu()

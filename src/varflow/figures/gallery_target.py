@@ -17,18 +17,22 @@ from varflow.core import random
 from varflow.core.errors import DataError, SpecError
 from varflow.core.files import make_folder
 from varflow.ensemble import Ensemble
-from varflow.figures import scatter, targets, warp
+from varflow.figures import gallery_film, scatter, targets, warp
 from varflow.figures.base import canvas, style
 from varflow.figures.gallery_scene import Drawn, Entry, keep, write_index
 from varflow.model import LogJoint, Model
 
 #: Fits that get a panel; samples behind a histogram; cells of a picture and of a frame.
 _SHOWN, _SAMPLES, _CELLS, _FRAME = 4, 400_000, 200, 120
-_FRAMES = 40
+_FRAMES, _FILM_DPI = 40, 80
 FILM = "training"
+#: Frames of draws, which cost little.
+_MOVES = 60
 #: Those of a report at the end of a fit, which is not to be waited for.
 FEW = ("densities", "draws", "bound")
 _BLOCK = 50_000
+#: (step, weights), in order.
+_Snapshots = Sequence[tuple[int, Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def target_gallery(
     model: Model | Ensemble,
     metrics: Sequence[Mapping[str, Any]],
     folder: Path | str,
-    snapshots: Sequence[tuple[int, Mapping[str, Tensor]]] = (),
+    snapshots: _Snapshots = (),
     seed: int = 0,
     evaluation: Any = None,
     names: Sequence[str] | None = None,
@@ -79,7 +83,8 @@ def target_gallery(
 
     In the plane: the density of the target beside that of q for the first fits, the grid that the flow
     warps, and the training as an animation. Always: the bound below its exact value. Other dimensions get
-    q's draws along the first two principal directions. ``index.json`` lists them.
+    q's draws along the first two principal directions. ``index.json`` lists them; ``film.json`` has the draws of q
+    at each snapshot, for a page that shows them move.
 
     Args:
         model: trained (or new); it is left as it is.
@@ -98,18 +103,62 @@ def target_gallery(
     """
     folder = Path(folder)
     make_folder(folder)
-    scene = _Scene(_members(model), metrics, seed, evaluation)
-    entries = []
+    scene = scene_of(model, metrics, seed, evaluation)
     with torch.no_grad(), style():
-        for name, draw in _FIGURES:
-            if (names is None or name in names) and (drawn := draw(scene)) is not None:
-                entries.append(keep(name, drawn, folder))
+        drawings = ((name, draw(scene, name)) for name in FIGURES if names is None or name in names)
+        entries = [keep(name, drawn, folder) for name, drawn in drawings if drawn is not None]
+        ended = with_the_end(snapshots, model, metrics)
         if names is None or FILM in names:
-            film = _film(scene, model, _with_the_end(snapshots, model, metrics), folder)
+            film = _film(scene, model, ended, folder)
             if film is not None:
                 entries.append(film)
+        _keep_draws(scene, model, ended, folder)
     write_index(folder, entries)
     return entries
+
+
+def scene_of(
+    model: Model | Ensemble, metrics: Sequence[Mapping[str, Any]], seed: int = 0, evaluation: Any = None
+) -> _Scene:
+    """What the figures of a fit to a target are drawn from; arguments of :func:`target_gallery`."""
+    return _Scene(_members(model), metrics, seed, evaluation)
+
+
+def draw(scene: _Scene, name: str) -> Drawn | None:
+    """The figure of one name, or None where it does not apply."""
+    found = (figure(scene) for figure in FIGURES[name])
+    return next((drawn for drawn in found if drawn is not None), None)
+
+
+def applying(scene: _Scene, snapshots: int) -> tuple[str, ...]:
+    """The names of the figures that apply, with so many snapshots of the training."""
+    in_plane = scene.window is not None
+    posterior: Any = scene.first.posterior
+    gaussian = posterior.base if getattr(posterior, "uses_gradient", False) else posterior
+    flow = getattr(gaussian, "flow", None)
+    log_z = getattr(scene.target, "log_normalizer", None)
+    known = log_z is not None or hasattr(scene.first.likelihood, "maximum_likelihood")
+    chosen = {
+        "densities": in_plane,
+        "flow": flow is not None and flow.features == 2 and not flow.context_features,
+        "draws": not in_plane,
+        "bound": bool(scene.metrics) and known and len({type(m.prior) for m in scene.members}) == 1,
+        FILM: in_plane and snapshots > 1,
+    }
+    return tuple(name for name, applies in chosen.items() if applies)
+
+
+def film(
+    model: Model | Ensemble,
+    metrics: Sequence[Mapping[str, Any]],
+    snapshots: Sequence[tuple[int, Mapping[str, Tensor]]],
+    folder: Path,
+    seed: int = 0,
+    dpi: float | None = None,
+) -> Entry | None:
+    """The training as an animation, ``training.gif``; None where it is not in the plane or has no snapshots."""
+    with torch.no_grad(), style():
+        return _film(scene_of(model, metrics, seed), model, with_the_end(snapshots, model, metrics), folder, dpi)
 
 
 def density_of(model: Model, window: Any, size: int = _CELLS, seed: int = 0) -> tuple[Any, bool]:
@@ -159,10 +208,7 @@ def _densities(scene: _Scene) -> Drawn | None:
         if type(member.prior) is type(scene.target)
     ][:_SHOWN]
     log_z = scene.target.log_normalizer
-    exact = targets.density_on_grid(scene.target.log_prob, window, _CELLS, _home(scene.first))
-    # Without log Z the target is normalised over the window.
-    cell = (window[1] - window[0]) * (window[3] - window[2]) / _CELLS**2
-    exact /= exact.sum() * cell if log_z is None else torch.tensor(log_z).exp().item()
+    exact = _exact(scene, window, _CELLS)
     panels, notes, kinds = [exact], [None if log_z is None else f"log Z = {log_z:.4f}"], set()
     for fit, member in shown:
         values, closed = density_of(member, window, seed=scene.seed)
@@ -276,20 +322,20 @@ def _curves(
     return Drawn(figure, "The bound and its exact value", caption)
 
 
-_FIGURES = (
-    ("densities", _densities),
-    ("flow", _warped),
-    ("draws", _draws_by_direction),
-    ("bound", _bound),
-    ("bound", _evidence_bound),
-)
+#: Name of the file → what may draw it: the first that applies.
+FIGURES = {
+    "densities": (_densities,),
+    "flow": (_warped,),
+    "draws": (_draws_by_direction,),
+    "bound": (_bound, _evidence_bound),
+}
 
 
-def _with_the_end(
-    snapshots: Sequence[tuple[int, Mapping[str, Tensor]]],
+def with_the_end(
+    snapshots: _Snapshots,
     model: Model | Ensemble,
     metrics: Sequence[Mapping[str, Any]],
-) -> Sequence[tuple[int, Mapping[str, Tensor]]]:
+) -> _Snapshots:
     """The snapshots, and the weights that training ended with."""
     last = int(metrics[-1].get("step", 0)) if metrics else 0
     if not snapshots or last <= snapshots[-1][0]:
@@ -297,21 +343,51 @@ def _with_the_end(
     return [*snapshots, (last, model.state_dict())]
 
 
+def _exact(scene: _Scene, window: Any, size: int) -> Any:
+    """The density of the target on a grid; without log Z normalised over the window."""
+    exact = targets.density_on_grid(scene.target.log_prob, window, size, _home(scene.first))
+    log_z = scene.target.log_normalizer
+    cell = (window[1] - window[0]) * (window[3] - window[2]) / size**2
+    exact /= exact.sum() * cell if log_z is None else torch.tensor(log_z).exp().item()
+    return exact
+
+
+def _spread(snapshots: _Snapshots, most: int) -> list[tuple[int, Mapping[str, Tensor]]]:
+    """At most so many of them, the last among them."""
+    every = max(1, -(-len(snapshots) // most))
+    return list(snapshots[::-1][::every][::-1])
+
+
+def _keep_draws(
+    scene: _Scene,
+    model: Model | Ensemble,
+    snapshots: _Snapshots,
+    folder: Path,
+) -> None:
+    window = scene.window
+    if window is None:
+        (folder / gallery_film.FILM).unlink(missing_ok=True)
+        return
+
+    def draw(one: Model | Ensemble) -> Tensor:
+        return _draws(_members(one)[0], gallery_film.DRAWS, scene.seed)
+
+    frames = gallery_film.frames_of(model, _spread(snapshots, _MOVES), draw)
+    gallery_film.keep(folder, scene.name, _exact(scene, window, _FRAME), window, frames)
+
+
 def _film(
     scene: _Scene,
     model: Model | Ensemble,
-    snapshots: Sequence[tuple[int, Mapping[str, Tensor]]],
+    snapshots: _Snapshots,
     folder: Path,
+    dpi: float | None = None,
 ) -> Entry | None:
     window = scene.window
     if window is None or len(snapshots) < 2:
         return None
-    every = max(1, -(-len(snapshots) // _FRAMES))
-    chosen = list(snapshots[::-1][::every][::-1])
-    exact = targets.density_on_grid(scene.target.log_prob, window, _FRAME, _home(scene.first))
-    log_z = scene.target.log_normalizer
-    cell = (window[1] - window[0]) * (window[3] - window[2]) / _FRAME**2
-    exact /= exact.sum() * cell if log_z is None else torch.tensor(log_z).exp().item()
+    chosen = _spread(snapshots, _FRAMES)
+    exact = _exact(scene, window, _FRAME)
 
     def frames() -> Iterator[tuple[int, Any]]:
         again = copy.deepcopy(model)
@@ -319,7 +395,7 @@ def _film(
             again.load_state_dict(dict(weights))
             yield step, density_of(_members(again)[0], window, _FRAME, scene.seed)[0]
 
-    path = targets.animate(exact, frames(), window, folder / f"{FILM}.gif", scene.name)
+    path = targets.animate(exact, frames(), window, folder / f"{FILM}.gif", scene.name, dpi=dpi or _FILM_DPI)
     fit = " of the first fit" if len(scene.members) > 1 else ""
     caption = (
         f"Left: {scene.name}. Right: q{fit} at {len(chosen)} steps of training, ever further apart; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from varflow.core.errors import ShapeError, positive
-from varflow.figures.base import Array, as_numpy, bare
+from varflow.figures.base import Array, as_numpy, bare, encoded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -245,6 +246,14 @@ def codeword_colours(codewords: Float[Array, "K D"]) -> np.ndarray:
         ranks = seen.argsort(0).argsort(0) / (len(words) - 1)
         colours[:, : ranks.shape[1]] = 0.08 + 0.87 * ranks
     return colours
+
+
+def tiled(images: Float[Array, "N C H W"], columns: int) -> str:
+    """Pictures in reading order without a gap, pixel by pixel, as the source of one picture."""
+    from PIL import Image
+
+    sheet = (_sheet(_pictures("images", images), columns, gap=0) * 255).round().astype(np.uint8)
+    return f"data:image/png;base64,{base64.b64encode(encoded(Image.fromarray(sheet))).decode()}"
 
 
 def _pictures(name: str, images: Array) -> np.ndarray:

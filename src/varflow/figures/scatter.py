@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: More classes than these are told apart by the names in the plot alone.
 _LEGEND = 20
+#: Letters of the name of a class.
+_NAME = 20
 
 
 def latents(
@@ -25,6 +27,7 @@ def latents(
     labels: Int[Array, " N"] | None,
     axes_pair: Sequence[Axes],
     contours: bool = True,
+    classes: Sequence[str] = (),
 ) -> tuple[Axes, Axes]:
     """The same draws before (left) and after (right) the flow, on the same axes.
 
@@ -38,6 +41,7 @@ def latents(
             the names do not collide.
         axes_pair: the left and the right axes.
         contours: draw N(0, I) at 1, 2, 3 standard deviations.
+        classes: the names of the classes 0, 1, …; their numbers without it.
 
     Raises:
         ShapeError: z0 and z differ in shape, or are not ``[N, D]``.
@@ -45,29 +49,33 @@ def latents(
     after = as_numpy("z", z, None, None)
     before = as_numpy("z0", z0, *after.shape)
     left, right = axes_pair
-    directions, names = _view(after)
-    limits = _limits(np.concatenate([before @ directions, after @ directions]), contours)
+    directions, names = view(after)
+    frame = limits(np.concatenate([before @ directions, after @ directions]), contours)
     for axes, points, title, symbol in (
         (left, before, "before the flow: draws of $q_0(z_0|x)$", "z_0"),
         (right, after, "after the flow: the same draws as $q(z|x)$", "z"),
     ):
-        _scatter(points @ directions, labels, axes, contours, legend=axes is right)
-        axes.set(title=title, xlim=limits[0], ylim=limits[1])
+        _scatter(points @ directions, labels, axes, contours, legend=axes is right, called=classes)
+        axes.set(title=title, xlim=frame[0], ylim=frame[1])
         axes.set_xlabel(names[0].format(symbol))
         axes.set_ylabel(names[1].format(symbol))
     return left, right
 
 
 def latent_scatter(
-    z: Float[Array, "N D"], labels: Int[Array, " N"] | None, axes: Axes, contours: bool = True
+    z: Float[Array, "N D"],
+    labels: Int[Array, " N"] | None,
+    axes: Axes,
+    contours: bool = True,
+    classes: Sequence[str] = (),
 ) -> Axes:
     """One draw of q(z|x) for each of N examples; arguments as in :func:`latents`."""
     points = as_numpy("z", z, None, None)
-    directions, names = _view(points)
+    directions, names = view(points)
     points = points @ directions
-    _scatter(points, labels, axes, contours)
-    limits = _limits(points, contours)
-    axes.set(xlim=limits[0], ylim=limits[1])
+    _scatter(points, labels, axes, contours, called=classes)
+    frame = limits(points, contours)
+    axes.set(xlim=frame[0], ylim=frame[1])
     axes.set_xlabel(names[0].format("z"))
     axes.set_ylabel(names[1].format("z"))
     return axes
@@ -103,6 +111,7 @@ def plane(
     panels: Mapping[str, Float[Array, "N 2"]],
     axes: Sequence[Axes],
     labels: Int[Array, " N"] | None = None,
+    names: Sequence[str] = (),
 ) -> Sequence[Axes]:
     """A scatter for each title, all in the frame of the first, which holds all of its points.
 
@@ -110,6 +119,7 @@ def plane(
         panels: title → points ``[N, 2]``; the first are the data.
         axes: one for each panel.
         labels: classes of the data, told by colour.
+        names: of the two columns.
 
     Raises:
         ShapeError: points that are not in the plane, or not as many axes as panels.
@@ -118,6 +128,7 @@ def plane(
         raise ShapeError(f"axes: {len(axes)} for {len(panels)} panels; give one each")
     points = {title: as_numpy(title, values, None, 2) for title, values in panels.items()}
     data = next(iter(points.values()))
+    heads = tuple(names) if len(names) == 2 else ("column 1", "column 2")
     low, high = data.min(0), data.max(0)
     margin = 0.08 * (high - low) + 1e-9 * np.maximum(np.abs(low), 1)
     for number, ((title, values), panel) in enumerate(zip(points.items(), axes, strict=True)):
@@ -126,8 +137,8 @@ def plane(
             colour = "#555555"
             if labels is not None:
                 classes = as_numpy("labels", labels, len(values)).astype(int)
-                names = np.unique(classes)
-                colours = dict(zip(names, categories(len(names)), strict=True))
+                present = np.unique(classes)
+                colours = dict(zip(present, categories(len(present)), strict=True))
                 colour = [colours[k] for k in classes]
         panel.scatter(values[:, 0], values[:, 1], s=5, c=colour, alpha=0.6, linewidths=0)
         panel.set_xlim(low[0] - margin[0], high[0] + margin[0])
@@ -135,8 +146,8 @@ def plane(
         panel.set_aspect("equal", adjustable="box")
         outside = ((values < low - margin) | (values > high + margin)).any(-1).mean()
         panel.set_title(title + (f"\n{outside:.1%} outside" if outside else ""))
-        panel.set_xlabel("column 1")
-    axes[0].set_ylabel("column 2")
+        panel.set_xlabel(heads[0])
+    axes[0].set_ylabel(heads[1])
     return axes
 
 
@@ -206,7 +217,13 @@ def pairs(
     return axes
 
 
-def _view(points: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
+def _called(label: int, classes: Sequence[str]) -> str:
+    name = str(classes[label]) if 0 <= label < len(classes) else str(label)
+    # A dollar sign would begin a formula.
+    return (name if len(name) <= _NAME else name[: _NAME - 1] + "…").replace("$", r"\$")
+
+
+def view(points: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
     """Two orthonormal directions ``[D, 2]`` and the names of what they show."""
     features = points.shape[1]
     if features == 1:
@@ -222,7 +239,7 @@ def _view(points: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
     return vectors[:, ::-1][:, :2], (first, second)
 
 
-def _limits(points: np.ndarray, contours: bool) -> tuple[tuple[float, float], ...]:
+def limits(points: np.ndarray, contours: bool) -> tuple[tuple[float, float], ...]:
     """A frame for all points, and for the third contour."""
     low, high = points.min(0), points.max(0)
     if contours:
@@ -232,7 +249,12 @@ def _limits(points: np.ndarray, contours: bool) -> tuple[tuple[float, float], ..
 
 
 def _scatter(
-    points: np.ndarray, labels: Array | None, axes: Axes, contours: bool, legend: bool = True
+    points: np.ndarray,
+    labels: Array | None,
+    axes: Axes,
+    contours: bool,
+    legend: bool = True,
+    called: Sequence[str] = (),
 ) -> None:
     size = float(np.clip(4000 / len(points), 3, 25))
     if labels is None:
@@ -252,7 +274,8 @@ def _scatter(
         placed: list[np.ndarray] = []
         apart = 0.045 * float(np.ptp(points, axis=0).max())
         for name in names:
-            axes.scatter([], [], s=30, color=colours[name], label=str(name))
+            word = _called(int(name), called)
+            axes.scatter([], [], s=30, color=colours[name], label=word)
             # The median sits inside the class also where a few of its points lie far away.
             middle = np.median(points[classes == name], axis=0)
             if any(np.abs(middle - other).max() < apart for other in placed):
@@ -262,7 +285,7 @@ def _scatter(
             axes.text(
                 float(middle[0]),
                 float(middle[1]),
-                str(name),
+                word,
                 ha="center",
                 va="center",
                 fontsize=9,

@@ -85,7 +85,7 @@ def density(
     if not (np.nanmin(array, initial=0.0) >= 0):
         raise ShapeError(f"values: as low as {np.nanmin(array):.3g}; a density is not negative")
     image = axes.imshow(
-        array, origin="lower", extent=window, cmap=_dark(), vmin=0,
+        array, origin="lower", extent=window, cmap=dark(), vmin=0,
         vmax=np.nanmax(array) if top is None else top, interpolation="bilinear", aspect="auto",
     )  # fmt: skip
     axes.set_xticks([])
@@ -242,7 +242,7 @@ def animate(
     name: str = "target",
     milliseconds: int = 120,
     hold: int = 2000,
-    dpi: int = 80,
+    dpi: float = 80,
 ) -> Path:
     """A GIF of the target and, beside it, q at each of some steps of training; one colour scale.
 
@@ -290,7 +290,7 @@ def _frames(
     frames: Iterable[tuple[int, Array]],
     window: Window,
     name: str,
-    dpi: int,
+    dpi: float,
 ) -> Sequence[Any]:
     """The frames as images of one palette."""
     from PIL import Image
@@ -348,7 +348,7 @@ def _cycle() -> list[str]:
     return [c for c in OKABE_ITO if c != "#F0E442"] * 4
 
 
-def _dark() -> Colormap:
+def dark() -> Colormap:
     """White for 0, then matplotlib's magma from its light end to black: lightness alone tells the order."""
     from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varflow.core.errors import SpecError, positive
+from varflow.flows import coupling_chain as chain
 from varflow.flows.compose import Compose
 from varflow.flows.elementwise import Affine
 from varflow.flows.flow import Flow, Local, shortened
@@ -77,12 +78,17 @@ class _Coupling(Flow):
     def _first(self, steps: int, local: Local) -> tuple[Flow, Local]:
         return shortened(self, steps, "weights", "biases", "context_weight"), local
 
+    def _shift(self, local: Local) -> Tensor:
+        """What is added to the first hidden layer of each step: its bias, and what the context says."""
+        if local and self.context_weight is not None:
+            return linear(local[0], self.context_weight.flatten(0, 1), self.biases[0].flatten())
+        return self.biases[0].flatten()
+
     def _steps(self, local: Local) -> list[_Step]:
         weights = [weight.unbind(0) for weight in self.weights]
         biases = [bias.unbind(0) for bias in self.biases]
         if local and self.context_weight is not None:
-            shift = linear(local[0], self.context_weight.flatten(0, 1), self.biases[0].flatten())
-            biases[0] = shift.unflatten(-1, (self.length, -1)).unbind(-2)
+            biases[0] = self._shift(local).unflatten(-1, (self.length, -1)).unbind(-2)
         return [
             _Step([w[t] for w in weights], [b[t] for b in biases], self.outputs)
             for t in range(self.length)
@@ -100,9 +106,12 @@ class _Coupling(Flow):
 
     def _through(self, z: Tensor, local: Local, solve: bool) -> tuple[Tensor, Tensor]:
         """All steps, or with ``solve`` their inverses from the last to the first."""
+        return self._steps_through(z, self._steps(local), solve)
+
+    def _steps_through(self, z: Tensor, each: list[_Step], solve: bool) -> tuple[Tensor, Tensor]:
         halves = [z[..., 0::2], z[..., 1::2]]
         ladj = z.new_zeros(())
-        steps = list(enumerate(self._steps(local)))
+        steps = list(enumerate(each))
         for t, step in reversed(steps) if solve else steps:
             kept, moved = t % 2, 1 - t % 2
             outputs = step(halves[kept], halves[moved].shape[-1])
@@ -141,6 +150,28 @@ class AdditiveCoupling(_Coupling):
 
     volume_preserving = True
     outputs = 1
+
+    def push(self, z: Float[Tensor, "... features"], local: Local = ()) -> tuple[Tensor, Tensor]:
+        first, *weights = self.weights
+        layers = [first, *(each for pair in zip(weights, list(self.biases)[1:], strict=True) for each in pair)]
+        if not chain.usable(z, [z, *local, *self.parameters()]):
+            return super().push(z, local)
+        shift = self._shift(local)
+        batch = torch.broadcast_shapes(z.shape[:-1], shift.shape[:-1])
+        if shift.ndim == 1:
+            shift = shift.unsqueeze(0)
+        else:
+            shift = shift.expand(*batch, -1).flatten(0, -2)
+        rows = z.expand(*batch, -1).reshape(-1, self.features)
+        out = chain.push(self._plain, rows, shift, *layers).view(*batch, self.features)
+        return out, out.new_zeros(batch)
+
+    def _plain(self, z: Tensor, shift: Tensor, *layers: Tensor) -> Tensor:
+        """All steps in plain operations, of what :func:`varflow.flows.coupling_chain.push` is given."""
+        biases = [shift.unflatten(-1, (self.length, -1)).unbind(-2), *(bias.unbind(0) for bias in layers[2::2])]
+        weights = [weight.unbind(0) for weight in (layers[0], *layers[1::2])]
+        steps = [_Step([w[t] for w in weights], [b[t] for b in biases], 1) for t in range(self.length)]
+        return self._steps_through(z, steps, solve=False)[0]
 
     def move(self, z: Tensor, outputs: tuple[Tensor, ...], solve: bool) -> tuple[Tensor, None]:
         (shift,) = outputs

@@ -41,6 +41,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from varflow.core import display
 from varflow.core.errors import ShapeError, SpecError, positive
 from varflow.core.exporting import exporting
 from varflow.core.settings import Settings, Size, settings
@@ -206,6 +207,9 @@ class Flow(nn.Module, ABC):
             _check_dtype("z", z, needed, name)
             if context is not None:
                 _check_dtype("context", context, needed, name)
+
+    def _repr_html_(self) -> str:
+        return display.tree(self)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, context_features={self.context_features}"

@@ -24,10 +24,9 @@ from varflow.networks.linear import Linear
 
 
 class Planar(Flow):
-    r"""``length`` steps z ← z + û tanh(wᵀz + b), with û chosen such that every step is invertible.
+    """``length`` steps z ← z + û tanh(wᵀz + b), with û chosen such that every step is invertible.
 
-    .. math::
-        û = u + (m(wᵀu) − wᵀu) w / ‖w‖², \qquad \log|\det| = \log(h² + (1 − h²)(1 + m(wᵀu)))
+    û = u + (m(wᵀu) − wᵀu) w / ‖w‖² and log|det| = log(h² + (1 − h²)(1 + m(wᵀu)))
 
     with h = tanh(wᵀz + b) and m(a) = softplus(a + log(e − 1)) − 1 > −1. At w = 0, û = u. The
     determinant is a weighted mean of 1 and a positive number, so it is positive for all parameters.

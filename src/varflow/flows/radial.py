@@ -20,11 +20,9 @@ _LARGE = 2.0**40
 
 
 class Radial(Flow):
-    r"""``length`` steps z ← z + β̂ (z − c) / (α + r) with r = ‖z − c‖, α > 0 and β̂ > −α.
+    """``length`` steps z ← z + β̂ (z − c) / (α + r) with r = ‖z − c‖, α > 0 and β̂ > −α.
 
-    .. math::
-        \log|\det| = (D − 1) \log(ρ + (1 − ρ) s) + \log(1 − τ² + τ² s),
-        \qquad τ = α / (α + r) = 1 − ρ, \quad s = 1 + β̂ / α
+    log|det| = (D − 1) log(ρ + (1 − ρ) s) + log(1 − τ² + τ² s) with τ = α / (α + r) = 1 − ρ and s = 1 + β̂ / α.
 
     α = softplus(a), s = softplus(b + log(e − 1)). Both terms are weighted means of 1 and the
     positive number s, so nothing cancels, for any β̂. At z = c, ∂z′/∂z = s·I.

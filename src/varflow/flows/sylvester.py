@@ -31,10 +31,9 @@ class _Step(NamedTuple):
 
 
 class Sylvester(Flow):
-    r"""``length`` steps z ← z + Q R tanh(R̃ Qᵀz + b), Q ``[D, M]`` with orthonormal columns.
+    """``length`` steps z ← z + Q R tanh(R̃ Qᵀz + b), Q ``[D, M]`` with orthonormal columns.
 
-    .. math::
-        \log|\det| = \sum_i \log(h_i² + (1 − h_i²)\, s_i), \qquad s_i = 1 + r_{ii} r̃_{ii} > 0
+    log|det| = Σᵢ log(hᵢ² + (1 − hᵢ²) sᵢ) with sᵢ = 1 + rᵢᵢ r̃ᵢᵢ > 0.
 
     R and R̃ are upper triangular with diagonals tanh(d), tanh(d̃), so that every step is
     invertible; s = 2(σ(2d)σ(2d̃) + σ(−2d)σ(−2d̃)) needs no difference. Q is the first M columns of

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from varflow.core import display
 from varflow.core.errors import DataError, ShapeError, SpecError
 from varflow.core.form import Form
 from varflow.core.settings import Settings, settings
@@ -193,6 +194,9 @@ class Likelihood(nn.Module, ABC):
         """What the decoder puts out for z, ``[*lead, *out_shape]``, in float32 or better."""
         out: Tensor = self.decoder(z)
         return out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
+
+    def _repr_html_(self) -> str:
+        return display.tree(self)
 
     def extra_repr(self) -> str:
         return f"event_shape={self.event_shape}"

@@ -27,9 +27,9 @@ class ColumnFeatures(nn.Module):
     ordinal                 K − 1 numbers, the j-th of them 1 where the code is j or more
     ======================  ====================================================================
 
-    All of them are 0 in a cell that is missing. For each column that can be missing (``column.missing`` > 0) a number
-    follows that is 1 where the cell is there; so a missing real cell is told from one at the mean. Real columns
-    without missing cells are passed on as they are, F = D.
+    All of them are 0 in a cell that is missing. For each column that can be missing (``column.missing`` > 0), unless
+    it is summed over, a number follows that is 1 where the cell is there; so a missing real cell is told from one at
+    the mean. Real columns without missing cells are passed on as they are, F = D.
 
     Args:
         columns: what is known of the D columns, in their order.
@@ -75,7 +75,7 @@ class ColumnFeatures(nn.Module):
         numbers, counts = ([i for i, c in enumerate(columns) if c.kind in kinds] for kinds in (_NUMBERS, ("count",)))
         category = [(i, k) for i, c in enumerate(columns) if c.kind == "category" for k in range(len(c.categories))]
         ordinal = [(i, k) for i, c in enumerate(columns) if c.kind == "ordinal" for k in range(1, len(c.categories))]
-        flagged = [i for i, c in enumerate(columns) if c.missing > 0]
+        flagged = [i for i, c in enumerate(columns) if c.missing > 0 and not c.summed]
         places = [i for i, _ in category], [i for i, _ in ordinal]
         self._keep("numbers", numbers)
         self._keep("counts", counts)
@@ -93,6 +93,11 @@ class ColumnFeatures(nn.Module):
             self.register_buffer(f"_{name}", torch.tensor(values), persistent=False)
         self.features: int = len(self._home) + len(flagged)
         self._plain = numbers == list(range(len(columns))) and not flagged
+
+    def start(self, name: str) -> int:
+        """The place of the first feature of a column."""
+        place = next(i for i, column in enumerate(self.columns) if column.name == name)
+        return int((self._home == place).nonzero()[0])
 
     def _keep(self, name: str, places: list[int]) -> None:
         self.register_buffer(f"_{name}", torch.tensor(places, dtype=torch.long), persistent=False)

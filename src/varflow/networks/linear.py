@@ -69,6 +69,17 @@ def rectified(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
+def outer_products(above: Tensor, below: Tensor) -> Tensor:
+    """Σ over rows of above ⊗ below for each of T layers: ``[T, N, O]`` and ``[T, N, I]`` → ``[T, O, I]``.
+
+    The gradients of T weights at once, without a derivative of its own.
+    """
+    if not _goes_to_onednn(above[0].t(), below[0].t()):
+        return torch.bmm(above.mT, below)
+    # oneDNN's entry has no batched form.
+    return torch.stack([linear(a.t(), b.t()) for a, b in zip(above, below, strict=True)])
+
+
 def _goes_to_onednn(x: Tensor, weight: Tensor) -> bool:
     # A graph that leaves torch knows no operator of ours, and serves any number of rows: their count decides nothing.
     if torch.compiler.is_compiling() and exporting():

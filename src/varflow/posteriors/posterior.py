@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
+from varflow.core import display
 from varflow.core.errors import SpecError
 from varflow.core.observed import Examples
 from varflow.priors.prior import Prior
@@ -133,6 +134,9 @@ class Posterior(nn.Module, ABC):
     uses_gradient: bool = False
     codes: int = 0
     grid: tuple[int, ...] = ()
+
+    def _repr_html_(self) -> str:
+        return display.tree(self)
 
     def monitor(self) -> dict[str, float]:
         """What is worth a curve beside the terms, since the last call; nothing for most."""

@@ -9,6 +9,7 @@ _EXPORTS = {
     "StandardNormal": "varflow.priors.normal:StandardNormal",
     "Flow": "varflow.priors.flow:Flow",
     "flow_prior": "varflow.priors.flow:flow_prior",
+    "Experts": "varflow.priors.experts:Experts",
     "Gaussians": "varflow.priors.gaussians:Gaussians",
     "Mixture": "varflow.priors.mixture:Mixture",
     "Vamp": "varflow.priors.vamp:Vamp",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from varflow.priors.ancestral import Ancestral as Ancestral
     from varflow.priors.by_class import ByClass as ByClass
     from varflow.priors.code_grid import UniformCodes as UniformCodes
+    from varflow.priors.experts import Experts as Experts
     from varflow.priors.flow import Flow as Flow
     from varflow.priors.flow import flow_prior as flow_prior
     from varflow.priors.gated_pixelcnn import GatedPixelCNN as GatedPixelCNN

@@ -32,5 +32,5 @@ def pick(shares: Tensor, uniform: Tensor) -> Tensor:
 
     Counting the sums that u has passed, all but the last, never leaves 0…K−1, however the sums are rounded.
     """
-    edges = shares.cumsum(-1)[:-1]
+    edges = shares.cumsum(-1)[..., :-1]
     return (uniform.unsqueeze(-1) >= edges).sum(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -91,18 +91,19 @@ class ByClass(CodeGrid):
         temperature: float = 1.0,
         top_k: int | None = None,
         labels: Int[Tensor, "..."] | None = None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> tuple[Int[Tensor, "..."], Float[Tensor, "..."]]:
         """Draws with log p of each: log p(z | y) for labels that are given; else log p(z), for which they are scored
-        once more under every class.
+        once more under every class. ``progress`` is called with (positions done, positions).
 
         Raises as :meth:`~varflow.priors.PixelCNN.sample_and_log_prob`.
         """
         if labels is not None:
-            return self.prior.sample_and_log_prob(shape, temperature, top_k, labels)
+            return self.prior.sample_and_log_prob(shape, temperature, top_k, labels, progress)
         count = math.prod(shape)
         noise = random.uniform(
             (count,), "classes", dtype=torch.float32, device=self.shares.device, batch_dim=0
         )
         drawn = pick(self.shares.log().expand(count, -1), noise).reshape(tuple(shape))
-        z, _ = self.prior.sample_and_log_prob(shape, temperature, top_k, drawn)
+        z, _ = self.prior.sample_and_log_prob(shape, temperature, top_k, drawn, progress)
         return z, self.log_prob(z)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -207,6 +207,7 @@ class AutoregressiveGrid(CodeGrid):
         temperature: float = 1.0,
         top_k: int | None = None,
         labels: Int[Tensor, "..."] | None = None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> tuple[Int[Tensor, "..."], Float[Tensor, "..."]]:
         """Draws ``[*shape, H, W]`` with log p of each ``[*shape]``, nats. H·W short steps, one pass of work.
 
@@ -217,6 +218,7 @@ class AutoregressiveGrid(CodeGrid):
             temperature: divides the logits; below 1 the likely becomes likelier.
             top_k: draw among the k likeliest codes of a position.
             labels: classes that broadcast to ``shape``.
+            progress: called with (positions done, positions).
 
         The log p is that of the model, also where temperature or top_k make the draws come from another law.
 
@@ -252,6 +254,8 @@ class AutoregressiveGrid(CodeGrid):
                 z[:, position] = code
                 each = torch.log_softmax(logits, -1).gather(-1, code.unsqueeze(-1))
                 log_prob += each.squeeze(-1)
+                if progress is not None:
+                    progress(position + 1, height * width)
                 if position + 1 < height * width:
                     logits = full_precision(walk.send(code))
         return z.reshape(*shape, height, width), log_prob.reshape(shape)

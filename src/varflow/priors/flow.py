@@ -19,6 +19,7 @@ from varflow.core.lazy import resolve
 from varflow.core.settings import Between, Size, settings
 from varflow.flows.flow import Flow as Map
 from varflow.flows.flow import full_precision
+from varflow.priors.experts import Experts
 from varflow.priors.gaussians import LARGEST, Gaussians
 from varflow.priors.normal import StandardNormal
 from varflow.priors.prior import Prior, PriorSettings
@@ -35,7 +36,8 @@ class FlowPriorSettings(PriorSettings):
     prior_base: Annotated[
         Literal["normal", "gaussians"],
         "What it is a flow of: N(0, I); or, with likelihood=identity, a mixture of Gaussians with full covariances "
-        "that is fitted to the data before training (N(0, I) beyond 512 features).",
+        "that is fitted to the data before training (N(0, I) beyond 512 features); of p(x|c) its weights and means "
+        "follow c.",
     ] = "normal"
     prior_context: Annotated[
         bool, "p(z|c): the prior reads what the model is conditioned on. A density, likelihood=identity, always does."
@@ -57,9 +59,11 @@ class FlowPriorSettings(PriorSettings):
 
     def base(self, features: int, context_features: int) -> dict[str, Any]:
         """What all flow priors are given."""
-        fitted = self.prior_base == "gaussians" and features <= LARGEST
+        base: Prior | None = None
+        if self.prior_base == "gaussians" and features <= LARGEST:
+            base = Experts(features, context_features) if context_features else Gaussians(features)
         return {
-            "base": Gaussians(features) if fitted else None,
+            "base": base,
             "defensive": self.prior_defensive,
             "context_features": context_features,
         }
@@ -102,9 +106,8 @@ class Flow(Prior):
     posterior under ``Flow(f, inverted=True)`` with the decoder applied to f(z): the ELBOs are equal.
 
     Args:
-        flow: f; its parameters become the prior's. One with ``context_features`` makes this p(z|c): the flow reads c,
-            the base does not.
-        base: p(e); N(0, I) by default, any prior over D features.
+        flow: f; its parameters become the prior's. One with ``context_features`` makes this p(z|c).
+        base: p(e), or p(e|c) where it reads c; N(0, I) by default, any prior over D features.
         inverted: z = f⁻¹(e) instead.
         defensive: ε, in [0, 1).
 
@@ -133,7 +136,6 @@ class Flow(Prior):
         super().__init__()
         if not 0 <= defensive < 1:
             raise SpecError(f"defensive: was {defensive!r}; use a share of the base, 0 <= defensive < 1")
-        self.reads: tuple[str, ...] = ("context",) if flow.context_features else ()
         self.event_shape: tuple[int, ...] = (flow.features,)
         self.base: StandardNormal | Prior = StandardNormal(flow.features) if base is None else base
         if self.base.event_shape != self.event_shape:
@@ -141,6 +143,10 @@ class Flow(Prior):
                 f"base: is over events of shape {self.base.event_shape}, the flow has {flow.features} "
                 "features; build both with the same number"
             )
+        self._base_reads = "context" in self.base.reads
+        if self._base_reads and not flow.context_features:
+            raise SpecError("base: reads a context, and the flow has none; build the flow with context_features")
+        self.reads: tuple[str, ...] = ("context",) if flow.context_features else ()
         self.flow: Map = flow
         self.inverted: bool = inverted
         self.defensive: float = defensive
@@ -160,25 +166,28 @@ class Flow(Prior):
         """
         self._check_context(context)
         e, ladj = self.flow(z, context) if self.inverted else self.flow.inverse(z, context)
-        log_prob = self.base.log_prob(e) + ladj
+        given = self._given(context)
+        log_prob = self.base.log_prob(e, *given) + ladj
         if not self.defensive:
             return log_prob
-        kept = self.base.log_prob(full_precision(z)) + math.log(self.defensive)
+        kept = self.base.log_prob(full_precision(z), *given) + math.log(self.defensive)
         return torch.logaddexp(log_prob + math.log1p(-self.defensive), kept)
 
     def sample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Float[Tensor, "..."]:
         """Draws ``[*shape, D]``; of p(z|c) for a context ``[..., C]`` that broadcasts against them."""
         self._check_context(context)
-        e = self.base.sample(shape)
+        e = self.base.sample(shape, *self._given(context))
         z = self.decode(e, context)
         if not self.defensive:
             return z
         coin = random.uniform((*shape, 1), "prior", dtype=e.dtype, device=e.device)
         return torch.where(coin < self.defensive, e, z)
 
-    def start(self, draw: Callable[[str], Tensor]) -> None:
+    def start(
+        self, draw: Callable[[str], Tensor], context: Callable[[str], Tensor] | None = None
+    ) -> None:
         """Start the base: a new flow is the identity."""
-        self.base.start(draw)
+        self.base.start(draw, context)
 
     def decode(
         self, e: Float[Tensor, "... features"], context: Tensor | None = None
@@ -193,6 +202,10 @@ class Flow(Prior):
         """The base point e of z; the inverse of :meth:`decode`."""
         e: Tensor = (self.flow(z, context) if self.inverted else self.flow.inverse(z, context))[0]
         return full_precision(e)
+
+    def _given(self, context: Tensor | None) -> tuple[Tensor, ...]:
+        """What the base is given of c."""
+        return (context,) if self._base_reads and context is not None else ()
 
     def _check_context(self, context: Tensor | None) -> None:
         self.refuse_context(context)

@@ -19,15 +19,17 @@ from varflow.priors.prior import Prior
 #: Features at most: a covariance has D² numbers.
 LARGEST = 512
 #: Numbers of components that are tried, and the weights of the prior on covariances against one row.
-_COMPONENTS, _STRENGTHS = (1, 2, 3, 5, 8, 12, 20), (100.0, 30.0, 10.0, 1.0, 0.1, 0.01)
+COMPONENTS, _STRENGTHS = (1, 2, 3, 5, 8, 12, 20), (100.0, 30.0, 10.0, 1.0, 0.1, 0.01)
 #: Numbers in all covariances, at most, where there is more than one component.
-_LARGEST = 1 << 16
+LARGEST_COVARIANCES = 1 << 16
 #: log π of a component that is not there.
-_NOTHING = -1e4
+NOTHING = -1e4
 #: Rows that the choice of a mixture is made on, and rows that the chosen one is fitted to, at most.
-_CHOOSING, _FITTING = 4000, 50_000
+CHOOSING, FITTING = 4000, 50_000
+#: So many numbers of components in a row that bring nothing end the search.
+PATIENCE = 3
 #: Iterations of EM, at most, and the gain in nats a row below which it ends.
-_ITERATIONS, _TOLERANCE = 100, 1e-4
+ITERATIONS, TOLERANCE = 100, 1e-4
 
 
 class Components(NamedTuple):
@@ -70,25 +72,27 @@ class Gaussians(Prior):
         positive(features=features)
         self.event_shape: tuple[int, ...] = (features,)
         # As many as a fit may find, so that sizes are known before it; those left over have a weight of e^−10000 = 0.
-        components = max(k for k in _COMPONENTS if k == 1 or k * features**2 <= _LARGEST)
-        self.register_buffer("log_weights", torch.tensor([0.0] + [_NOTHING] * (components - 1)))
+        components = max(k for k in COMPONENTS if k == 1 or k * features**2 <= LARGEST_COVARIANCES)
+        self.register_buffer("log_weights", torch.tensor([0.0] + [NOTHING] * (components - 1)))
         self.register_buffer("means", torch.zeros(components, features))
         self.register_buffer("whitening", torch.eye(features).repeat(components, 1, 1))
 
-    def start(self, draw: Callable[[str], Tensor]) -> None:
+    def start(
+        self, draw: Callable[[str], Tensor], context: Callable[[str], Tensor] | None = None
+    ) -> None:
         """Fit the mixture to the training split, K chosen on the validation split: see :func:`fit_components`."""
         found = ranks.first(lambda: fit_components(draw("train"), draw("validation")))
         identity = torch.eye(*self.event_shape, dtype=found.factors.dtype)
         whitening = torch.linalg.solve_triangular(found.factors, identity, upper=False)
         components = len(found.means)
-        self.log_weights.fill_(_NOTHING)[:components] = found.log_weights.to(self.log_weights)
+        self.log_weights.fill_(NOTHING)[:components] = found.log_weights.to(self.log_weights)
         self.means[:components] = found.means.to(self.means)
         self.whitening[:components] = whitening.to(self.whitening)
 
     @property
     def components(self) -> int:
         """K."""
-        return int((self.log_weights > _NOTHING).sum())
+        return int((self.log_weights > NOTHING).sum())
 
     def log_prob(
         self, z: Float[Tensor, "... features"], context: Tensor | None = None
@@ -142,23 +146,23 @@ def fit_components(
     Different from the source: no prior on the means, λ chosen on held-out rows instead of D + 2.
     """
     with one_thread():
-        return _fit_components(train.double().cpu(), held_out.double().cpu()[:_CHOOSING])
+        return _fit_components(train.double().cpu(), held_out.double().cpu()[:CHOOSING])
 
 
 def _fit_components(train: Tensor, held_out: Tensor) -> Components:
-    train = train[:_FITTING]
+    train = train[:FITTING]
     mean = train.mean(0)
     # A column that does not vary keeps its unit.
     scale = (train - mean).square().mean(0).sqrt()
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     x, held = (train - mean) / scale, (held_out - mean) / scale
-    few = x[:_CHOOSING]
+    few = x[:CHOOSING]
     chosen = (1, 1.0 if not len(held) else _STRENGTHS[0], True)
     best = _em(few, *chosen)
     highest, vain = -math.inf, 0
-    for components in _COMPONENTS if len(held) else ():
-        too_many = components * x.shape[1] ** 2 > _LARGEST or 4 * components > len(few)
-        if vain == 3 or (components > 1 and too_many):
+    for components in COMPONENTS if len(held) else ():
+        too_many = components * x.shape[1] ** 2 > LARGEST_COVARIANCES or 4 * components > len(few)
+        if vain == PATIENCE or (components > 1 and too_many):
             break
         vain += 1
         for strength in _STRENGTHS:
@@ -182,8 +186,8 @@ def _em(
     # A column that is the same in all rows has no spread, and the sum no inverse.
     ridge = 1e-6 * torch.eye(features, dtype=x.dtype)
     belief = spread / components ** (2 / features) + ridge
-    belong, before = (_clusters(x, components) if belong is None else belong), -math.inf
-    for _ in range(_ITERATIONS):
+    belong, before = (clusters(x, components) if belong is None else belong), -math.inf
+    for _ in range(ITERATIONS):
         sizes = belong.sum(0)
         means = (belong.mT @ x) / sizes.clamp(min=1e-9).unsqueeze(-1)
         # Σ r x xᵀ − n m mᵀ as one product; x is standardized, so little cancels.
@@ -196,7 +200,7 @@ def _em(
         joint = _joint(x, found)
         total = joint.logsumexp(-1, keepdim=True)
         belong, now = (joint - total).exp(), float(total.mean())
-        if components == 1 or now - before < _TOLERANCE:
+        if components == 1 or now - before < TOLERANCE:
             break
         before = now
     return found
@@ -219,7 +223,7 @@ def _joint(x: Tensor, found: Components) -> Tensor:
     return found.log_weights - ladj - 0.5 * x.shape[-1] * math.log(2 * math.pi) - 0.5 * squares
 
 
-def _clusters(x: Tensor, components: int) -> Tensor:
+def clusters(x: Tensor, components: int) -> Tensor:
     """Which cluster each row is in, one-hot ``[N, K]``: a k-means++ start, then ten of Lloyd's iterations."""
     source = random.generator(0, "gaussians", components)
     centres = x[torch.randint(len(x), (1,), generator=source)]

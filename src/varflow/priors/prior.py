@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from varflow.core import display
 from varflow.core.conditions import refuse_unread
 from varflow.core.form import Form
 from varflow.core.settings import Settings, settings
@@ -48,6 +49,9 @@ class Prior(nn.Module, ABC):
     classes: int | None = None
     reads: tuple[str, ...] = ()
 
+    def _repr_html_(self) -> str:
+        return display.tree(self)
+
     @abstractmethod
     def log_prob(self, z: Shaped[Tensor, "..."], context: Tensor | None = None) -> Tensor:
         """log p(z), or log p(z|c), for z ``[..., *event_shape]`` → ``[...]``, nats.
@@ -64,11 +68,14 @@ class Prior(nn.Module, ABC):
     def sample(self, shape: Sequence[int] = ()) -> Tensor:
         """Draws ``[*shape, *event_shape]`` with the dtype and device of the prior."""
 
-    def start(self, draw: Callable[[str], Tensor]) -> None:
+    def start(
+        self, draw: Callable[[str], Tensor], context: Callable[[str], Tensor] | None = None
+    ) -> None:
         """Begin at the data instead of anywhere; called once, before the first update of a prior fitted to data.
 
         Args:
             draw: split → its rows ``[N, *event_shape]``, as the prior sees them.
+            context: split → c of the same rows ``[N, C]``, where the model is conditioned.
 
         Most priors have nothing to do.
         """

@@ -21,7 +21,8 @@ from varflow.core.settings import described, names_in, read
 from varflow.data import PROTOCOLS, SOURCES
 from varflow.data.kinds import HEADS
 from varflow.data.protocols import restored
-from varflow.report.page import columns_of, read_kind, result_of, seen_in_training, title_of
+from varflow.report.page import columns_of, result_of, seen_in_training, title_of
+from varflow.report.read import read_kind
 from varflow.report.render import code, plain, render
 from varflow.settings.roles import Chosen
 from varflow.settings.spec import SPEC_VERSION, RunSpec

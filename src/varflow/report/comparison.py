@@ -14,6 +14,7 @@ from varflow.evaluation.evaluation import Evaluation
 from varflow.figures.base import Array, canvas, style
 from varflow.figures.curves import bound_by_samples, overlaid_curves
 from varflow.figures.pictures import image_grid
+from varflow.report.forest import forests
 from varflow.report.render import Picture, drawn, flat, plain, render
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def write(
         title=f"{len(names)} runs compared",
         lead=f"Protocol of the data: {comparison.protocol}.",
         names=names,
+        forests=_forests(comparison),
         rows=_with_units(comparison.rows(), comparison.estimates),
         differences=_with_units(comparison.difference_rows(), comparison.differences),
         notes=comparison.notes,
@@ -69,6 +71,17 @@ def write(
     for name, text in texts.items():
         write_text(out / name, text)
     return [out / name for name in texts]
+
+
+def _forests(comparison: Any) -> list[Any]:
+    """The paired differences as plots; their words are those of the table."""
+    heads, *rows = comparison.difference_rows()
+    quantities = list(comparison.differences[0])
+    words = {
+        (row[0], quantity): cell for row in rows for quantity, cell in zip(quantities, row[1:], strict=True)
+    }
+    titles = dict(zip(quantities, heads[1:], strict=True))
+    return forests(comparison.names[0], comparison.names[1:], comparison.differences, titles, words)
 
 
 def _with_units(rows: list[list[str]], found: Sequence[Mapping[str, Estimate]]) -> list[list[str]]:

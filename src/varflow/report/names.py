@@ -88,4 +88,6 @@ def name_of(quantity: str) -> str:
         first, found, rest = quantity.partition(mark)
         if found and first in NAMES:
             return f"{NAMES[first]}{mark}{rest}"
+    if quantity.startswith("bound_"):
+        return f"bound, k = {int(quantity.removeprefix('bound_')):,}"
     return NAMES.get(quantity, quantity)

@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs nothing else: no network, no script, pictures inside."""
+"""A run as one HTML page that needs nothing else: no network, pictures inside."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 
 from varflow.core.columns import Column
 from varflow.core.errors import DataError, RunError
-from varflow.core.files import read_json, read_metrics, write_text
+from varflow.core.files import read_metrics, write_text
 from varflow.core.settings import SEVERAL
 from varflow.data.kinds import HEADS, overview
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import outdated
+from varflow.report import film, points
 from varflow.report.names import HEADLINES, KINDS, NAMES, name_of
+from varflow.report.read import read_kind
 from varflow.report.render import Picture, drawn, picture, render
 from varflow.settings.flags import spec_types
 from varflow.settings.spec import RunSpec
@@ -47,9 +49,10 @@ _TARGET_ERRORS = (
 def write_report(folder: str | Path) -> Path:
     """Write ``report.html`` into a run folder from the files that are there, and return its path.
 
-    It leads with the estimates; figures, training, settings, data, environment and the command that
-    repeats the run follow. What is not there yet (an evaluation, figures) is said in its place. The
-    page appears whole or not at all, and everything that comes from the folder is escaped.
+    It leads with pictures, the numbers beside them: for latents a scatter whose points can be asked, for a target in
+    the plane its draws as they move. All figures, all estimates and training follow; settings, data, environment and
+    the command that repeats the run are folded. What is not there yet (an evaluation, figures) is said in its place.
+    The page appears whole or not at all, and everything that comes from the folder is escaped.
 
     Raises:
         RunError: the folder holds no run, a file in it is damaged, or the page cannot be written.
@@ -61,6 +64,10 @@ def write_report(folder: str | Path) -> Path:
     later = read_metrics(folder / "prior")
     of_target = data.get("support") == "none"
     results = [result_of(folder, file) for file in sorted((folder / "evaluation").glob("*.json"))]
+    scatter, moving = points.of_folder(folder / "figures"), film.of_folder(folder / "figures")
+    figures = _figures(folder / "figures", without=_shown_before(scatter, moving))
+    # Something to look at comes first in any case.
+    ahead = [] if scatter or moving else figures[:1]
     text = render(
         "run.html",
         title=title_of(spec, about, data),
@@ -69,7 +76,11 @@ def write_report(folder: str | Path) -> Path:
         explained=list(dict.fromkeys(result["explained"] for result in results)),
         evaluate=shlex.join(["varflow", "evaluate", str(folder)]),
         seen=seen_in_training(metrics),
-        figures=_figures(folder / "figures"),
+        points=scatter,
+        film=moving,
+        ahead=ahead,
+        figures=figures[len(ahead) :],
+        known=_known(about, data),
         curves=_curves(folder / "figures", metrics),
         trained=bool(metrics),
         record_columns=_RECORD,
@@ -239,13 +250,34 @@ def seen_in_training(metrics: list[dict[str, Any]]) -> str:
     )
 
 
-def _figures(folder: Path) -> list[Picture]:
+def _shown_before(scatter: points.Scatter | None, moving: film.Film | None) -> set[str]:
+    """Files of figures that a page has in a better form, or elsewhere."""
+    found = {"curves.png"}
+    if scatter is not None:
+        found |= {"latents.png"}
+    return found | ({"training.gif"} if moving is not None else set())
+
+
+def _known(about: Mapping[str, Any], data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What stands beside the numbers: how much was learned from, and for how long."""
+    sizes, outcome = data.get("sizes"), about.get("outcome") or {}
+    found = []
+    if isinstance(sizes, Mapping) and data.get("support") != "none":
+        found += [(f"{split} rows", f"{size:,}") for split, size in sizes.items() if isinstance(size, int)]
+    if isinstance(outcome.get("step"), int):
+        found.append(("steps", f"{outcome['step']:,}"))
+    if isinstance(outcome.get("seconds"), int | float):
+        found.append(("seconds", f"{outcome['seconds']:,.1f}"))
+    return found
+
+
+def _figures(folder: Path, without: set[str]) -> list[Picture]:
     entries = [e for e in read_kind(folder / "index.json", list, []) if isinstance(e, dict)]
     out = []
     for entry in entries:
         # The name alone: an index that points out of its folder shows nothing from there.
         path = folder / Path(str(entry.get("file", ""))).name
-        if path.name == "curves.png":
+        if path.name in without:
             continue
         title, caption = str(entry.get("title", path.stem)), str(entry.get("caption", ""))
         try:
@@ -343,12 +375,3 @@ def _scored(metrics: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
         if row.get("split") == split and isinstance(row.get("elbo"), int | float)
     ]
 
-
-def read_kind(path: Path, kind: type, missing: Any = None) -> Any:
-    """A JSON file of one kind; ``missing`` where it is not there, if that is given."""
-    if missing is not None and not path.exists():
-        return missing
-    value = read_json(path)
-    if not isinstance(value, kind):
-        raise RunError(f"{path}: holds a {type(value).__name__}; restore the file or fit again")
-    return value

@@ -1,15 +1,15 @@
-"""Pages from the templates beside this file: one file each, that needs no network, no script and no other file.
+"""Pages from the templates beside this file: one file each, that needs no network and no other file.
 
-Text is escaped by jinja2, once and everywhere; pictures stand inside the page. The one template of Markdown escapes
-what Markdown and HTML would read.
+The one script is page.js, and a page runs no other: its policy names the digest. Text is escaped by jinja2, once and
+everywhere; pictures stand inside the page. The one template of Markdown escapes what Markdown and HTML would read.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import re
-import struct
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from varflow.core.errors import DataError
+from varflow.report.read import size_of, source_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,14 +61,10 @@ def picture(image: bytes, title: str, caption: str) -> Picture:
     Raises:
         DataError: neither a PNG nor a GIF.
     """
-    if image[:8] == b"\x89PNG\r\n\x1a\n" and len(image) >= 24:
-        kind, sizes = "png", [round(_SCALE * n) for n in struct.unpack(">II", image[16:24])]
-    elif image[:6] in (b"GIF87a", b"GIF89a") and len(image) >= 10:
-        kind, sizes = "gif", list(struct.unpack("<HH", image[6:10]))
-    else:
-        raise DataError(f"{title}: not a PNG or GIF; draw the figures again")
-    source = f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
-    return Picture(title, caption, source, *sizes)
+    kind, *sizes = size_of(image, title)
+    if kind == "png":
+        sizes = [round(_SCALE * n) for n in sizes]
+    return Picture(title, caption, source_of(image, title), *sizes)
 
 
 def drawn(figure: Figure, title: str, caption: str) -> Picture:
@@ -115,4 +111,9 @@ def _environment(of_markdown: bool = False) -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(plain=plain, flat=flat, code=code)
+    if not of_markdown:
+        assert made.loader is not None
+        script = made.loader.get_source(made, "page.js")[0]
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        made.globals.update(script=Markup(script), script_hash=f"sha256-{digest}")
     return made

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from varflow import priors, refusals
+from varflow.condition_sum import ConditionSum
 from varflow.core.errors import SpecError, VarflowError
 from varflow.core.form import Form
 from varflow.data.conditions import Conditions
@@ -59,9 +60,13 @@ def build(
             made = _observed(spec, form, own)
         else:
             made = _latent(spec, form, own)
-    model = Model(*made)
+    model = Model(*made, condition_sum=_condition_sum(form))
     refusals.check(model, form.support, levels=form.levels)
     return model
+
+
+def _condition_sum(form: Form) -> ConditionSum | None:
+    return ConditionSum(form.context) if any(column.summed for column in form.context) else None
 
 
 def form_of(data: Any) -> Form:

@@ -100,6 +100,7 @@ def fit(
     quiet: bool = False,
     start: Callable[[], object] = lambda: None,
     callbacks: Callbacks | None = None,
+    finished: bool = True,
 ) -> tuple[Outcome, list[dict[str, Any]]]:
     """Code all pictures with the finished quantizer, and fit the model's prior to the codes.
 
@@ -112,6 +113,7 @@ def fit(
         quiet: show no progress.
         start: called once it is sure that there is something to do.
         callbacks: of the run; they see the prior, its codes and its records.
+        finished: whether a fit in ``folder`` that has used its budget also came to its end.
 
     Returns:
         How it ended, and its records.
@@ -136,7 +138,7 @@ def fit(
     progress.steps = loop.steps
     if isinstance(sink, RunFolder):
         sink.watch(loop.kept_weights)
-    _go_on(loop, sink, room)
+    _go_on(loop, sink, room, finished)
     start()
     ranks.meet()
     ranks.copy_first(model.prior)
@@ -146,7 +148,7 @@ def fit(
     finally:
         if isinstance(sink, RunFolder):
             sink.close()
-    records = sink.records if isinstance(sink, Memory) else read_metrics(room or Path())
+    records = ranks.first(lambda: sink.records if isinstance(sink, Memory) else read_metrics(room or Path()))
     return outcome, records
 
 
@@ -237,17 +239,17 @@ def _data(model: Model, dataset: Dataset, codes: Mapping[str, Tensor]) -> Datase
     return from_codes(codes, {k: v.cpu() for k, v in labels.items() if v is not None}, name=name)
 
 
-def _go_on(loop: Loop, sink: Any, room: Path | None) -> None:
+def _go_on(loop: Loop, sink: Any, room: Path | None, finished: bool) -> None:
     """From the state of an interrupted fit, where there is one; else from the start."""
     if room is None:
         return
-    if not (room / STATE).exists():
+    state = ranks.first(lambda: read_state(room) if (room / STATE).exists() else None)
+    if state is None:
         if isinstance(sink, RunFolder):
             forget(room)
         return
-    state = read_state(room)
     loop.load_state(state)
-    if loop.step >= loop.steps:
+    if loop.step >= loop.steps and finished:
         raise RunError(
             f"folder: {room.parent} is finished in both stages ({loop.step} of {loop.steps} steps of the prior); "
             "give a larger budget, e.g. prior_epochs or prior_steps, to go on"

@@ -7,15 +7,19 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
 
+from varflow.core import display
 from varflow.core.errors import RunError, SpecError
 from varflow.core.files import read_json
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import Evaluation, check_same, outdated, paired
 from varflow.runs.hub import is_address
+
+if TYPE_CHECKING:
+    from varflow.runs.run import Run
 
 #: What is shown of each run, and which of it is compared in pairs, by kind of evaluation.
 _SHOWN = {
@@ -49,7 +53,7 @@ _FIELDS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Estimates of several runs, and each run less the first.
 
@@ -70,6 +74,18 @@ class Comparison:
     protocol: str
     curves: list[Evaluation] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        points = next(iter(self.estimates[0].values())).points
+        return f"Comparison({', '.join(self.names)}; {self.protocol}, {points} points)"
+
+    def _repr_html_(self) -> str:
+        tables = [display.table(rows[0], rows[1:]) for rows in (self.rows(), self.difference_rows())]
+        return display.block(
+            display.heading("Runs on the same points"), tables[0],
+            display.heading("Differences", "in pairs, point by point"), tables[1],
+            display.note(*self.footer()),
+        )
 
     def rows(self) -> list[list[str]]:
         """A heading, then a row for each run: value ± standard error over the points."""
@@ -108,6 +124,21 @@ class Comparison:
             _write(writer, name, self.names[0], found)
         return out.getvalue()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that fit strict JSON: each estimate as in the evaluation of its run."""
+        return {
+            "protocol": self.protocol,
+            "runs": [
+                {"name": name, "folder": str(folder), "estimates": {q: e.to_dict() for q, e in found.items()}}
+                for name, folder, found in zip(self.names, self.folders, self.estimates, strict=True)
+            ],
+            "differences": [
+                {"run": name, "against": self.names[0], "estimates": {q: e.to_dict() for q, e in found.items()}}
+                for name, found in zip(self.names[1:], self.differences, strict=True)
+            ],
+            "notes": self.notes,
+        }
+
     def footer(self) -> list[str]:
         """How the numbers came about."""
         firsts = [next(iter(found.values())) for found in self.estimates]
@@ -121,21 +152,28 @@ class Comparison:
         ]
 
 
-def compare(folders: Sequence[str | Path], split: str = "test") -> Comparison:
+def compare(runs: Sequence[str | Path | Run], split: str = "test") -> Comparison:
     """Compare runs that were evaluated on the same points.
 
     Annealed likelihoods, inference gaps and curves join in where every run has them; those of other points are
     left out with a note.
 
     Args:
-        folders: two runs or more; differences are taken against the first.
+        runs: two runs or more, or their folders; differences are taken against the first.
         split: the split they were evaluated on.
 
     Raises:
         SpecError: fewer than two runs, a run given twice, or runs of other data, protocol or points, by name.
         RunError: a run that was not evaluated, or damaged files.
     """
-    for folder in folders:
+    folders: list[str | Path] = []
+    for run in runs:
+        folder = run if isinstance(run, str | Path) else run.origin or run.folder
+        if folder is None:
+            raise SpecError(
+                "runs: one is in memory, which keeps no results of single examples; fit with out=... and evaluate it"
+            )
+        folders.append(folder)
         if is_address(folder):
             raise SpecError(
                 f"runs: {folder} lies on the hub, without the results of single examples that pairs are made of; "

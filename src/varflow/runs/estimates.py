@@ -90,6 +90,37 @@ def removed_cells(
     return found
 
 
+def of_latents(run: Run, verb: str, split: str, **options: Any) -> Evaluation:
+    """See :meth:`varflow.Run.curve`, :meth:`varflow.Run.gaps` and :meth:`varflow.Run.anneal`."""
+    from varflow import evaluation
+    from varflow.evaluation.chunks import Chunks
+    from varflow.evaluation.curve import CURVE
+    from varflow.runs.rows import one_model
+
+    model = one_model(run, verb, "use run.evaluate()")
+    if model.posterior.observed or model.posterior.discrete:
+        held = "x itself" if model.posterior.observed else "codes, one for each x for sure"
+        raise SpecError(f"{verb}: the latents here are {held}, with nothing to average over; use run.evaluate()")
+    assert isinstance(run.dataset, Dataset)
+    estimate: Any = {
+        "curve": evaluation.bound_curve,
+        "gaps": evaluation.inference_gaps,
+        "anneal": evaluation.annealed_likelihood,
+    }[verb]
+    kept = run.folder is not None and run.keeps
+    if run.folder is not None and kept:
+        options.setdefault("folder", run.folder / "evaluation")
+    found: Evaluation = estimate(model, run.dataset, split, **options)
+    if run.folder is not None and kept:
+        from varflow.report.card import write_card
+
+        found.save(run.folder)
+        if verb == "curve":
+            Chunks(options["folder"], CURVE).clear()
+        write_card(run.folder)
+    return found
+
+
 def report(run: Run, figures: Literal["all", "few"] = "all") -> Path:
     """See :meth:`varflow.Run.report`."""
     if figures not in ("all", "few"):
@@ -114,7 +145,7 @@ def report(run: Run, figures: Literal["all", "few"] = "all") -> Path:
             run.model,
             run.metrics,
             folder,
-            () if few else snapshots(run.folder),
+            snapshots(run.folder),
             evaluation=evaluation,
             names=gallery_target.FEW if few else None,
         )

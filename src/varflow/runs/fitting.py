@@ -21,7 +21,7 @@ from varflow.data.target_batches import TargetBatches
 from varflow.ensemble import Ensemble
 from varflow.model import Model
 from varflow.report.card import write_card
-from varflow.runs import code_prior, training_rows
+from varflow.runs import code_prior, restarts, training_rows
 from varflow.runs import own as own_parts
 from varflow.runs.assemble import build, for_target, form_of, spec_data
 from varflow.runs.environment import environment
@@ -79,7 +79,8 @@ def fit(
             :class:`~varflow.Ensemble` of models of targets, which are trained together.
         data: not for a target; without it the spec's data set; else a name or a path, a tensor or array
             ``[N, *event]`` (see :func:`varflow.data.from_tensor`), or a data set.
-        out: folder of the run; without it nothing is written.
+        out: folder of the run; without it nothing is written. A process that torchrun started in place of one that
+            died goes on with the run that it finds there (docs/processes.md).
         parts: parts of your own (prior, likelihood, posterior) in place of the spec's (docs/own_parts.md). Two rows
             go through them before the first update, and what does not fit is named with its shape.
         overwrite: replace the run that ``out`` holds.
@@ -116,6 +117,8 @@ def fit(
     spec = spec.replace(**given) if given else spec
     own_parts.refuse_settings(settings, spec, own)
     spec.validate()
+    if out is not None and restarts.left_behind(Path(out), spec):
+        return resume(out, data, parts=own, quiet=quiet, callbacks=callbacks, track=track)
     told = Callbacks(callbacks, spec.training.seed, trackers.named(track, out))
     engine = Engine.start(spec.training)
     dataset: Dataset | TargetBatches
@@ -171,34 +174,40 @@ def resume(
     if is_address(folder):
         raise RunError(f"folder: {folder} lies on the hub, where no state is kept that a fit goes on from; fit again")
     path = Path(folder)
-    if not (path / SPEC).exists():
-        raise RunError(
-            f"folder: {path} holds no run (no {SPEC}); give the folder that `varflow fit` wrote"
-        )
-    before = RunSpec.from_dict(read_json(path / SPEC))
-    spec = _with_budget(before, budget, path)
-    about = read_about(path)
-    own_parts.require(about["own_parts"], parts)
-    tracking = trackers.named(trackers.before(path) if track is None else track, path)
-    told = Callbacks(callbacks, spec.training.seed, tracking)
-    state = read_state(path) if started(path) else None
-    engine = Engine.start(spec.training, None if state is None else state.get("engine"))
-    if about.get("data_given") and data is None:
-        raise RunError(
-            "data: this run was fitted to data given in Python; pass them again with data=..."
-        )
-    dataset: Dataset | TargetBatches
-    model: Model | Ensemble
-    form = read_form(path)
-    if form.support == "none":
-        model, dataset = for_target(spec, dict(parts or {}))
-    else:
-        kept, _ = read_preprocessing(path, form)
-        dataset = spec_data(data, spec, kept, read_conditions(path, form)).to(engine.device, engine.dtype)
-        model = build(spec, dataset, parts)
-    check_data(dataset, path)
+    with ranks.files_of_first(path, restarts.READ) as here:
+        if not (here / SPEC).exists():
+            raise RunError(
+                f"folder: {path} holds no run (no {SPEC}); give the folder that `varflow fit` wrote"
+            )
+        before = RunSpec.from_dict(read_json(here / SPEC))
+        spec = _with_budget(before, budget, path)
+        replaces = restarts.left_behind(path, spec)
+        if replaces and restarts.is_finished(path):
+            return restarts.opened(path, spec, data, parts)
+        about = read_about(here)
+        own_parts.require(about["own_parts"], parts)
+        tracking = trackers.named(trackers.before(path) if track is None else track, path)
+        told = Callbacks(callbacks, spec.training.seed, tracking)
+        state = read_state(here) if started(here) else None
+        engine = Engine.start(spec.training, None if state is None else state.get("engine"))
+        if about.get("data_given") and data is None:
+            raise RunError(
+                "data: this run was fitted to data given in Python; pass them again with data=..."
+            )
+        dataset: Dataset | TargetBatches
+        model: Model | Ensemble
+        form = read_form(here)
+        if form.support == "none":
+            model, dataset = for_target(spec, dict(parts or {}))
+        else:
+            kept, _ = read_preprocessing(here, form)
+            dataset = spec_data(data, spec, kept, read_conditions(here, form)).to(engine.device, engine.dtype)
+            model = build(spec, dataset, parts)
+        check_data(dataset, here)
     begun = _Fit(spec, model, dataset, engine, path, about, quiet, told)
     begun.go_on(state, before)
+    if replaces:
+        begun.progress.say(f"note: a process of this fit was replaced; it goes on from step {begun.loop.step}")
     return begun.finish()
 
 
@@ -310,8 +319,11 @@ class _Fit:
         if isinstance(self.dataset, Dataset) and isinstance(self.dataset.preprocessing, Columns):
             for line in table_lines(self.dataset.preprocessing.overview()):
                 self.progress.say(line)
+        for line in self.dataset.notes():
+            self.progress.say(line)
         if self.folder is not None and self.writes:
             prepare(self.folder, overwrite)
+            restarts.take(self.folder, self.about)
             write_start(
                 self.folder, self.spec, self.dataset, self.about, environment(self.spec, self.engine)
             )
@@ -323,13 +335,17 @@ class _Fit:
             RunError: the run is finished.
         """
         loop, folder = self.loop, self.folder
+        over = bool(self.about.get("outcome", {}).get("finished"))
+        if self.writes:
+            restarts.take(folder or Path(), self.about)
         if state is None:
             if isinstance(self.sink, RunFolder):
                 forget(self.sink.folder)
                 write_json(self.sink.folder / SPEC, self.spec.to_dict())
             return
         loop.load_state(state)
-        if loop.step >= loop.steps and self.coded is None:
+        # One that was killed between its last update and its end is brought to that end.
+        if loop.step >= loop.steps and self.coded is None and over:
             raise RunError(
                 f"folder: {folder} is finished ({loop.step} of {loop.steps} steps); "
                 "give a larger budget, e.g. epochs or steps, to go on"
@@ -383,7 +399,9 @@ class _Fit:
         model.eval()
         dataset = self.dataset
         form = form_of(dataset)
-        records = self.sink.records if isinstance(self.sink, Memory) else read_metrics(self.folder or Path())
+        records = ranks.first(
+            lambda: self.sink.records if isinstance(self.sink, Memory) else read_metrics(self.folder or Path())
+        )
         run = Run(self.spec, model, form, self.folder, records, ended, dataset, later)
         self._keep_training_rows(run)
         if self.folder is not None and self.writes:
@@ -432,8 +450,9 @@ class _Fit:
             waits()
         ranks.meet()
         second, later = code_prior.fit(
-            self.spec, model, self.dataset, self.engine, self.folder, self.quiet, waits, self.callbacks
-        )
+            self.spec, model, self.dataset, self.engine, self.folder, self.quiet, waits, self.callbacks,
+            bool(self.about.get("outcome", {}).get("code_prior", {}).get("finished")),
+        )  # fmt: skip
         told = dataclasses.asdict(second)
         if second.finished:
             told["signal"] = None

@@ -182,6 +182,14 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], step: int) -> None:
     write_atomically(path, lambda file: file.write(blob))
 
 
+def step_of(path: Path) -> int:
+    """The update that weights are of, as :func:`save_weights` wrote it beside them; 0 where it is not there."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return int((file.metadata() or {}).get("step", 0))
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Weights from safetensors; nothing in the file is executed.
 

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from varflow.core.errors import RunError, SpecError
+from varflow.core.errors import RunError, SpecError, unknown
 from varflow.core.files import (
     ARTEFACT,
     TRAINING_ROWS,
@@ -159,27 +159,36 @@ def _no_run(place: Address) -> RunError:
     return RunError(f"run: {place} holds no varflow run (no spec.json in {where}); {hint}")
 
 
-def copy(run: Run, folder: str | Path) -> Run:
+def copy(run: Run, folder: str | Path, dtype: Literal["float16", "bfloat16"] | None = None) -> Run:
     """The run in a folder of its own, opened from there. It can be evaluated and reported there, and not resumed.
 
     Args:
         run: one with a folder, or from the hub.
         folder: new, or without a run.
+        dtype: see :meth:`varflow.Run.copy`.
 
     Raises:
-        RunError: a run in memory, or a folder that holds a run or cannot be written.
+        RunError: a run in memory, a folder that holds a run or cannot be written, or a weight that is too large.
+        SpecError: another dtype.
     """
     from varflow.report.card import CARD, write_card
     from varflow.runs.folder import ENVIRONMENT, prepare, read_about
     from varflow.runs.loading import load
 
+    if dtype not in (None, "float16", "bfloat16"):
+        raise unknown("dtype", str(dtype), ("float16", "bfloat16"))
     source, target = folder_of(run, "copy"), Path(folder)
     prepare(target, overwrite=False)
     names = present(source, [*ARTEFACT, *TRAINING_ROWS, ENVIRONMENT, CARD])
+    if dtype is not None:
+        # Estimates and scores are of the weights before they were rounded.
+        names = [name for name in names if not name.startswith("evaluation/") and name != "training_scores.json"]
     for name in sorted(names, key=lambda name: name == "spec.json"):
         make_folder((target / name).parent)
         if name == "run.json" and run.origin is not None:
             write_json(target / name, {**read_about(source), "origin": run.origin})
+        elif dtype is not None and name.endswith("model.safetensors"):
+            _round_weights(source / name, target / name, dtype)
         else:
             _copy_file(source / name, target / name)
     write_card(target)
@@ -188,6 +197,24 @@ def copy(run: Run, folder: str | Path) -> Run:
     copied.take_data(run)
     copied.spec = run.spec
     return copied
+
+
+def _round_weights(source: Path, target: Path, dtype: str) -> None:
+    """The weights of a file in half the bytes; whole numbers stay as they are.
+
+    Raises:
+        RunError: a weight does not fit.
+    """
+    import torch
+
+    from varflow.runs.folder import read_weights, save_weights, step_of
+
+    rounded = {}
+    for name, tensor in read_weights(source).items():
+        rounded[name] = tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
+        if not bool(rounded[name].isfinite().all()):
+            raise RunError(f"dtype: '{name}' of {source} holds a number too large for {dtype}; use bfloat16")
+    save_weights(target, rounded, step_of(source))
 
 
 def _copy_file(source: Path, target: Path) -> None:
@@ -264,6 +291,18 @@ def uploaded(
 ) -> dict[str, bytes | Path]:
     """Path in the repository → content, or the file with it, of everything that a push puts there.
 
+    Raises:
+        RunError: no run, or one without weights.
+    """
+    found = artefact(folder, str(place), figures, training_rows)
+    return {place.inside(name): content for name, content in found.items()}
+
+
+def artefact(
+    folder: Path, address: str, figures: bool = False, training_rows: bool = False
+) -> dict[str, bytes | Path]:
+    """The files of a run that others can use, by name: content, or the file with it; the card says ``address``.
+
     Where a file says where data lie on this machine, that is left out.
 
     Raises:
@@ -280,20 +319,19 @@ def uploaded(
     names = present(folder, [*ARTEFACT, *(TRAINING_ROWS if training_rows else ())])
     found: dict[str, bytes | Path] = {}
     for name in names:
-        found[place.inside(name)] = folder / name
+        found[name] = folder / name
         if name.endswith(".json"):
             here = read_json(folder / name)
             told = _told_elsewhere(name, here)
             if told != here:
-                found[place.inside(name)] = (json.dumps(told, indent=2) + "\n").encode()
+                found[name] = (json.dumps(told, indent=2) + "\n").encode()
     for name in present(folder, _FIGURES if figures else ()):
-        found[place.inside(name)] = folder / name
+        found[name] = folder / name
     path = folder / CARD
     before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
     if before is None or written_by_varflow(before):
-        sizes = {name: _size(found[place.inside(name)]) for name in names}
-        before = card(folder, str(place), before, sizes)
-    found[place.inside(CARD)] = before.encode()
+        before = card(folder, address, before, {name: _size(found[name]) for name in names})
+    found[CARD] = before.encode()
     return found
 
 

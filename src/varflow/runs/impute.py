@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from varflow.core import random
-from varflow.core.columns import NAMED
+from varflow.core import display, random
+from varflow.core.columns import NAMED, Column
 from varflow.core.errors import DataError, ShapeError, SpecError, positive
 from varflow.core.observed import Observed
 from varflow.data.columns import Columns
@@ -46,7 +47,7 @@ SAMPLES = 1000
 _LATENTS = 2**24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Imputations:
     """What a model says of the missing cells of rows; stored values, float64 on the CPU (:mod:`varflow.data.kinds`).
 
@@ -62,6 +63,7 @@ class Imputations:
         khat: ``[N]``, Pareto k̂ of the weights: above 0.7 the values of the row cannot be relied on. −∞ for a row
             with all cells, nan where there are too few samples to tell.
         samples: importance samples for each row; 0 where all is in closed form.
+        columns: what is known of each column.
     """
 
     values: Float[Tensor, "rows columns"]
@@ -71,6 +73,7 @@ class Imputations:
     ess: Float[Tensor, " rows"]
     khat: Float[Tensor, " rows"]
     samples: int
+    columns: tuple[Column, ...] = ()
 
     @property
     def unreliable(self) -> int:
@@ -93,6 +96,63 @@ class Imputations:
         if self.unreliable:
             said += f"; k̂ above 0.7 in {self.unreliable} rows, whose values cannot be relied on: use more samples"
         return said
+
+    def __repr__(self) -> str:
+        return f"Imputations({self.summary()})"
+
+    def _repr_html_(self) -> str:
+        heads, *rows = self._by_column()
+        shown = self.missing.any(1).nonzero()[:_SHOWN, 0].tolist()
+        wide = self.missing[shown].any(0).nonzero()[:, 0].tolist()[:_SHOWN] if shown else []
+        cells = [[str(i), *(self._cell(i, j) for j in wide), f"{float(self.khat[i]):.2f}"] for i in shown]
+        first = [
+            display.heading("The first rows with missing cells", "what was filled in is bold, with its spread"),
+            display.table(["row", *(self.columns[j].name for j in wide), "k̂"], cells),
+        ]
+        told = "Spread: standard deviation of a cell given the rest of its row; of a name how often another is right."
+        return display.block(
+            display.heading("Imputations"), display.table(heads, rows, words=(0, 1)), *(first if wide else []),
+            display.note(self.summary(), told),
+        )
+
+    def _by_column(self) -> list[list[str]]:
+        out = [["column", "kind", "missing cells", "spread, median"]]
+        for j, column in enumerate(self.columns):
+            gone = self.missing[:, j]
+            middle = float(self.spread[gone, j].median()) if bool(gone.any()) else math.nan
+            out.append([column.name, column.kind, f"{int(gone.sum()):,}", _spread(column, middle)])
+        return out
+
+    def _cell(self, i: int, j: int) -> str:
+        column, value = self.columns[j], float(self.values[i, j])
+        if not bool(self.missing[i, j]):
+            return _word(column, value)
+        spread = display.text(_spread(column, float(self.spread[i, j])))
+        return display.HTML(f"<strong>{display.text(_word(column, value))}</strong> {spread}")
+
+
+#: Rows and columns of imputations that a notebook shows.
+_SHOWN = 8
+
+
+def _word(column: Column, value: float) -> str:
+    """A stored value as the table has it."""
+    if math.isnan(value):
+        return "–"
+    if column.kind in NAMED:
+        return column.categories[round(value)]
+    if column.kind == "date":
+        return str(np.datetime64(0, "s") + np.timedelta64(round(86400 * value), "s")).removesuffix("T00:00:00")
+    return f"{value:.0f}" if column.kind == "count" else f"{value:.5g}"
+
+
+def _spread(column: Column, spread: float) -> str:
+    if math.isnan(spread):
+        return ""
+    if column.kind in NAMED:
+        return f"({100 * spread:.0f} % another)"
+    shown = f"{spread:.2g}" if spread < 100 or math.isinf(spread) else f"{spread:.0f}"
+    return f"± {shown}" + (" days" if column.kind == "date" else "")
 
 
 @torch.no_grad()
@@ -129,7 +189,7 @@ def imputations(
         name: torch.cat([getattr(part, name) for part in parts], 1 if name == "draws" else 0).cpu()
         for name in ("values", "missing", "spread", "draws", "ess", "khat")
     }
-    found = Imputations(**joined, samples=samples)
+    found = Imputations(**joined, samples=samples, columns=kept.columns)
     return _rounded(kept, found) if rounded else found
 
 
@@ -228,7 +288,9 @@ def _of_density(
                 made = home.invert(drawn(found, draws).flatten(0, 1)).reshape(draws, -1, stored.shape[1])
             drawn_tables[:, rows] = torch.where(missing[rows], made, stored[rows])
     ones = torch.ones(len(stored), dtype=torch.float64)
-    return Imputations(values, missing, spread, drawn_tables, ones, torch.full_like(ones, -torch.inf), 0)
+    names = run.columns or [f"x{j}" for j in range(values.shape[1])]
+    columns = tuple(Column(name, "real") for name in names)
+    return Imputations(values, missing, spread, drawn_tables, ones, torch.full_like(ones, -torch.inf), 0, columns)
 
 
 def _numbers(run: Run, x: Any) -> Tensor:

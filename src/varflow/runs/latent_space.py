@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from varflow.core import random
+from varflow.core import display, random
 from varflow.core.errors import RunError, ShapeError, SpecError, positive, unknown
 from varflow.core.files import write_atomically
 from varflow.core.observed import Examples, parts_of
@@ -93,6 +93,7 @@ def _choices(model: Model) -> tuple[What, ...]:
 
 
 def _embedded(model: Model, x: Examples, what: What, samples: int, seed: int, first: int) -> Tensor:
+    x = model.completed(x)
     if what == "centre":
         return _centre(model, x)
     if what == "codes":
@@ -144,7 +145,7 @@ def reconstruct(run: Run, x: Any, mean: bool = True, seed: int = 0, given: Any =
             for first in range(0, piece.sizes["test"], _BLOCK):
                 rows = torch.arange(first, min(first + _BLOCK, piece.sizes["test"]))
                 with random.stream(_row_seed(seed, start + first)):
-                    seen = piece.batch("test", rows).seen
+                    seen = model.completed(piece.batch("test", rows).seen)
                     if model.posterior.observed:
                         z = _centre(model, seen)
                     else:
@@ -174,7 +175,7 @@ def interpolate(
             (_, piece), *more = pieces(run, _as_rows(name, end, run), seed, True, given)
             if more or piece.sizes["test"] != 1:
                 raise ShapeError(f"{name}: holds several rows; give one row or picture")
-            seen = piece.batch("test", torch.zeros(1, dtype=torch.int64)).seen
+            seen = model.completed(piece.batch("test", torch.zeros(1, dtype=torch.int64)).seen)
             ends.append(_centre(model, seen)[0])
             context = parts_of(seen)[1]
         first, last = ends
@@ -204,7 +205,7 @@ def _as_rows(name: str, end: Any, run: Run) -> Any:
     return end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Neighbours:
     """The training rows whose latents are nearest to those of given rows, nearest first.
 
@@ -218,6 +219,26 @@ class Neighbours:
     rows: list[list[int]] | list[list[str]]
     distance: Float[Tensor, "rows k"]
     label: Int64[Tensor, "rows k"] | None
+
+    def __repr__(self) -> str:
+        k = self.distance.shape[1]
+        return f"Neighbours({k} of each of {len(self.rows)} rows, nearest at {float(self.distance[:, 0].min()):.3g})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        origins: list[list[Any]] = [list(places) for places in self.rows[: display.ROWS]]
+        for i, places in enumerate(origins):
+            labels: list[Any] = [""] * len(places) if self.label is None else self.label[i].tolist()
+            cells = [
+                f"{place}{'' if self.label is None else f' (label {label})'}, {distance:.3g}"
+                for place, label, distance in zip(places, labels, self.distance[i].tolist(), strict=True)
+            ]
+            rows.append([str(i), *cells])
+        heads = ["row", *(f"neighbour {k + 1}" for k in range(self.distance.shape[1]))]
+        left = len(self.rows) - len(rows)
+        more = [f"and {left:,} more rows"] if left else []
+        said = "Each neighbour: its place among the training rows, and its distance in latent space."
+        return display.block(display.table(heads, rows, words=range(len(heads))), display.note(*more, said))
 
 
 @torch.no_grad()
@@ -289,11 +310,12 @@ def _embed_training_rows(run: Run) -> Embedded:
 def _few_latents(run: Run, dataset: Dataset, seconds: float = math.inf) -> tuple[Tensor, Tensor]:
     """The centres or codes of the training rows that stand for all, and which rows they are."""
     what: What = "codes" if run.members()[0].posterior.discrete else "centre"
-    order, values = training_order(dataset)[:_ROWS], dataset.raw("train")
+    order = training_order(dataset, _ROWS)
     begun, parts, done = time.monotonic(), [], 0
     while done < len(order):
-        rows = order[done : done + _BLOCK].to(values.device)
-        parts.append(torch.as_tensor(embed(run, values[rows], what, given=conditions_at(dataset, rows))))
+        rows = order[done : done + _BLOCK].to(dataset.device)
+        values = dataset.stored("train", rows)
+        parts.append(torch.as_tensor(embed(run, values, what, given=conditions_at(dataset, rows))))
         done += len(rows)
         if done * parts[0][0].numel() > _NUMBERS or time.monotonic() - begun > seconds:
             break

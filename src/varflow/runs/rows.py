@@ -30,10 +30,11 @@ Progress = Callable[[int, int], None]
 
 
 def pieces(
-    run: Run, x: Any, seed: int = 0, equal_noise: bool = False, given_for: Any = None
+    run: Run, x: Any, seed: int = 0, equal_noise: bool = False, given_for: Any = None, row_noise: bool = False
 ) -> Iterator[tuple[int, Dataset]]:
     """x under the preprocessing of training, ``PIECE`` rows at a time: the number of the first row, and a data set
-    whose split "test" they are. With ``equal_noise`` what a protocol draws is the same for every row.
+    whose split "test" they are. With ``equal_noise`` what a protocol draws is the same for every row, with
+    ``row_noise`` it depends on what the row holds; else on its place.
     ``given_for`` is what the rows are conditioned on.
 
     Raises:
@@ -55,8 +56,9 @@ def pieces(
         part = stored_rows(rows[start : start + PIECE], kept, run.form.event_shape, run.picture)
         same = dict.fromkeys(SPLITS, part)
         piece = Dataset(
-            "x", kept, same, picture=run.picture, seed_eval=seed, first_row=start, equal_noise=equal_noise
-        )
+            "x", kept, same, picture=run.picture, seed_eval=seed, first_row=start, equal_noise=equal_noise,
+            row_noise=row_noise,
+        )  # fmt: skip
         if context is not None and run.conditions is not None:
             own = context[start : start + PIECE]
             piece = piece.conditioned(run.conditions.having(dict.fromkeys(SPLITS, own)))

@@ -26,6 +26,7 @@ from varflow.settings.spec import RunSpec
 if TYPE_CHECKING:
     from varflow.data.conditions import Conditions
     from varflow.evaluation import Evaluation
+    from varflow.figures.illustration import Illustration
     from varflow.runs.distribution import Density
     from varflow.runs.impute import Imputations
     from varflow.runs.latent_space import Neighbours, Way, What
@@ -96,6 +97,11 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.folder or 'in memory'}, {self.outcome.get('step', 0)} steps)"
+
+    def _repr_html_(self) -> str:
+        from varflow.runs.showing import html
+
+        return html(self)
 
     @property
     def dataset(self) -> Dataset | TargetBatches:
@@ -431,7 +437,7 @@ class Run:
             memory: bytes that decoding may take.
 
         Raises:
-            as there.
+            SpecError, DataError, ShapeError: as there.
         """
         from varflow.runs.impute import imputations
 
@@ -558,6 +564,58 @@ class Run:
         return removed_cells(self, share, split, samples, baselines, **options)
 
     @ranks.by_first
+    def curve(self, samples: int = 1000, split: str = "test", **options: Any) -> Evaluation:
+        """The bound E log 1/k Σ w for k = 1, 10, 100, … samples, from the ELBO to log p(x); kept in the run folder.
+
+        Args:
+            samples: weights of each example, the largest k.
+            split: of the data set.
+            **options: of :func:`varflow.evaluation.bound_curve`.
+
+        Raises:
+            SpecError: a run without latents that are uncertain.
+        """
+        from varflow.runs.estimates import of_latents
+
+        return of_latents(self, "curve", split, samples=samples, **options)
+
+    @ranks.by_first
+    def gaps(self, points: int = 200, split: str = "test", **options: Any) -> Evaluation:
+        """log p(x) − ELBO of the first points taken apart: what the family of q costs, and what the encoder costs.
+
+        It is kept in the run folder, where :func:`varflow.compare` finds it.
+
+        Args:
+            points: of the split.
+            split: of the data set.
+            **options: of :func:`varflow.evaluation.inference_gaps`.
+
+        Raises:
+            SpecError: a run without latents that are uncertain.
+        """
+        from varflow.runs.estimates import of_latents
+
+        return of_latents(self, "gaps", split, points=points, **options)
+
+    @ranks.by_first
+    def anneal(self, points: int = 200, split: str = "test", **options: Any) -> Evaluation:
+        """log p(x) of the first points by annealed importance sampling, which needs no good q.
+
+        It is kept in the run folder, where :func:`varflow.compare` finds it.
+
+        Args:
+            points: of the split.
+            split: of the data set.
+            **options: of :func:`varflow.evaluation.annealed_likelihood`.
+
+        Raises:
+            SpecError: a run without latents that are uncertain.
+        """
+        from varflow.runs.estimates import of_latents
+
+        return of_latents(self, "anneal", split, points=points, **options)
+
+    @ranks.by_first
     def report(self, figures: Literal["all", "few"] = "all") -> Path:
         """Draw every figure that applies and write report.html; returns its path.
 
@@ -573,20 +631,47 @@ class Run:
 
         return report(self, figures)
 
-    def copy(self, folder: str | Path) -> Run:
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of the figures that apply to the run, in the order to look at them; :meth:`figure` draws one."""
+        from varflow.runs.drawing import names
+
+        return names(self)
+
+    def figure(self, name: str, split: str = "validation", seed: int = 0, dpi: float | None = None) -> Illustration:
+        """One figure, which a notebook shows by itself with its caption; nothing is written.
+
+        Args:
+            name: one of :attr:`figures`.
+            split: whose examples are shown. An empty one is replaced by the first that has examples.
+            seed: of all draws.
+            dpi: dots per inch of the picture; 100 unless given, of an animation 80.
+
+        Raises:
+            SpecError: an unknown name, or a figure that does not apply; the message says what is missing.
+        """
+        from varflow.runs.drawing import figure
+
+        return figure(self, name, split, seed, dpi)
+
+    def copy(self, folder: str | Path, dtype: Literal["float16", "bfloat16"] | None = None) -> Run:
         """A copy in a folder of its own, opened from there: what a run from the hub is evaluated and reported in.
 
         It has what :meth:`push` uploads and what is kept of training rows, and cannot be resumed.
 
         Args:
             folder: new, or one that holds no run.
+            dtype: keep the weights in half the bytes, rounded to it. :func:`varflow.load` makes them what they were
+                in training. Estimates and scores of training rows, which are of the weights before, stay behind;
+                ``copy.evaluate()`` has those of the copy.
 
         Raises:
-            RunError: this run is in memory, or the folder holds a run or cannot be written.
+            RunError: this run is in memory, the folder holds a run or cannot be written, or a weight does not fit.
+            SpecError: another dtype.
         """
         from varflow.runs.hub import copy
 
-        return copy(self, folder)
+        return copy(self, folder, dtype)
 
     @ranks.by_first
     def push(

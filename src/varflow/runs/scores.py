@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from varflow.core import random
+from varflow.core import display, random
 from varflow.core.errors import RunError, SpecError, positive
 from varflow.core.files import read_json, write_json
 from varflow.data.dataset import Dataset
 from varflow.evaluation.importance import POINTS, importance_sample
+from varflow.evaluation.psis import UNRELIABLE
 from varflow.runs.folder import TRAINING_SCORES
 from varflow.runs.rows import PIECE, Progress, count, one_model, pieces
 
@@ -34,7 +35,7 @@ _EXACT = 2048
 _ROWS, _SECONDS, _BLOCK = 2000, 1.0, 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """log p(x) of rows, float64 tensors ``[N]`` on the CPU, in nats and of x in the units of the data.
 
@@ -65,6 +66,36 @@ class Scores:
             found |= {"error": self.error, "khat": self.khat}
         return found if self.rank is None else {**found, "rank": self.rank}
 
+    def summary(self) -> str:
+        """How the numbers came about, and how far they can be trusted."""
+        how = f"{self.samples} importance samples for each row" if self.samples else "nothing sampled"
+        said = f"log of the {self.scored}, nats; {how}"
+        if self.rank is not None:
+            said += f"; rank: the share of {self.training_rows:,} training rows that are at most as likely"
+        doubtful = int((self.khat > UNRELIABLE).sum())
+        return said + (f"; k̂ above 0.7 in {doubtful} rows, which need more samples" if doubtful else "")
+
+    def __repr__(self) -> str:
+        mean = f", mean {float(self.log_prob.mean()):.4g} nats" if len(self.log_prob) else ""
+        return f"Scores({len(self.log_prob)} rows{mean}; {self.summary()})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for i in range(len(self.log_prob)):
+            if i == display.ROWS:
+                break
+            cells = [str(i), f"{float(self.log_prob[i]):.2f}"]
+            if self.samples:
+                cells += [f"± {float(self.error[i]):.2g}", f"{float(self.khat[i]):.2f}"]
+            if self.rank is not None:
+                cells += [f"{float(self.rank[i]):.3f}"]
+            rows.append(cells)
+        titles = {"log_prob": "log p, nats", "error": "MC error", "khat": "k̂", "rank": "rank"}
+        left = len(self.log_prob) - len(rows)
+        more = [f"and {left:,} more rows"] if left else []
+        heads = ["row", *(titles[name] for name in self.columns())]
+        return display.block(display.table(heads, rows), display.note(*more, self.summary()))
+
 
 def score(
     run: Run,
@@ -92,7 +123,7 @@ def score(
         reference = training_scores(run, None if samples is None else drawn)
     total = count(x)
     parts: list[Tensor] = []
-    for start, piece in pieces(run, x, seed, given_for=given):
+    for start, piece in pieces(run, x, seed, given_for=given, row_noise=True):
         for first, block in _blocks(piece.sizes["test"], _EXACT if certain else POINTS):
             seen = piece.batch("test", block)
             parts.append(_block(run, seen, drawn, memory, seed, start + first))
@@ -148,8 +179,14 @@ def _block(run: Run, seen: Any, samples: int, memory: int, seed: int, first: int
         with torch.no_grad():
             log_px = model.terms(x, 1).log_weight[0].double().cpu()
         return torch.stack([log_px + ladj, torch.zeros_like(ladj), torch.full_like(ladj, torch.nan)])
-    found = importance_sample(model, x, samples, memory, seed, first)
+    found = importance_sample(model, x, samples, memory, seed, first, keys=_keys(seen))
     return torch.stack([found.log_px + ladj, found.log_px_variance.sqrt(), found.khat])
+
+
+def _keys(seen: Any) -> list[int]:
+    """What the latents of each row are drawn by: the row itself, so that it has one score, alone and among others."""
+    rows = [part.double().flatten(1) for part in (seen.x, seen.context, seen.mask) if part is not None]
+    return random.row_keys(torch.cat(rows, 1))
 
 
 def _rank(scores: Tensor, reference: Tensor) -> Tensor:
@@ -196,8 +233,10 @@ def score_training_rows(
     assert isinstance(dataset, Dataset)
     certain = model.posterior.observed or model.posterior.discrete
     size, begun, parts = (_EXACT if certain else _BLOCK), time.monotonic(), []
-    chosen = training_order(dataset)[:rows].to(dataset.device)[:PIECE]
-    (_, piece), *_ = pieces(run, dataset.raw("train")[chosen], given_for=conditions_at(dataset, chosen))
+    chosen = training_order(dataset, min(rows, PIECE)).to(dataset.device)
+    (_, piece), *_ = pieces(
+        run, dataset.stored("train", chosen), given_for=conditions_at(dataset, chosen), row_noise=True
+    )
     for number, (first, block) in enumerate(_blocks(piece.sizes["test"], size)):
         seen = piece.batch("test", block)
         parts.append(_block(run, seen, samples, 2**28, run.spec.training.seed, number * POINTS)[0])
@@ -221,9 +260,11 @@ def conditions_at(dataset: Dataset, chosen: Tensor) -> Tensor | None:
     return None if dataset.conditions is None else dataset.conditions.values["train"][chosen]
 
 
-def training_order(dataset: Dataset) -> Tensor:
-    """The order in which a few training rows stand for all of them."""
-    return torch.randperm(dataset.sizes["train"], generator=random.generator(0, "training rows"))
+def training_order(dataset: Dataset, count: int) -> Tensor:
+    """The first ``count`` in the order in which a few training rows stand for all of them."""
+    if not dataset.resident:
+        return dataset.few(count)
+    return torch.randperm(dataset.sizes["train"], generator=random.generator(0, "training rows"))[:count]
 
 
 def write_training_scores(run: Run, folder: Path, share: float = 1.0) -> None:

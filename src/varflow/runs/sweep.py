@@ -8,15 +8,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from varflow.core import display
 from varflow.core.errors import RunError, SpecError, VarflowError, positive, suggestion
 from varflow.core.files import read_json, write_json
+from varflow.core.live import Live
 from varflow.evaluation.estimate import Estimate
 from varflow.evaluation.evaluation import Evaluation, outdated
 from varflow.report import sweep as pages
@@ -80,7 +82,7 @@ class Trial:
         }  # fmt: skip
 
 
-@dataclass
+@dataclass(repr=False)
 class Sweep:
     """A sweep and what came of it.
 
@@ -191,6 +193,21 @@ class Sweep:
         if self.comparison is not None:
             parts += ["", aligned(self.comparison.difference_rows())]
         return "\n".join([*parts, *self.footer()])
+
+    def __repr__(self) -> str:
+        best = self.best
+        said = "" if best is None else f"; best {best.name}, validation bound {best.value:.2f} nats"
+        return f"Sweep({self.plan.name}: {self.summary()}{said})"
+
+    def _repr_html_(self) -> str:
+        heads, *rows = self.rows()
+        pieces = [display.heading(f"Sweep over {self.plan.name}"), display.table(heads, rows, (0, len(heads) - 1))]
+        if tested := self.test_rows():
+            pieces += [display.heading("The best on the test split"), display.table(tested[0], tested[1:])]
+        if self.comparison is not None:
+            heads, *rows = self.comparison.difference_rows()
+            pieces += [display.table(heads, rows)]
+        return display.block(*pieces, display.note(*self.footer()))
 
     def markdown(self) -> str:
         """The same in Markdown."""
@@ -369,15 +386,12 @@ def _go(
     if not isinstance(top, int) or top < 0:
         raise SpecError(f"top: was {top!r}; use 0 or more")
 
-    def say(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr, flush=True)
-
     _check_folder(plan)
-    with working.quiet_engine():
+    live = Live(quiet=quiet, stays=False)
+    with working.quiet_engine(), live:
         study = working.open_study(plan)
         write_json(Path(plan.folder) / PLAN, plan.to_dict())
-        told = _Told(plan, study, say)
+        told = _Told(plan, study, live)
         told.begin()
         number = _in_this_process(plan, data, told) if jobs == 1 else _in_several(plan, data, jobs, told)
         made = Sweep(plan, _trials(plan, study), signal=number)
@@ -387,7 +401,7 @@ def _go(
         notes = [t.note for t in made.trials if t.state in ("refused", "failed")]
         why = f"; the last one: {notes[-1]}" if notes else ""
         raise RunError(f"sweep: no trial of {len(made.trials)} was trained to its end{why}")
-    _test(made, data, top, samples, say)
+    _test(made, data, top, samples, quiet)
     pages.write(made, figures)
     return made
 
@@ -404,15 +418,16 @@ def _check_folder(plan: Plan) -> None:
         )
 
 
-def _test(made: Sweep, data: Any, top: int, samples: int | None, say: Callable[[str], object]) -> None:
+def _test(made: Sweep, data: Any, top: int, samples: int | None, quiet: bool) -> None:
     """Evaluate the best on the test split, and compare them in pairs."""
     apart = [t for t in made.ranked() if t.state == "complete" and t.same_as is None and t.folder is not None]
     made.top = apart[:top]
     for trial in made.top:
         assert trial.folder is not None
         if not _is_tested(trial.folder, samples):
-            say(f"trial {trial.number}: evaluating on the test split")
-            load(trial.folder, data=data).evaluate("test", samples)
+            with Live(quiet=quiet, stays=False) as live:
+                live.say(f"trial {trial.number}: evaluating on the test split")
+                load(trial.folder, data=data).evaluate("test", samples, progress=partial(live.show, unit="points"))
     if len(made.top) > 1:
         made.comparison = compare([t.folder for t in made.top if t.folder is not None])
 
@@ -457,10 +472,10 @@ def _trials(plan: Plan, study: Any) -> list[Trial]:
 
 
 class _Told:
-    """Says what came of each trial, once, and what a session finds."""
+    """Says what came of each trial, once, what a session finds, and how far it is."""
 
-    def __init__(self, plan: Plan, study: Any, say: Callable[[str], object]) -> None:
-        self.plan, self.study, self.say = plan, study, say
+    def __init__(self, plan: Plan, study: Any, live: Live) -> None:
+        self.plan, self.study, self.live, self.say = plan, study, live, live.say
         self._known: set[int] = set()
 
     def begin(self) -> None:
@@ -469,13 +484,25 @@ class _Told:
         self._known = {t.number for t in trials if t.state != "running"}
         if trials:
             self.say(f"{self.plan.storage}: {len(self._known)} trials have ended before; going on")
+        self.live.already(len(self._known))
+        self._show(trials)
 
     def look(self) -> None:
         """Say what has ended since the last time."""
-        for trial in _trials(self.plan, self.study):
+        trials = _trials(self.plan, self.study)
+        for trial in trials:
             if trial.state != "running" and trial.number not in self._known:
                 self._known.add(trial.number)
                 self.say(self._line(trial))
+        self._show(trials)
+
+    def _show(self, trials: list[Trial]) -> None:
+        """How many have ended, and the best of them."""
+        # All trials of a grid are in the storage from the start.
+        total = self.plan.trials or len(self.study.get_trials(deepcopy=False))
+        best = max((t for t in trials if t.state == "complete"), key=lambda t: t.value or -math.inf, default=None)
+        words = "" if best is None or best.value is None else f"best {best.value:.2f} nats (trial {best.number})"
+        self.live.show(len(self._known), max(total, len(trials)), words=words, unit="trials")
 
     def _line(self, trial: Trial) -> str:
         words = " ".join(f"{name}={_word(value)}" for name, value in trial.settings.items())

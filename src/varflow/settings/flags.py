@@ -8,10 +8,12 @@ the nearest valid choice.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from varflow.core.errors import SpecError, suggestion, unknown
+from varflow.core.live import colours
 from varflow.core.settings import SEVERAL, alternatives, read
 from varflow.settings.roles import ROLES, Chosen, every_name, parts_with
 from varflow.settings.spec import RunSpec
@@ -21,13 +23,15 @@ _POSITIONAL = {
     "run": ("the folder of a run", "runs/planar"),
     "repository": ("where it goes on the hub", "runs/planar owner/name"),
     "data": ("a file or folder of rows or pictures", "runs/planar new.csv"),
+    "shell": ("bash, zsh or fish", "bash"),
     "a": ("the first of two pictures or rows", "runs/planar first.png second.png"),
     "b": ("the second of two pictures or rows", "runs/planar first.png second.png"),
 }
 
 
 def parse(kind: type, arguments: list[str], *positional: str) -> Any:
-    """An instance of ``kind`` from flags; leading words fill the ``positional`` fields."""
+    """An instance of ``kind`` from flags; leading words fill the ``positional`` fields, or ``kind.words``."""
+    positional = positional or getattr(kind, "words", ())
     words = 0
     while words < min(len(arguments), len(positional)) and not arguments[words].startswith("-"):
         words += 1
@@ -36,7 +40,7 @@ def parse(kind: type, arguments: list[str], *positional: str) -> Any:
         for name, word in zip(positional, arguments, strict=False)
         for part in (f"--{name}", word)
     ]
-    types = get_type_hints(kind)
+    types = types_of(kind)
     flags = spelled_out(leading[: 2 * words] + arguments[words:], types)
     given = check_flags(flags, types)
     if not any(a in ("-h", "--help", *_COMPLETION) for a in flags):
@@ -45,8 +49,7 @@ def parse(kind: type, arguments: list[str], *positional: str) -> Any:
             if name not in given and required.default is required.default_factory:
                 what, example = _POSITIONAL.get(name, _POSITIONAL["run"])
                 raise SpecError(f"{name}: missing; give {what}, e.g. varflow {kind.__name__.lower()} {example}")
-    import tyro
-
+    tyro = _tyro()
     words_of = "".join(f" {name.upper()}" for name in positional)
     return tyro.cli(kind, prog=f"varflow {kind.__name__.lower()}{words_of}", args=flags)
 
@@ -55,19 +58,17 @@ def parse_with_settings(
     kind: type, verb: str, summary: str, base: RunSpec, recipe: str | None, arguments: list[str]
 ) -> tuple[Any, dict[str, Any]]:
     """The options of a verb, an instance of ``kind``, and the settings of the parts of ``base`` typed beside them."""
-    types = {**spec_types(base), **get_type_hints(kind)}
+    types = {**spec_types(base), **types_of(kind)}
     arguments = spelled_out(arguments, types)
     given = check_flags(arguments, types, base)
     arguments = gathered(arguments, types)
-    import tyro
-
     from varflow.settings import recipes
 
     own: list[Any] = [("options", kind, dataclasses.field(default_factory=kind)), *spec_flags(base)]
     whole: Any = dataclasses.make_dataclass(f"{verb.title()}Command", own, frozen=True)
     whole.__doc__ = summary
-    flat: Any = tyro.conf.OmitArgPrefixes
-    parsed = tyro.cli(
+    flat: Any = _tyro().conf.OmitArgPrefixes
+    parsed = _tyro().cli(
         flat[whole],
         prog=f"varflow {verb} {recipe or 'RECIPE'}",
         description=None if recipe else "Recipes: " + ", ".join(recipes.TABLE),
@@ -75,6 +76,24 @@ def parse_with_settings(
     )
     typed = {n: v for role in base.parts for n, v in vars(getattr(parsed, role)).items() if n in given}
     return parsed.options, typed
+
+
+def types_of(kind: type) -> dict[str, Any]:
+    """The options of a verb: name → type."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _tyro() -> Any:
+    """tyro, told where colours are wanted."""
+    import tyro
+
+    wanted = colours(sys.stdout)
+    getattr(tyro, "_experimental_options", {})["ansi_codes"] = wanted
+    if hasattr(tyro, "_fmtlib"):
+        # By itself it colours what goes to a terminal alone.
+        tyro._fmtlib._FORCE_ANSI = wanted
+    return tyro
 
 
 def spelled_out(arguments: list[str], types: dict[str, Any]) -> list[str]:

@@ -38,6 +38,10 @@ class Keywords(TypedDict, total=False):
     decimal: Literal["auto", ".", ","]
     column: tuple[str, ...] | list[str]
     condition: tuple[str, ...] | list[str]
+    condition_gaps: Literal["flag", "sum"]
+    stream: Literal["auto", "always", "never"]
+    permutation: Literal["auto", "stored", "computed"]
+    workers: int | None
     likelihood: Literal[
         "auto", "identity", "bernoulli", "gaussian", "student-t", "logistics", "categorical", "columns",
     ]

@@ -168,6 +168,7 @@ class Loop:
         self._filled = self._carried = 0
         self._order: tuple[int, Tensor] | None = None
         self._good = guard.LastGood(model, self.optimizer)
+        self._good_position = 0
         self._resumed = False
         self._untold: list[Record] = []
         self._next_snapshot = 0
@@ -217,6 +218,9 @@ class Loop:
         """Rows of the training split in a step: a fresh permutation each epoch."""
         epoch, position = divmod(step, self.steps_per_epoch)
         rows = self.dataset.sizes["train"]
+        order = self.dataset.computed_order(self.spec.training.seed, epoch)
+        if order is not None:
+            return torch.from_numpy(order(position * self.batch, (position + 1) * self.batch))
         # A single row has one order, and where it stands for no data at all every step is an epoch.
         if self._order is None or (self._order[0] != epoch and rows > 1):
             source = random.generator(self.spec.training.seed, "shuffle", epoch)
@@ -231,16 +235,26 @@ class Loop:
         begins = self.step == 0 and not self._resumed
         if begins:
             self.model.start(self._start_rows)
-        self._good.remember(self.step)
+        self._remember()
         if begins:
             self._validate()
             self._keep_snapshot()
+            self._good_position = self.sink.position()
         with self._signals.watched():
             if begins:
                 # Whatever ends the run from here on, it can be resumed.
                 self.save()
             self._open()
-            reason = self._train()
+            try:
+                reason = self._train()
+            except RankError:
+                # What was saved last may be minutes old, and the last look at the terms is not.
+                self.restore()
+                self.sink.save(self.state() | {"metrics_bytes": self._good_position})
+                raise
+            finally:
+                # Whoever reads ahead has nothing more to read.
+                self.dataset.read_ahead(self.own_rows, range(0))
             self._tick()
             self.save()
         if self._told is not None and self.step < self.steps:
@@ -252,6 +266,7 @@ class Loop:
 
     def _train(self) -> str:
         """Steps with what comes between them; returns why they ended."""
+        self.dataset.read_ahead(self.own_rows, range(self.step, self.steps))
         saved = time.monotonic()
         self._clock = time.perf_counter()
         while self.step < self.steps:
@@ -269,7 +284,7 @@ class Loop:
             self._check()
             if validate:
                 self._validate()
-            self._good.remember(self.step)
+            self._remember()
             self._keep_snapshot()
             self._tell()
             if time.monotonic() - saved > 60 * self.spec.training.save_every:
@@ -301,6 +316,11 @@ class Loop:
         self.step += count
         # As METRICS has them: nothing is observed, and nothing preprocessed.
         return torch.stack([loss, -kl, nothing, kl, ladj, nothing], 1)
+
+    def _remember(self) -> None:
+        """Where the run goes back to when it meets a NaN, or when another process of it ends."""
+        self._good.remember(self.step)
+        self._good_position = self.sink.position()
 
     def _until_validation(self) -> int:
         return self.validate_every - self.step % self.validate_every

@@ -1,10 +1,10 @@
-"""Progress of a fit: a live line on a terminal, a plain line now and then elsewhere."""
+"""Progress of a fit: its terms in one line."""
 
 from __future__ import annotations
 
-import sys
-import time
 from typing import Any, TextIO
+
+from varflow.core.live import EVERY, Live
 
 Record = dict[str, Any]
 
@@ -27,75 +27,41 @@ def describe(record: Record) -> str:
 
 
 class Progress:
-    """Shows what :class:`~varflow.training.Loop` reports.
+    """Shows what :class:`~varflow.training.Loop` reports: in a notebook and on a terminal a line that is replaced in
+    place; elsewhere a plain line every ten seconds, after the first minute one a minute.
 
     Args:
         steps: updates of the whole run.
-        stream: where to write; stderr without it.
+        stream: where to write; standard error without it, and in a notebook the output of the cell.
         quiet: say nothing.
-        every: seconds between two lines where there is no terminal.
+        every: seconds between two plain lines in the first minute.
     """
 
     def __init__(
-        self, steps: int, stream: TextIO | None = None, quiet: bool = False, every: float = 10.0
+        self, steps: int, stream: TextIO | None = None, quiet: bool = False, every: float = EVERY
     ) -> None:
-        self.steps, self.quiet, self.every = steps, quiet, every
-        self.stream = stream or sys.stderr
-        self._live = not quiet and self.stream.isatty()
-        self._last = time.monotonic()
+        self.steps = steps
+        self._live = Live(stream, quiet, every)
         self._validation = ""
-        self._bar: Any = None
 
     def __enter__(self) -> Progress:
-        if self._live:
-            from rich.console import Console
-            from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(
-                TextColumn("{task.completed}/{task.total}"),
-                BarColumn(bar_width=20),
-                TaskProgressColumn(),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(),
-                console=Console(file=self.stream),
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("starting", total=self.steps)
+        self._live.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._live.__exit__(*error)
 
     def say(self, message: str) -> None:
         """A line that stays."""
-        if self.quiet:
-            return
-        if self._bar is not None:
-            self._bar.console.print(message, markup=False, highlight=False)
-        else:
-            print(message, file=self.stream, flush=True)
+        self._live.say(message)
 
     def train(self, record: Record) -> None:
         """A record of the training split."""
-        rate = record["steps_per_second"]
-        text = f"{describe(record)}  {rate:.0f} steps/s{self._validation}"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=record["step"], description=text)
-        elif time.monotonic() - self._last >= self.every:
-            self._last = time.monotonic()
-            left = (self.steps - record["step"]) / rate if rate else 0.0
-            self.say(f"step {record['step']}/{self.steps}  {text}  {_clock(left)} left")
+        words = describe(record) + self._validation
+        self._live.show(record["step"], self.steps, "step", words, "steps", record["steps_per_second"])
 
     def validation(self, record: Record) -> None:
         """A record of the validation split."""
         self._validation = f"  validation ELBO {record['elbo']:.2f}"
         if "perplexity" in record:
             self._validation += f", perplexity {record['perplexity']:.1f}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -44,7 +44,7 @@ class Validation:
         self.dataset: Dataset | TargetBatches = dataset
         self.objective: Objective = objective
         self.engine: Engine = engine
-        self.size: int = dataset.sizes["validation"]
+        self.size: int = dataset.looked_at("validation")
         self.samples: int = samples if objective.tightens else 1
         self._rows = torch.arange(self.size, device=engine.device)
 
