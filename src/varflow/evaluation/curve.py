@@ -107,7 +107,7 @@ def bound_curve(
     Cost: points × samples draws and decoder passes, and 1 KiB of memory for each sample beyond the bound.
     """
     positive(samples=samples)
-    points = dataset.looked_at(split) if points is None else points
+    points = (dataset.looked_at(split) if split in dataset.sizes else 1) if points is None else points
     x, about, data = points_of(dataset, model, split, points, seed)
     counts = list(counts or sorted({10**e for e in range(len(str(samples)))} | {samples}))
     chunks = Chunks(folder, CURVE)
