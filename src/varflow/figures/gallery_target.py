@@ -264,6 +264,7 @@ def _draws_by_direction(scene: _Scene) -> Drawn | None:
     z = _draws(scene.first, 2000, scene.seed)
     figure, axes = canvas(1, 1, 6.2, 6.0)
     scatter.latent_scatter(z, None, axes[0, 0], contours=False)
+    warp.fit_height(axes[0, 0], 5.2)
     fit = " of the first fit" if len(scene.members) > 1 else ""
     return Drawn(figure, "Draws of q", f"2,000 draws of q(z){fit}.")
 
