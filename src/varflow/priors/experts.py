@@ -21,8 +21,6 @@ from varflow.priors.prior import Prior
 #: What is tried of each number of components: the weight of the prior on covariances against one row, whether that is
 #: diagonal, and whether means follow c.
 _WAYS = ((100.0, True, True), (10.0, False, True), (1.0, False, True), (10.0, False, False))
-#: While ways are compared: iterations of EM at most, and the gain in nats a row below which it ends.
-_COMPARING = (40, 1e-3)
 #: Weight of the prior on slopes, and on the gate's, around zero, against one row. Classes that are told apart for
 #: sure need a steep gate.
 _RIDGE, _GATE_RIDGE = 1.0, 0.01
@@ -192,7 +190,7 @@ def _fit_experts(x: Tensor, c: Tensor, held: Tensor, held_c: Tensor) -> Regressi
     u, held_u = _with_one(c), _with_one(held_c)
     few, few_u = x[: gaussians.CHOOSING], u[: gaussians.CHOOSING]
     chosen: tuple[int, float, bool, bool] = (1, 1.0 if not len(held) else 100.0, True, True)
-    best = _em(few, few_u, *chosen, limits=_COMPARING)
+    best = _em(few, few_u, *chosen, limits=gaussians.COMPARING)
     highest, vain = -math.inf, 0
     for components in COMPONENTS if len(held) else ():
         too_many = components * x.shape[1] ** 2 > LARGEST_COVARIANCES or 4 * components > len(few)
@@ -200,7 +198,7 @@ def _fit_experts(x: Tensor, c: Tensor, held: Tensor, held_c: Tensor) -> Regressi
             break
         vain += 1
         for strength, diagonal, sloped in _WAYS:
-            found = _em(few, few_u, components, strength, diagonal, sloped, limits=_COMPARING)
+            found = _em(few, few_u, components, strength, diagonal, sloped, limits=gaussians.COMPARING)
             score = float(_joint(held, held_u, found).logsumexp(-1).mean())
             if score > highest:
                 chosen, best = (components, strength, diagonal, sloped), found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,8 @@ CHOOSING, FITTING = 4000, 50_000
 PATIENCE = 3
 #: Iterations of EM, at most, and the gain in nats a row below which it ends.
 ITERATIONS, TOLERANCE = 100, 1e-4
+#: The same while mixtures are compared.
+COMPARING = (40, 1e-3)
 
 
 class Components(NamedTuple):
@@ -133,8 +135,9 @@ def fit_components(
 ) -> Components:
     """The mixture of Gaussians that does best on held-out rows; float64, on the CPU.
 
-    For each K, each strength λ and two choices of Λ, EM finds a mode of the posterior under an inverse Wishart prior
-    on the covariances (Fraley and Raftery 2007, "Bayesian regularization for normal mixture estimation"):
+    For each K, two choices of Λ, and strengths λ from the best of the K before on as long as they gain, EM finds
+    a mode of the posterior under an inverse Wishart prior on the covariances (Fraley and Raftery 2007, "Bayesian
+    regularization for normal mixture estimation"):
 
         Σₖ = (Wₖ + λ Λ) / (nₖ + λ),   πₖ = (nₖ + 1) / (n + K),
 
@@ -160,24 +163,53 @@ def _fit_components(train: Tensor, held_out: Tensor) -> Components:
     chosen = (1, 1.0 if not len(held) else _STRENGTHS[0], True)
     best = _em(few, *chosen)
     highest, vain = -math.inf, 0
+    # Where the search for a strength begins, for each choice of Λ: at the best of the K before.
+    best_places = {True: 0, False: 0}
     for components in COMPONENTS if len(held) else ():
         too_many = components * x.shape[1] ** 2 > LARGEST_COVARIANCES or 4 * components > len(few)
         if vain == PATIENCE or (components > 1 and too_many):
             break
         vain += 1
-        for strength in _STRENGTHS:
-            for diagonal in (True, False):
-                found = _em(few, components, strength, diagonal)
-                score = float(_joint(held, found).logsumexp(-1).mean())
-                if score > highest:
-                    chosen, best, highest, vain = (components, strength, diagonal), found, score, 0
-    if len(x) > len(few):
+        for diagonal in (True, False):
+            tried: dict[int, tuple[float, Components]] = {}
+
+            def score(place: int, k: int = components, d: bool = diagonal, tried: Any = tried) -> float:
+                if place not in tried:
+                    found = _em(few, k, _STRENGTHS[place], d, limits=COMPARING)
+                    tried[place] = float(_joint(held, found).logsumexp(-1).mean()), found
+                return tried[place][0]
+
+            # One Gaussian has a closed form, so all is tried of it.
+            place = climb(score, best_places[diagonal], len(_STRENGTHS), everywhere=components == 1)
+            best_places[diagonal] = place
+            if tried[place][0] > highest:
+                highest, best = tried[place]
+                chosen, vain = (components, _STRENGTHS[place], diagonal), 0
+    if chosen[0] > 1 or len(x) > len(few):
         best = _em(x, *chosen, _belonging(_joint(x, best)))
     return Components(best.log_weights, mean + scale * best.means, scale.unsqueeze(-1) * best.factors)
 
 
+def climb(score: Callable[[int], float], start: int, size: int, everywhere: bool = False) -> int:
+    """The place 0 … size − 1 of the highest score: of all, or the top that is reached from ``start`` step by step."""
+    if everywhere:
+        return max(range(size), key=score)
+    place = start
+    while True:
+        around = [other for other in (place - 1, place, place + 1) if 0 <= other < size]
+        higher = max(around, key=score)
+        if score(higher) <= score(place):
+            return place
+        place = higher
+
+
 def _em(
-    x: Tensor, components: int, strength: float, diagonal: bool, belong: Tensor | None = None
+    x: Tensor,
+    components: int,
+    strength: float,
+    diagonal: bool,
+    belong: Tensor | None = None,
+    limits: tuple[int, float] | None = None,
 ) -> Components:
     """The mode that EM finds from who belongs where, ``[N, K]``; from k-means without."""
     rows, features = x.shape
@@ -187,7 +219,8 @@ def _em(
     ridge = 1e-6 * torch.eye(features, dtype=x.dtype)
     belief = spread / components ** (2 / features) + ridge
     belong, before = (clusters(x, components) if belong is None else belong), -math.inf
-    for _ in range(ITERATIONS):
+    iterations, tolerance = (ITERATIONS, TOLERANCE) if limits is None else limits
+    for _ in range(iterations):
         sizes = belong.sum(0)
         means = (belong.mT @ x) / sizes.clamp(min=1e-9).unsqueeze(-1)
         # Σ r x xᵀ − n m mᵀ as one product; x is standardized, so little cancels.
@@ -200,7 +233,7 @@ def _em(
         joint = _joint(x, found)
         total = joint.logsumexp(-1, keepdim=True)
         belong, now = (joint - total).exp(), float(total.mean())
-        if components == 1 or now - before < TOLERANCE:
+        if components == 1 or now - before < tolerance:
             break
         before = now
     return found
