@@ -26,12 +26,16 @@ LARGEST_COVARIANCES = 1 << 16
 NOTHING = -1e4
 #: Rows that the choice of a mixture is made on, and rows that the chosen one is fitted to, at most.
 CHOOSING, FITTING = 4000, 50_000
+#: Numbers in the rows that the choice is made on, at most.
+_NUMBERS = 1 << 17
 #: So many numbers of components in a row that bring nothing end the search.
 PATIENCE = 3
 #: Iterations of EM, at most, and the gain in nats a row below which it ends.
 ITERATIONS, TOLERANCE = 100, 1e-4
 #: The same while mixtures are compared.
 COMPARING = (40, 1e-3)
+#: Iterations between two looks at held-out rows.
+_LOOK = 5
 
 
 class Components(NamedTuple):
@@ -144,7 +148,8 @@ def fit_components(
     with Wₖ the scatter of nₖ rows about mₖ, and Λ the covariance of all rows, or its diagonal, over K^(2/D). It
     starts from k-means++ and ten of Lloyd's iterations. The mixture with the highest mean of log p of the held-out
     rows is taken; larger K are not tried once three in a row have brought none. Without held-out rows: one Gaussian,
-    λ = 1 and the diagonal. Of more than 4,000 rows the first 4,000 choose, and EM goes on from there on up to 50,000.
+    λ = 1 and the diagonal. Of more than 4,000 rows (fewer above 32 features) the first 4,000 choose, and EM goes on from
+    there on up to 50,000.
 
     Different from the source: no prior on the means, λ chosen on held-out rows instead of D + 2.
     """
@@ -159,7 +164,7 @@ def _fit_components(train: Tensor, held_out: Tensor) -> Components:
     scale = (train - mean).square().mean(0).sqrt()
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     x, held = (train - mean) / scale, (held_out - mean) / scale
-    few = x[:CHOOSING]
+    few = x[: min(CHOOSING, max(_NUMBERS // x.shape[1], 1))]
     chosen = (1, 1.0 if not len(held) else _STRENGTHS[0], True)
     best = _em(few, *chosen)
     highest, vain = -math.inf, 0
@@ -175,7 +180,7 @@ def _fit_components(train: Tensor, held_out: Tensor) -> Components:
 
             def score(place: int, k: int = components, d: bool = diagonal, tried: Any = tried) -> float:
                 if place not in tried:
-                    found = _em(few, k, _STRENGTHS[place], d, limits=COMPARING)
+                    found = _em(few, k, _STRENGTHS[place], d, limits=COMPARING, held=held)
                     tried[place] = float(_joint(held, found).logsumexp(-1).mean()), found
                 return tried[place][0]
 
@@ -210,8 +215,11 @@ def _em(
     diagonal: bool,
     belong: Tensor | None = None,
     limits: tuple[int, float] | None = None,
+    held: Tensor | None = None,
 ) -> Components:
-    """The mode that EM finds from who belongs where, ``[N, K]``; from k-means without."""
+    """The mode that EM finds from who belongs where, ``[N, K]``; from k-means without. With held-out rows it ends
+    where these have become less likely.
+    """
     rows, features = x.shape
     covariance = x.mT @ x / rows
     spread = torch.diag(covariance.diagonal()) if diagonal else covariance
@@ -220,7 +228,8 @@ def _em(
     belief = spread / components ** (2 / features) + ridge
     belong, before = (clusters(x, components) if belong is None else belong), -math.inf
     iterations, tolerance = (ITERATIONS, TOLERANCE) if limits is None else limits
-    for _ in range(iterations):
+    likeliest = -math.inf
+    for iteration in range(iterations):
         sizes = belong.sum(0)
         means = (belong.mT @ x) / sizes.clamp(min=1e-9).unsqueeze(-1)
         # Σ r x xᵀ − n m mᵀ as one product; x is standardized, so little cancels.
@@ -236,6 +245,11 @@ def _em(
         if components == 1 or now - before < tolerance:
             break
         before = now
+        if held is not None and iteration % _LOOK == _LOOK - 1:
+            score = float(_joint(held, found).logsumexp(-1).mean())
+            if score < likeliest:
+                break
+            likeliest = score
     return found
 
 
