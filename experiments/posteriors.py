@@ -1,4 +1,4 @@
-"""The README's comparison of posteriors: fits, evaluations and the table, from one command.
+"""The comparison of posteriors of docs/posteriors.md: fits, evaluations and the table, from one command.
 
     python experiments/posteriors.py fit   --out runs/posteriors            (hours on two cores)
     python experiments/posteriors.py time  --out runs/posteriors            (seconds per epoch, alone)

@@ -403,3 +403,11 @@ def test_command_of_defaults_is_the_recipe_alone() -> None:
 
     assert command(find("digits").spec.to_dict(), "digits") == "varflow fit digits"
     assert page.command is command
+
+
+def test_a_budget_in_epochs_stands_alone_where_the_recipe_has_steps() -> None:
+    from varflow.settings.recipes import find
+
+    assert find("density").spec.training.steps is not None
+    text = command(find("density").spec.replace(epochs=7, steps=None).to_dict(), "density")
+    assert text == "varflow fit density --epochs 7"

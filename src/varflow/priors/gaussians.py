@@ -148,8 +148,8 @@ def fit_components(
     with Wₖ the scatter of nₖ rows about mₖ, and Λ the covariance of all rows, or its diagonal, over K^(2/D). It
     starts from k-means++ and ten of Lloyd's iterations. The mixture with the highest mean of log p of the held-out
     rows is taken; larger K are not tried once three in a row have brought none. Without held-out rows: one Gaussian,
-    λ = 1 and the diagonal. Of more than 4,000 rows (fewer above 32 features) the first 4,000 choose, and EM goes on from
-    there on up to 50,000.
+    λ = 1 and the diagonal. Of more than 4,000 rows (fewer above 32 features) the first ones choose, and EM goes on
+    from there on up to 50,000.
 
     Different from the source: no prior on the means, λ chosen on held-out rows instead of D + 2.
     """

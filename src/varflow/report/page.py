@@ -117,6 +117,10 @@ def columns_of(folder: Path) -> list[tuple[str, str, str, str]]:
         raise RunError(f"{folder / 'preprocessing.json'}: not what varflow wrote ({error}); restore it") from error
 
 
+#: A budget and the same in the other unit.
+_OTHER_UNIT = {"steps": "epochs", "epochs": "steps", "prior_steps": "prior_epochs", "prior_epochs": "prior_steps"}
+
+
 def command(spec: Mapping[str, Any], recipe: str | None = None) -> str:
     """The command line that fits a spec: a recipe, and the settings that differ from it as flags.
 
@@ -132,7 +136,11 @@ def command(spec: Mapping[str, Any], recipe: str | None = None) -> str:
     words = ["varflow", "fit", str(name)]
     whole = RunSpec.from_dict(spec)
     types = spec_types(whole)
-    for setting, value in whole.changes(recipes.find(str(name)).spec).items():
+    changes = whole.changes(recipes.find(str(name)).spec)
+    for setting, value in changes.items():
+        if value is None and changes.get(_OTHER_UNIT.get(setting, "")) is not None:
+            # The budget in the other unit replaces it.
+            continue
         flag = setting.replace("_", "-")
         if types[setting] is bool:
             words.append(f"--{flag}" if value else f"--no-{flag}")
