@@ -36,7 +36,7 @@ class Density(Distribution):
         preprocessing: from v to x.
         event_shape: of one v.
         batch_shape: of equal distributions, as ``expand`` makes them.
-        validate_args: check shape and support of what is scored; torch's default where None.
+        validate_args: check shape and support of what is scored, whatever other libraries have made torch's default.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
@@ -47,7 +47,7 @@ class Density(Distribution):
         preprocessing: Protocol,
         event_shape: Sequence[int],
         batch_shape: Sequence[int] = (),
-        validate_args: bool | None = None,
+        validate_args: bool = True,
     ) -> None:
         self.model, self.preprocessing = model, preprocessing
         super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args)
@@ -120,7 +120,7 @@ class Density(Distribution):
         return f"Density(event_shape={tuple(self.event_shape)}, batch_shape={tuple(self.batch_shape)})"
 
 
-def density(run: Run, validate_args: bool | None = None) -> Density:
+def density(run: Run, validate_args: bool = True) -> Density:
     """See :meth:`varflow.Run.distribution`."""
     if run.conditions is not None:
         names = ", ".join(run.conditions.names)

@@ -317,7 +317,7 @@ class Run:
             raise unknown("library", library, ("pandas", "polars", "pyarrow"))
         return frame_of(library, self.preprocessing.table(torch.as_tensor(values)))
 
-    def distribution(self, validate_args: bool | None = None) -> Density:
+    def distribution(self, validate_args: bool = True) -> Density:
         """p(x) of a density as a :class:`torch.distributions.Distribution` of x in the units of the data, nats.
 
         It draws no noise: ``log_prob`` takes x as it is. A rounded column is scored at the number itself, the middle
