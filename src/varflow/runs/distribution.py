@@ -71,7 +71,7 @@ class Density(Distribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Density:
         shape = torch.broadcast_shapes(self.batch_shape, torch.Size(batch_shape))
         return Density(
-            self.model, self.preprocessing, self.event_shape, shape, getattr(self, "_validate_args", None)
+            self.model, self.preprocessing, self.event_shape, shape, bool(getattr(self, "_validate_args", True))
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
