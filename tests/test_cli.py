@@ -199,6 +199,7 @@ def test_the_density_recipe_takes_own_data(capsys, tmp_path, name, protocol):
     assert json.loads((out / "data.json").read_text())["protocol"] == protocol
 
 
+@pytest.mark.slow
 def test_the_whole_way_of_a_run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ["--flow", "planar", "--length", "2", "--amortized", "--steps", "40", "--out", "run"]

@@ -167,6 +167,7 @@ def test_one_process_against_another(flag, device, tmp_path):
         torch.testing.assert_close(tensor, found[1][name], rtol=bound, atol=bound, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_the_script_behind_make_gpu_runs(tmp_path):
     root = Path(__file__).resolve().parents[1]
     words = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--quick", "--no-tests", "--threads", "1"]

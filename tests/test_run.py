@@ -264,6 +264,7 @@ def test_fits_in_memory_write_nothing(tmp_path, monkeypatch):
         run.report()
 
 
+@pytest.mark.slow
 def test_the_readme_example_runs(tmp_path, monkeypatch):
     from pathlib import Path
 

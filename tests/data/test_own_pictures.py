@@ -171,6 +171,7 @@ def folder(tmp_path: Path, sizes, mode="L") -> Path:
     return tmp_path / "own"
 
 
+@pytest.mark.slow
 def test_a_folder_of_mixed_sizes_needs_one_number(tmp_path):
     path = folder(tmp_path, [(9, 12), (11, 7), (9, 12)] * 8)
     with pytest.raises(DataError, match=r"pictures of 2 sizes.*--resize 32"):

@@ -46,7 +46,7 @@ def brute_force_bound(model: vf.Model, x: torch.Tensor, samples: int) -> float:
     return float(probability @ bounds)
 
 
-@pytest.mark.parametrize("samples", [1, 2, 5])
+@pytest.mark.parametrize("samples", [1, 2, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_bound_equals_brute_force(binary, samples):
     model, points = tiny(latent=1), 8000
     expected = brute_force_bound(model, binary[0], samples)

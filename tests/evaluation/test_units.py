@@ -102,6 +102,7 @@ def test_new_data_are_never_learned_from(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_malignant_rows_are_strange_to_a_density_of_benign_ones() -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     table = datasets.load_breast_cancer()

@@ -147,7 +147,7 @@ def test_the_path_gradient_vanishes_at_the_exact_posterior():
     assert max(gradient.abs().max().item() for gradient in score) > 1e-3
 
 
-@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("layers", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_doubly_reparameterised_gradients_are_those_of_the_bound(layers):
     """In pairs, since both see the same noise; the scores that one leaves out have mean zero."""
     torch.manual_seed(1)

@@ -51,7 +51,7 @@ def call(*words: object) -> int:
 def density(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("density")
     vf.fit(
-        "conditional-density", data=str(write(folder / "t.csv", rows(2000))), condition=("dose,sex",), steps=600,
+        "conditional-density", data=str(write(folder / "t.csv", rows(2000))), condition=("dose,sex",), steps=60,
         lr=5e-3, decay="cosine", prior_length=3, prior_hidden=32, quiet=True, threads=1, out=folder / "run",
     )  # fmt: skip
     (folder / "t.csv").unlink()

@@ -109,6 +109,7 @@ def test_what_was_found_is_said_aloud(frame: Any, capsys: pytest.CaptureFixture[
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_what_was_found_is_in_the_report_and_the_card(run: vf.Run) -> None:
     page = run.report().read_text()
     card = (Path(run.folder) / "README.md").read_text()
