@@ -372,6 +372,7 @@ def call(capsys, *arguments) -> tuple[int, str, str]:
     return end.value.code, out, err
 
 
+@pytest.mark.slow
 def test_a_sweep_on_the_command_line(tmp_path, capsys):
     space = tmp_path / "space.toml"
     space.write_text('flow = ["none", "planar"]\nlength = [2]\n')

@@ -62,7 +62,8 @@ def test_curves_start_before_training():
         figures.code_curves([], [], 1.0, figures.canvas(1, 2)[1][0])
 
 
-@pytest.mark.parametrize("prior", [pytest.param("uniform-codes", marks=pytest.mark.slow), "pixelcnn"])
+@pytest.mark.slow
+@pytest.mark.parametrize("prior", ["uniform-codes", "pixelcnn"])
 def test_the_gallery_of_a_quantizer(tmp_path, prior):
     x = torch.randint(0, 256, (60, 3, 8, 9), dtype=torch.uint8)
     data = from_tensor(x, torch.arange(60) % 3, protocol="symmetric")
