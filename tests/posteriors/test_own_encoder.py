@@ -31,7 +31,7 @@ def test_it_is_fitted_like_any_other() -> None:
     likelihood = vf.likelihoods.Bernoulli(decoder, (6,))
     model = vf.Model(vf.priors.StandardNormal(2), likelihood, vf.posteriors.Gaussian(2, encoder))
     before = encoder[0].weight.detach().clone()
-    run = vf.fit(model, (torch.rand(100, 6) < 0.5).float(), steps=5, quiet=True)
+    run = vf.fit(model, (torch.rand(100, 6) < 0.5).float(), steps=5, keep="last", quiet=True)
     assert run.outcome["finished"]
     assert not torch.equal(before, encoder[0].weight.detach())
 
