@@ -41,7 +41,7 @@ docs: $(DONE)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --clean
 
 lint: $(DONE)
-	$(VENV)/bin/ruff check src tests benchmarks experiments website setup.py
+	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
 # After a change of public names or of settings: what type checkers read of them.

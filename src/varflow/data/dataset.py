@@ -344,14 +344,7 @@ class Dataset:
         Raises:
             SpecError: an unknown split, or more examples than it has.
         """
-        given = {split: limit for split, limit in limits.items() if limit is not None}
-        for split, limit in given.items():
-            self._check(split)
-            if not 1 <= limit <= self.sizes[split]:
-                raise SpecError(
-                    f"{split}_limit: was {limit}; the {split} split of {self.name} has {self.sizes[split]} "
-                    "examples, use 1 up to that"
-                )
+        given = self._checked_limits(limits)
         if all(given[split] == self.sizes[split] for split in given):
             return self
         fewer = copy.copy(self)
@@ -364,6 +357,18 @@ class Dataset:
         if self.windows is not None and "train" in given:
             fewer.windows = clipped(self.windows, given["train"])
         return fewer
+
+    def _checked_limits(self, limits: Mapping[str, int | None]) -> dict[str, int]:
+        """Those that are set, checked."""
+        given = {split: limit for split, limit in limits.items() if limit is not None}
+        for split, limit in given.items():
+            self._check(split)
+            if not 1 <= limit <= self.sizes[split]:
+                raise SpecError(
+                    f"{split}_limit: was {limit}; the {split} split of {self.name} has {self.sizes[split]} "
+                    "examples, use 1 up to that"
+                )
+        return given
 
     def conditioned(self, conditions: Conditions) -> Dataset:
         """The same rows, each conditioned on values of other columns."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from varflow.core.errors import DataError, SpecError
+from varflow.core.errors import DataError
 from varflow.data.dataset import _ROWS, SPLITS, Dataset
 from varflow.data.permutations import Places, Split, clipped
 from varflow.data.prepare import channels_first, numbers
@@ -276,14 +276,7 @@ class Streamed(Dataset):
         self._ahead = Ahead(self.rows, rows, steps, self.workers, self.device.type == "cuda")
 
     def first(self, **limits: int | None) -> Dataset:
-        given = {split: limit for split, limit in limits.items() if limit is not None}
-        for split, limit in given.items():
-            self._check(split)
-            if not 1 <= limit <= self.sizes[split]:
-                raise SpecError(
-                    f"{split}_limit: was {limit}; the {split} split of {self.name} has {self.sizes[split]} "
-                    "examples, use 1 up to that"
-                )
+        given = self._checked_limits(limits)
         if not given:
             return self
         fewer = self._copy()
