@@ -483,3 +483,12 @@ def test_a_run_without_kept_scores_is_scored_where_it_is_asked_for(pictures: Ope
     assert len(pictures.scores) == 40
     found, _ = score_training_rows(pictures.run, rows=40)
     torch.testing.assert_close(pictures.scores, found)
+
+
+def test_the_base_of_a_conditional_density_follows_its_conditions(conditional: Opened) -> None:
+    """It starts at a mixture that reads the conditions, so the plane before the first step is one of them."""
+    assert conditional.model.prior.base.reads == ("context",)
+    found = bending.bending(conditional, "prior", given={"sex": "f", "dose": 2})
+    other = bending.bending(conditional, "prior", given={"sex": "m", "dose": 2})
+    assert found.steps == 2
+    assert not np.array_equal(np.asarray(found.draws[0]), np.asarray(other.draws[0]))

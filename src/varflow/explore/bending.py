@@ -131,14 +131,14 @@ def _of_training_rows(opened: Opened, flow: Flow, directions: tuple[int, int]) -
 def _of_prior(opened: Opened, directions: tuple[int, int], given: Given) -> Bending:
     prior = opened.model.prior
     assert isinstance(prior, FlowPrior)
+    context = opened.context(given, 1) if prior.reads else None
     with random.stream(0):
-        e = prior.base.sample((_DRAWS,))
+        e = prior.draw_base((_DRAWS,), context)
     if prior.base.standard:
         middle, half = torch.zeros_like(e[0]), torch.full_like(e[0], 3.0)
     else:
         low, high = (torch.quantile(e, p, dim=0) for p in (0.005, 0.995))
         middle, half = (low + high) / 2, (high - low) / 2
-    context = opened.context(given, 1) if prior.reads else None
     local = prior.flow.condition(context)
     points = torch.cat([_grid(middle, half, directions), e, middle[None]])
     if prior.inverted:

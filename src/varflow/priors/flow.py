@@ -175,13 +175,17 @@ class Flow(Prior):
 
     def sample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Float[Tensor, "..."]:
         """Draws ``[*shape, D]``; of p(z|c) for a context ``[..., C]`` that broadcasts against them."""
-        self._check_context(context)
-        e = self.base.sample(shape, *self._given(context))
+        e = self.draw_base(shape, context)
         z = self.decode(e, context)
         if not self.defensive:
             return z
         coin = random.uniform((*shape, 1), "prior", dtype=e.dtype, device=e.device)
         return torch.where(coin < self.defensive, e, z)
+
+    def draw_base(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Float[Tensor, "..."]:
+        """Draws e of the base ``[*shape, D]``, under the context where the base reads it."""
+        self._check_context(context)
+        return self.base.sample(shape, *self._given(context))
 
     def start(
         self, draw: Callable[[str], Tensor], context: Callable[[str], Tensor] | None = None
