@@ -322,7 +322,8 @@ def test_an_overwritten_run_forgets_its_codes(tmp_path):
 
 
 def test_a_prior_by_class_learns_what_classes_look_like(tmp_path):
-    run = fit(tmp_path / "run", classes=2, prior_epochs=30)
+    # The whole budget and its last weights: where the few validation pictures stop a fit differs among processors.
+    run = fit(tmp_path / "run", classes=2, prior_epochs=30, patience=None, keep="last")
     prior = run.model.prior
     assert isinstance(prior, priors.ByClass)
     assert prior.shares.tolist() == pytest.approx([0.5, 0.5])
