@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import pytest
@@ -23,37 +22,10 @@ from varflow.runs.comparison import compare
 from varflow.runs.impute import Imputations
 from varflow.runs.latent_space import Neighbours
 from varflow.runs.scores import Scores
+from wellformed import Page
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x>"
 SMALL = {"latent": 2, "hidden": 8, "layers": 1, "steps": 12, "threads": 1, "quiet": True}
-VOID = {"img", "br", "hr", "rect", "polyline"}
-
-
-class Page(HTMLParser):
-    """Collects tags, attributes and text, and checks that tags are closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words = ""
-        self.feed(text)
-        self.close()
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data) -> None:
-        self.words += data + "\n"
 
 
 def shown(thing) -> Page:
@@ -81,7 +53,7 @@ def runs(tmp_path_factory) -> dict[str, vf.Run]:
 
 def test_an_evaluation_has_the_numbers_of_its_table(runs) -> None:
     found = Evaluation.load(runs["planar"].folder)
-    words = shown(found).words
+    words = shown(found).text
     for _, *cells in found.rows()[1:]:
         assert all(cell in words for cell in cells)
     for line in found.table().splitlines()[1 : len(found.estimates) + 1]:
@@ -89,17 +61,17 @@ def test_an_evaluation_has_the_numbers_of_its_table(runs) -> None:
     assert "−log p(x)" in words
     assert found.estimates["nll"].figures() in repr(found)
     assert "\n" not in repr(found)
-    assert found.estimates["nll"].figures() in shown(found.estimates["nll"]).words
+    assert found.estimates["nll"].figures() in shown(found.estimates["nll"]).text
 
 
 def test_a_comparison_has_the_numbers_of_its_tables(runs) -> None:
     found = compare([run.folder for run in runs.values()])
-    words = shown(found).words
+    words = shown(found).text
     for row in [*found.rows(), *found.difference_rows()]:
         assert all(cell in words for cell in row)
     assert repr(found).startswith("Comparison(plain, planar; digits test")
     hostile = replace(found, names=[HOSTILE, "b"])
-    assert HOSTILE in shown(hostile).words
+    assert HOSTILE in shown(hostile).text
 
 
 def test_a_run_shows_data_parts_estimates_and_curves(runs) -> None:
@@ -108,15 +80,15 @@ def test_a_run_shows_data_parts_estimates_and_curves(runs) -> None:
     nll = Evaluation.load(run.folder).estimates["nll"].figures()
     parts = f"{sum(p.numel() for p in run.model.parameters()):,}"
     for said in ("digits, dynamic, of shape 1×8×8", "1,297 train", "Planar(features=2", "12 updates", nll, parts):
-        assert said in page.words, said
+        assert said in page.text, said
     assert "svg" in [tag for tag, _ in page.tags]
     assert "\n" not in repr(run)
     alone = vf.fit("digits", **SMALL)
-    assert "Run in memory" in shown(alone).words
-    assert "Not evaluated" in shown(alone).words
+    assert "Run in memory" in shown(alone).text
+    assert "Not evaluated" in shown(alone).text
     density = vf.fit("density", torch.randn(60, 2), prior_length=1, steps=2, quiet=True)
-    assert "density p(x)" in shown(density).words
-    assert "likelihood p(x|z)" not in shown(density).words
+    assert "density p(x)" in shown(density).text
+    assert "likelihood p(x|z)" not in shown(density).text
 
 
 def test_a_sweep_shows_its_trials() -> None:
@@ -128,7 +100,7 @@ def test_a_sweep_shows_its_trials() -> None:
         Trial(number=1, settings={HOSTILE: 2}, state="refused", value=None, step=0, folder=None, note="no"),
     ]
     found = Sweep(plan, trials)  # type: ignore[arg-type]
-    words = shown(found).words
+    words = shown(found).text
     assert all(cell in words for row in found.rows() for cell in row)
     assert "best 0000, validation bound -25.50 nats" in repr(found)
 
@@ -137,22 +109,22 @@ def test_a_model_is_a_tree_of_its_parts(runs) -> None:
     model = runs["planar"].model
     page = shown(model)
     count = sum(p.numel() for p in model.parameters())
-    assert f"\n{count:,}\n" in page.words
-    assert "u 2×2, w 2×2, b 2" in page.words
+    assert f"\n{count:,}\n" in page.text
+    assert "u 2×2, w 2×2, b 2" in page.text
     flow = shown(vf.flows.MaskedAutoregressive(2, length=2, hidden=(8,)))
-    assert "MaskedAutoregressive(features=2" in flow.words
+    assert "MaskedAutoregressive(features=2" in flow.text
     several = vf.fit("energy", target="u1", length=2, samples=8, steps=2, fits=2, quiet=True)
-    assert "2 fits, trained together" in shown(several.model).words
-    assert "2, trained together" in shown(several).words
+    assert "2 fits, trained together" in shown(several.model).text
+    assert "2, trained together" in shown(several).text
 
 
 def test_a_parameter_at_two_places_counts_once_and_deep_trees_end() -> None:
     layer = torch.nn.Linear(2, 2)
-    words = shown(_Tree(torch.nn.Sequential(layer, torch.nn.Sequential(torch.nn.Identity(), layer)))).words
+    words = shown(_Tree(torch.nn.Sequential(layer, torch.nn.Sequential(torch.nn.Identity(), layer)))).text
     # Names and counts of the parts in their order; the layer's parameters stand at its first place.
     assert re.findall(r"^\d+$", words, re.M) == ["6", "0", "6", "1", "0", "0", "0", "1", "0"]
     deep = torch.nn.Sequential(*(torch.nn.Sequential(*(torch.nn.ReLU() for _ in range(30))) for _ in range(3)))
-    words = shown(_Tree(deep)).words
+    words = shown(_Tree(deep)).text
     assert "90 parts further inside are not shown" in words
 
 
@@ -168,16 +140,16 @@ def test_scores_and_neighbours(runs) -> None:
     run = runs["planar"]
     x = run.dataset.raw("test")[: display.ROWS + 3]
     scores = run.scores(x, samples=100, anomaly=True)
-    words = shown(scores).words
+    words = shown(scores).text
     assert f"{float(scores.log_prob[0]):.2f}" in words
     assert "and 3 more rows" in words
     assert "\n" not in repr(scores)
     exact = Scores(torch.zeros(2), torch.zeros(2), torch.full((2,), torch.nan), None, 0, "density of x")
-    assert "nothing sampled" in shown(exact).words
+    assert "nothing sampled" in shown(exact).text
     near = run.nearest(x, k=2)
-    assert f"{near.rows[0][0]} (label" in shown(near).words
+    assert f"{near.rows[0][0]} (label" in shown(near).text
     files = Neighbours([[HOSTILE]], torch.zeros(1, 1), None)
-    assert HOSTILE in shown(files).words
+    assert HOSTILE in shown(files).text
     assert "\n" not in repr(near)
 
 
@@ -188,13 +160,13 @@ def test_imputations_show_what_was_filled_in(runs) -> None:
     columns = (Column(HOSTILE, "real"), Column("sex", "binary", ("f", "m")), Column("when", "date"))
     khat = torch.tensor([0.2, 0.9])
     found = Imputations(values, missing, spread, torch.empty(0, 2, 3), torch.ones(2), khat, 100, columns)
-    words = shown(found).words
+    words = shown(found).text
     for said in (HOSTILE, "1.5", "± 0.25", "m", "(10 % another)", "2020-01-01", "2020-01-01T12:00:00", "± 2 days"):
         assert said in words, said
     assert "k̂ above 0.7 in 1 rows" in words
     assert repr(found) == f"Imputations({found.summary()})"
     complete = replace(found, missing=torch.zeros_like(missing))
-    assert "no cell missing" in shown(complete).words
+    assert "no cell missing" in shown(complete).text
 
 
 def test_figures_show_themselves(runs, tmp_path) -> None:
@@ -204,7 +176,7 @@ def test_figures_show_themselves(runs, tmp_path) -> None:
     page = shown(figure)
     (image,) = [attributes for tag, attributes in page.tags if tag == "img"]
     assert [int(image[side]) for side in ("width", "height")] == list(struct.unpack(">II", figure.image[16:24]))
-    assert figure.caption in page.words
+    assert figure.caption in page.text
     assert figure._repr_png_() == figure.image
     assert "\n" not in repr(figure)
     assert figure.save(tmp_path / "a.svg").read_text().startswith("<?xml")
@@ -256,8 +228,8 @@ def test_figures_of_a_target_and_its_film(tmp_path) -> None:
 def test_curves_leave_out_what_is_not_finite_and_may_be_none() -> None:
     assert display.curves({"a": ([0], [1.0])}, "nats") == ""
     drawn = display.curves({"a<b": ([0, 1, 2], [1.0, float("nan"), 3.0])}, "nats")
-    assert "nan" not in Page(drawn).words
-    assert "a<b" in Page(drawn).words
+    assert "nan" not in Page(drawn).text
+    assert "a<b" in Page(drawn).text
 
 
 def test_nothing_heavy_is_imported_to_show_a_result() -> None:

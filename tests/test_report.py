@@ -8,7 +8,6 @@ import itertools
 import json
 import re
 import shlex
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,9 @@ from varflow.figures.gallery_film import film
 from varflow.figures.gallery_points import sheet
 from varflow.report import page
 from varflow.report.page import command, write_report
+from wellformed import Page
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/a.png>"
-VOID = {"meta", "img", "br", "hr", "link", "input"}
 SHEET = sheet(np.zeros((3, 1, 4, 4), np.uint8))
 #: Three examples of two classes; what the gallery writes.
 POINTS = {
@@ -44,34 +43,6 @@ POINTS = {
 FILM = film(
     "U1", np.eye(8), (-1.0, 1.0, -1.0, 1.0), [(200 * k, torch.tensor([[0.1 * k, 0.2], [3.0, 0.0]])) for k in range(3)]
 )
-
-
-class Page(HTMLParser):
-    """Collects tags, attributes and visible text, and checks that tags are closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data) -> None:
-        if not self.open or self.open[-1] not in ("style", "script"):
-            self.text += data + "\n"
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def read(folder: Path) -> Page:
