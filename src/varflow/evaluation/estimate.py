@@ -16,6 +16,15 @@ from varflow.core.errors import RunError
 _TINY = 1e-8
 
 
+def percent(share: float) -> str:
+    """A share in two digits.
+
+    >>> percent(0.637), percent(0.0042), percent(0.999)
+    ('64 %', '0.42 %', '100 %')
+    """
+    return f"{float(f'{100 * share:.2g}'):g} %"
+
+
 @dataclass(frozen=True)
 class Estimate:
     """An estimated quantity, its two errors, and how it was obtained.
@@ -61,7 +70,7 @@ class Estimate:
         if self.khat is not None:
             parts.append(f"k̂ > 0.7 at {100 * self.khat:.1f} % of points")
         if self.ess is not None:
-            parts.append(f"ESS {100 * self.ess:.2g} %")
+            parts.append(f"ESS {percent(self.ess)}")
         parts += [self.estimator, self.protocol, f"seed {self.seed}"]
         unit = f" {self.unit}" if self.unit else ""
         return f"{self.name} = {self.figures()}{unit} ({'; '.join(parts)})"
@@ -71,7 +80,7 @@ class Estimate:
             "value": f"{self.figures()} {self.unit}".rstrip(),
             "Monte-Carlo error": self.error(self.monte_carlo_error),
             "k̂ > 0.7": "" if self.khat is None else f"{100 * self.khat:.1f} % of points",
-            "effective sample size": "" if self.ess is None else f"{100 * self.ess:.2g} %",
+            "effective sample size": "" if self.ess is None else f"{percent(self.ess)}",
         }
         how = f"{self.estimator}; {self.protocol}; {self.points} points, {self.samples} samples, seed {self.seed}"
         return display.block(display.heading(self.name), display.facts(rows), display.note(how))

@@ -15,7 +15,7 @@ from rich.cells import cell_len, set_cell_size
 from varflow.core import display
 from varflow.core.errors import RunError, SpecError, unknown
 from varflow.core.files import make_folder, read_json, weights_digest, write_atomically, write_json
-from varflow.evaluation.estimate import Estimate
+from varflow.evaluation.estimate import Estimate, percent
 
 #: Raised when the saved form changes its meaning.
 VERSION = 1
@@ -58,7 +58,7 @@ class Evaluation:
                     e.unit,
                     e.error(e.monte_carlo_error),
                     "" if e.khat is None else f"{100 * e.khat:.1f} %",
-                    "" if e.ess is None else f"{100 * e.ess:.2g} %",
+                    "" if e.ess is None else percent(e.ess),
                 ]
                 for e in self.estimates.values()
             ),

@@ -24,6 +24,7 @@ from varflow.data.given import given as given_in_python
 from varflow.data.given import like
 from varflow.data.prepare import plain
 from varflow.data.raw import Raw
+from varflow.evaluation.estimate import percent
 from varflow.evaluation.gaussian_conditionals import (
     GaussianMixture,
     drawn,
@@ -91,7 +92,7 @@ class Imputations:
         ess = self.ess[rows]
         said = (
             f"{cells} cells of {int(rows.sum())} rows filled in, {self.samples} samples each, effective sample size "
-            f"{100 * float(ess.median()):.2g} % of them (median), {100 * float(ess.min()):.2g} % (least)"
+            f"{percent(float(ess.median()))} of them (median), {percent(float(ess.min()))} (least)"
         )
         if self.unreliable:
             said += f"; k̂ above 0.7 in {self.unreliable} rows, whose values cannot be relied on: use more samples"
