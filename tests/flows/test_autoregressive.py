@@ -11,7 +11,8 @@ from torch.func import jacrev, vmap
 from torch.nn import functional as F
 
 from varflow.core.errors import SpecError
-from varflow.flows import InverseAutoregressive, MaskedAutoregressive
+from varflow.flows import InverseAutoregressive, MaskedAutoregressive, autoregressive
+from varflow.flows import autoregressive_chain as chain
 
 families = pytest.mark.parametrize("family", [InverseAutoregressive, MaskedAutoregressive])
 contexts = pytest.mark.parametrize("context_features", [0, 3], ids=["static", "amortized"])
@@ -180,3 +181,56 @@ def test_bad_options(family: type) -> None:
         family(5, context_features=2, hidden=(4,))
     with pytest.raises(SpecError, match="did you mean 'paper'"):
         InverseAutoregressive(3, gate="papr")
+
+
+@pytest.mark.parametrize(("family", "way"), [(InverseAutoregressive, "push"), (MaskedAutoregressive, "pull")])
+@pytest.mark.parametrize(("context", "batch"), [(0, ()), (0, (3,)), (4, ()), (4, (1,)), (4, (3,))])
+@pytest.mark.parametrize("hidden", [(9,), (9, 8), (9, 7, 8)])
+def test_a_training_step_takes_all_steps_at_once(
+    family: type,
+    way: str,
+    context: int,
+    batch: tuple[int, ...],
+    hidden: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Values, gradients and their gradients are those of the plain operations."""
+    flow = family(5, 3, context, hidden).double()
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    z = torch.randn(*batch, 8, 5, dtype=torch.float64, requires_grad=True)
+    local = (torch.randn(8, context, dtype=torch.float64, requires_grad=True),) if context else ()
+    wanted = [z, *local, *flow.parameters()]
+    weights = torch.randn(*batch, 8, 5, dtype=torch.float64), torch.randn(*batch, 8, dtype=torch.float64)
+
+    def derivatives() -> list[torch.Tensor]:
+        found = [*getattr(flow, way)(z, local)]
+        assert found[1].shape == found[0].shape[:-1]
+        found += torch.autograd.grad(found, wanted, weights)
+        # Of the points alone as well: what is not asked for has no gradient.
+        found += torch.autograd.grad(getattr(flow, way)(z, local)[0], z, weights[0])
+        once = torch.autograd.grad(getattr(flow, way)(z, local), wanted, weights, create_graph=True)
+        twice = torch.autograd.grad(sum(each.square().sum() for each in once), wanted)
+        return [*found, *once, *twice]
+
+    fused, through = [], chain.through
+    with monkeypatch.context() as patched:
+        patched.setattr(chain, "through", lambda *given: (fused.append(1), through(*given))[1])
+        found = derivatives()
+    assert fused
+    monkeypatch.setattr(autoregressive, "plain_gradient", lambda *given: False)
+    for got, expected in zip(found, derivatives(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_what_needs_no_gradient_or_a_transformation_takes_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(chain, "through", refused)
+    flow, z = InverseAutoregressive(4, 3), torch.randn(5, 4)
+    with torch.no_grad():
+        flow.push(z)
+    torch.func.vmap(lambda row: flow.push(row)[0])(z)
+    torch.func.vjp(lambda row: flow.push(row)[0], z)
+    InverseAutoregressive(4, 3, gate="paper").push(z)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from varflow.core.derivatives import plain_gradient
 from varflow.core.errors import SpecError, positive, unknown
+from varflow.flows import autoregressive_chain as chain
 from varflow.flows.flow import Flow, Local, shortened
 from varflow.native import made as native
 from varflow.networks.made import MADE, Step
@@ -87,9 +90,24 @@ class _Autoregressive(Flow):
 
     def _through(self, z: Tensor, local: Local, solve: bool) -> tuple[Tensor, Tensor]:
         """All steps, or with ``solve`` their inverses from the last to the first."""
+        first, *weights = self.made.weights
+        layers = [first, *(each for pair in zip(weights, list(self.made.biases)[1:], strict=True) for each in pair)]
+        shift = self.made.shift(*local)
+        at_once = solve == self.fast_inverse
+        if not (at_once and self._bounded and plain_gradient(z, [z, shift, *layers])):
+            return self._steps_through(solve, z, shift, *layers)
+        batch = torch.broadcast_shapes(z.shape[:-1], shift.shape[:-1])
+        rows = z.expand(*batch, -1).reshape(-1, self.features)
+        shift = shift.expand(*batch, -1).flatten(0, -2) if shift.ndim > 1 else shift.unsqueeze(0)
+        way = chain.Way(partial(self._steps_through, solve), self.made.masks, self.bound, solve)
+        z, ladj = chain.through(way, rows, shift, *layers)
+        return z.view(*batch, self.features), ladj.view(batch)
+
+    def _steps_through(self, solve: bool, z: Tensor, shift: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, one step after the other: ``shift`` and ``layers`` as of :class:`MADE`, all steps stacked."""
         ladj = z.new_zeros(())
-        batch = torch.broadcast_shapes(z.shape[:-1], *(tensor.shape[:-1] for tensor in local))
-        steps = self.made.steps(*local)
+        batch = torch.broadcast_shapes(z.shape[:-1], shift.shape[:-1])
+        steps = self.made.steps_of(shift, [layers[0], *layers[1::2]], layers[2::2])
         for step in reversed(steps) if solve else steps:
             if solve == self.fast_inverse:
                 z, total = self.at_once(step, z, solve)

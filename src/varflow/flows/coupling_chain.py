@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from varflow.core.derivatives import plain_gradient
 from varflow.networks.linear import linear, outer_products
 
 #: (z, shift of the first layer, weights and biases of the layers) → z′.
@@ -22,17 +22,7 @@ Definition = Callable[..., Tensor]
 
 def usable(z: Tensor, tensors: Sequence[Tensor]) -> bool:
     """Whether a plain gradient is asked for, of points with an even number of features."""
-    return (
-        not torch.compiler.is_compiling()
-        and z.shape[-1] % 2 == 0
-        and z.numel() > 0
-        and torch.is_grad_enabled()
-        and any(tensor.requires_grad for tensor in tensors)
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and not torch.is_autocast_enabled(z.device.type)
-        and all(tensor.dtype == z.dtype and tensor.device == z.device for tensor in tensors)
-    )
+    return z.shape[-1] % 2 == 0 and plain_gradient(z, tensors)
 
 
 def push(definition: Definition, z: Tensor, shift: Tensor, *layers: Tensor) -> Tensor:

@@ -79,8 +79,6 @@ class MADE(nn.Module):
         #: blocks[l][m]: how many units of hidden layer l have degree m.
         self.blocks: list[list[int]] = [torch.bincount(layer, minlength=features).tolist() for layer in layers[1:]]
 
-        for index, mask in enumerate(masks):
-            self.register_buffer(f"mask{index}", mask, persistent=False)
         self.weights: nn.ParameterList = nn.ParameterList(
             uniform(length, *mask.shape, fan_in=mask.shape[1]) for mask in masks
         )
@@ -90,6 +88,9 @@ class MADE(nn.Module):
         self.context_weight: nn.Parameter | None = (
             uniform(length, hidden[0], context_features, fan_in=context_features) if context_features else None
         )
+        for index, (weight, mask) in enumerate(zip(self.weights, masks, strict=True)):
+            # Numbers of the weights' kind: a product with true and false would convert them at each step.
+            self.register_buffer(f"mask{index}", mask.to(weight.dtype), persistent=False)
         if zero_output:
             nn.init.zeros_(self.weights[-1])
             nn.init.zeros_(self.biases[-1])
@@ -105,19 +106,31 @@ class MADE(nn.Module):
 
     def steps(self, context: Float[Tensor, "... context"] | None = None) -> list[Step]:
         """The ``length`` networks, their weights masked and the context already worked in."""
-        weights = [
-            (weight * getattr(self, f"mask{index}")).unbind(0)
-            for index, weight in enumerate(self.weights)
-        ]
-        biases = [bias.unbind(0) for bias in self.biases]
-        if context is not None and self.context_weight is not None:
-            # One product for all steps; the first bias then differs between examples.
-            shift = linear(context, self.context_weight.flatten(0, 1), self.biases[0].flatten())
-            biases[0] = shift.unflatten(-1, (self.length, -1)).unbind(-2)
+        return self.steps_of(self.shift(context), [*self.weights], [*self.biases][1:])
+
+    def shift(self, context: Float[Tensor, "... context"] | None = None) -> Tensor:
+        """What is added to the first hidden layers ``[..., length · width]``: biases, and what the context says.
+
+        One product for all networks; with a context it differs between examples.
+        """
+        bias = self.biases[0].flatten()
+        if context is None or self.context_weight is None:
+            return bias
+        return linear(context, self.context_weight.flatten(0, 1), bias)
+
+    def steps_of(self, shift: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Step]:
+        """The networks of a :meth:`shift`, of the weights of all layers and of the biases of all but the first."""
+        masked = [(weight * mask).unbind(0) for weight, mask in zip(weights, self.masks, strict=True)]
+        added = [shift.unflatten(-1, (self.length, -1)).unbind(-2), *(bias.unbind(0) for bias in biases)]
         return [
-            Step(self, [w[t] for w in weights], [b[t] for b in biases], reverse=t % 2 == 1)
+            Step(self, [w[t] for w in masked], [b[t] for b in added], reverse=t % 2 == 1)
             for t in range(self.length)
         ]
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """For each layer 1 where a weight may be read, 0 elsewhere ``[out, in]``."""
+        return [getattr(self, f"mask{index}") for index in range(len(self.weights))]
 
     def extra_repr(self) -> str:
         return (
