@@ -6,7 +6,6 @@ writes the second has not.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -48,8 +47,6 @@ def streamed(out: Path) -> Any:
 CASES: dict[str, Callable[[Path], Any]] = {"dense": dense, "codes": codes, "streamed": streamed}
 #: Larger budgets, with which the runs go on.
 MORE: dict[str, dict[str, Any]] = {"dense": {"steps": 20}, "codes": {"prior_steps": 9}, "streamed": {"steps": 20}}
-if importlib.util.find_spec("varflow.data.streaming") is None:
-    del CASES["streamed"]
 
 
 def given(case: str) -> Any:
