@@ -60,22 +60,25 @@ class _Through(torch.autograd.Function):
         given, biases = z, layers[2::2]
         weights = [weight * mask for weight, mask in zip((layers[0], *layers[1::2]), way.masks, strict=True)]
         length, (rows, features) = len(weights[0]), z.shape
-        shifts = shift.view(len(shift), length, -1)
         hidden = [z.new_empty(length, rows, weight.shape[-1]) for weight in weights[1:]]
         # A step takes ``points`` to ``moved``, which is points · scale or, solved, (points − offset) · scale.
         points, bends, scales, moved = (z.new_empty(length, rows, features) for _ in range(4))
+        # Cut into steps once: indexing costs as much as a small product.
+        shifts, first = shift.view(len(shift), length, -1).unbind(1), weights[0].unbind(0)
+        inner = [(weight.unbind(0), bias.unbind(0)) for weight, bias in zip(weights[1:], biases, strict=True)]
+        outs = [each.unbind(0) for each in (points, bends, scales, moved, *hidden)]
         for t in way.order(length):
-            x = points[t].copy_(_ordered(z, t))
-            h = torch.add(linear(x, weights[0][t]), shifts[:, t], out=hidden[0][t]).relu_()
-            for layer, (weight, bias) in enumerate(zip(weights[1:-1], biases[:-1], strict=True), 1):
-                h = torch.clamp_min(linear(h, weight[t], bias[t]), 0, out=hidden[layer][t])
-            raw, offset = linear(h, weights[-1][t], biases[-1][t]).chunk(2, -1)
-            bend = torch.tanh(raw / way.bound, out=bends[t])
-            scale = torch.mul(bend, way.slope, out=scales[t]).exp_()
+            x, bend, scale, out, h, *hs = (each[t] for each in outs)
+            torch.add(linear(x.copy_(_ordered(z, t)), first[t]), shifts[t], out=h).relu_()
+            for (weight, bias), above in zip(inner[:-1], hs, strict=True):
+                h = torch.clamp_min(linear(h, weight[t], bias[t]), 0, out=above)
+            weight, bias = inner[-1]
+            raw, offset = linear(h, weight[t], bias[t]).chunk(2, -1)
+            torch.mul(torch.tanh(raw / way.bound, out=bend), way.slope, out=scale).exp_()
             if way.solve:
-                z = torch.mul(x - offset, scale, out=moved[t])
+                z = torch.mul(x - offset, scale, out=out)
             else:
-                z = torch.mul(x, scale, out=moved[t]) + offset
+                z = torch.mul(x, scale, out=out) + offset
             z = _ordered(z, t)
         ctx.way, ctx.layers = way, len(layers)
         ctx.save_for_backward(given, shift, *layers, points, bends, scales, moved, *weights, *hidden)
@@ -97,21 +100,25 @@ class _Through(torch.autograd.Function):
         slopes = (1 - bends.square()).mul_(way.slope / way.bound)
         last = points.new_empty(length, len(grad), 2 * features)
         deltas = [torch.empty_like(h) for h in hidden]
+        first = weights[0].mT.unbind(0)
+        layers = [
+            (w.mT.unbind(0), h.unbind(0), d.unbind(0)) for w, h, d in zip(weights[1:], hidden, deltas, strict=True)
+        ]
+        steps = [each.unbind(0) for each in (scales, moved, slopes, last)]
         for t in reversed(way.order(length)):
             grad = _ordered(grad, t)
-            delta, kept = last[t], grad * scales[t]
-            torch.mul(torch.addcmul(grad_ladj, grad, moved[t]), slopes[t], out=delta[:, :features])
+            scale, out, slope, delta = (each[t] for each in steps)
+            kept = grad * scale
+            torch.mul(torch.addcmul(grad_ladj, grad, out), slope, out=delta[:, :features])
             if way.solve:
                 torch.neg(kept, out=delta[:, features:])
             else:
                 delta[:, features:] = grad
-            for layer in reversed(range(len(hidden))):
+            for weight, h, found in reversed(layers):
                 # Whether a unit was active is read off its value.
-                back = linear(delta, weights[layer + 1][t].t())
-                delta = torch.ops.aten.threshold_backward.grad_input(
-                    back, hidden[layer][t], 0, grad_input=deltas[layer][t]
-                )
-            grad = _ordered(kept + linear(delta, weights[0][t].t()), t)
+                back = linear(delta, weight[t])
+                delta = torch.ops.aten.threshold_backward.grad_input(back, h[t], 0, grad_input=found[t])
+            grad = _ordered(kept + linear(delta, first[t]), t)
         found_shift = deltas[0].transpose(0, 1).flatten(1)
         if len(shift) == 1:
             found_shift = found_shift.sum(0, keepdim=True)

@@ -43,17 +43,22 @@ class _Push(torch.autograd.Function):
     def forward(ctx: Any, definition: Definition, z: Tensor, shift: Tensor, *layers: Tensor) -> Tensor:
         first, weights, biases = layers[0], layers[1::2], layers[2::2]
         length, rows = len(first), len(z)
-        shifts = shift.view(len(shift), length, -1)
         halves = [z[:, 0::2], z[:, 1::2]]
         kept = z.new_empty(length, rows, z.shape[-1] // 2)
         hidden = [z.new_empty(length, rows, weight.shape[-1]) for weight in weights]
+        # Cut into steps once: indexing costs as much as a small product.
+        shifts = shift.view(len(shift), length, -1).unbind(1)
+        stays_of, weights_of, *others = (each.unbind(0) for each in (kept, first, *hidden, *weights, *biases))
+        hidden_of, others = others[: len(hidden)], others[len(hidden) :]
+        inner = list(zip(others[: len(weights)], others[len(weights) :], strict=True))
         for t in range(length):
             stays, moves = t % 2, 1 - t % 2
-            kept[t] = halves[stays]
-            h = torch.add(linear(kept[t], first[t]), shifts[:, t], out=hidden[0][t]).relu_()
-            for layer, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True), 1):
-                h = torch.clamp_min(linear(h, weight[t], bias[t]), 0, out=hidden[layer][t])
-            halves[moves] = halves[moves] + linear(h, weights[-1][t], biases[-1][t])
+            x = stays_of[t].copy_(halves[stays])
+            h = torch.add(linear(x, weights_of[t]), shifts[t], out=hidden_of[0][t]).relu_()
+            for (weight, bias), out in zip(inner[:-1], hidden_of[1:], strict=True):
+                h = torch.clamp_min(linear(h, weight[t], bias[t]), 0, out=out[t])
+            weight, bias = inner[-1]
+            halves[moves] = halves[moves] + linear(h, weight[t], bias[t])
         ctx.definition, ctx.layers = definition, len(layers)
         ctx.save_for_backward(z, shift, *layers, kept, *hidden)
         return torch.stack(halves, -1).flatten(-2)
@@ -71,16 +76,16 @@ class _Push(torch.autograd.Function):
         halves = [grad[:, 0::2], grad[:, 1::2]]
         last = torch.empty_like(kept)
         deltas = [torch.empty_like(h) for h in hidden]
+        last_of, back_of = last.unbind(0), first.mT.unbind(0)
+        layers = [(w.mT.unbind(0), h.unbind(0), d.unbind(0)) for w, h, d in zip(weights, hidden, deltas, strict=True)]
         for t in reversed(range(len(first))):
             stays, moves = t % 2, 1 - t % 2
-            delta = last[t].copy_(halves[moves])
-            for layer in reversed(range(len(hidden))):
+            delta = last_of[t].copy_(halves[moves])
+            for weight, h, found in reversed(layers):
                 # Whether a unit was active is read off its value.
-                back = linear(delta, weights[layer][t].t())
-                delta = torch.ops.aten.threshold_backward.grad_input(
-                    back, hidden[layer][t], 0, grad_input=deltas[layer][t]
-                )
-            halves[stays] = halves[stays] + linear(delta, first[t].t())
+                back = linear(delta, weight[t])
+                delta = torch.ops.aten.threshold_backward.grad_input(back, h[t], 0, grad_input=found[t])
+            halves[stays] = halves[stays] + linear(delta, back_of[t])
         found_shift = deltas[0].transpose(0, 1).flatten(1)
         if len(shift) == 1:
             found_shift = found_shift.sum(0, keepdim=True)
