@@ -382,3 +382,5 @@ def test_a_budget_in_epochs_stands_alone_where_the_recipe_has_steps() -> None:
     assert find("density").spec.training.steps is not None
     text = command(find("density").spec.replace(epochs=7, steps=None).to_dict(), "density")
     assert text == "varflow fit density --epochs 7"
+    text = command(find("density").spec.replace(epochs=7.0, lr=0.5, steps=None).to_dict(), "density")
+    assert text == "varflow fit density --lr 0.5 --epochs 7"

@@ -147,7 +147,9 @@ def command(spec: Mapping[str, Any], recipe: str | None = None) -> str:
         elif types[setting] == SEVERAL:
             words += [word for one in value for word in (f"--{flag}", str(one))]
         else:
-            words += [f"--{flag}", str(value)]
+            # 100 epochs are typed so, and not as the 100.0 that they are kept as.
+            whole_number = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+            words += [f"--{flag}", str(int(value) if whole_number else value)]
     return shlex.join(words)
 
 
