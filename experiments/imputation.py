@@ -105,7 +105,7 @@ DATA: dict[str, tuple[Callable[[], pd.DataFrame], tuple[str, ...]]] = {
     "diabetes": (of_sklearn("diabetes", scaled=False), ()),
     "breast_cancer": (of_sklearn("breast_cancer"), ()),
     "clinic": (clinic, ("size:ordinal=small|medium|large",)),
-    "shop": (shop, ("stars:ordinal",)),
+    "shop": (shop, ("stars:ordinal=1|2|3|4|5",)),
 }
 
 

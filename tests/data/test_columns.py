@@ -262,6 +262,14 @@ def test_arrays_with_missing_cells_are_tables() -> None:
         vd.from_tensor(torch.randn(9, 3), None, "none", column=("a:real",))
 
 
+def test_a_kind_that_nothing_reads_is_refused_before_the_table_is_read(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("day,dose\nmonday,1\nfriday,2\n")
+    with pytest.raises(SpecError, match=r"column: was day:drop; .* protocol standardize, which reads a table of numb"):
+        vd.load(tmp_path / "t.csv", "standardize", column=("day:drop",))
+    with pytest.raises(DataError, match=r"column 'day' holds text \('monday' in row 1;.* or leave the column out"):
+        vd.load(tmp_path / "t.csv", "standardize")
+
+
 def test_splits_share_the_kinds_of_the_training_rows() -> None:
     pandas = pytest.importorskip("pandas")
     g = np.random.default_rng(0)

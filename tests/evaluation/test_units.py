@@ -163,5 +163,5 @@ def test_a_changed_preprocessing_is_refused(folder: Path, change: dict[str, obje
 
 
 def test_what_are_no_numbers_is_refused(folder: Path) -> None:
-    with pytest.raises(DataError, match="x: was str; give a tensor or an array"):
+    with pytest.raises(DataError, match=r"x: was the path 'rows\.csv'; read the file first"):
         vf.load(folder).log_prob("rows.csv")

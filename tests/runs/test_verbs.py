@@ -8,9 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import varflow as vf
-from varflow.core.errors import RunError, ShapeError, SpecError
+from varflow import cli
+from varflow.core.errors import DataError, RunError, ShapeError, SpecError
 from varflow.runs.rows import PIECE
 
 MEAN, SCALE = torch.tensor([100.0, -3.0, 0.02]).double(), torch.tensor([5.0, 0.4, 0.001]).double()
@@ -162,6 +164,28 @@ def test_a_way_begins_and_ends_at_its_two_rows(density, vae, pictures):
         vae.interpolate(a, b, way="base")
     with pytest.raises(ShapeError, match="a: holds several rows"):
         vae.interpolate(table(3), b)
+
+
+def test_the_ends_of_a_way_are_pictures_in_any_form_or_their_files(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
+    folder = tmp_path / "run"
+    run = vf.fit("digits", x, out=folder, latent=2, hidden=4, steps=2, quiet=True)
+    files = [tmp_path / name for name in ("a.png", "b.png")]
+    for file, picture in zip(files, x, strict=False):
+        Image.fromarray(picture).save(file)
+    expected = run.interpolate(x[:1].transpose(0, 3, 1, 2), x[1:2].transpose(0, 3, 1, 2), steps=4)
+    assert expected.shape == (4, 3, 8, 8)
+    for a, b in (files, [str(file) for file in files], x[:2], x[:2].transpose(0, 3, 1, 2), map(Image.open, files)):
+        np.testing.assert_array_equal(np.asarray(run.interpolate(a, b, steps=4)), expected)
+    words = [str(folder), *map(str, files), "--steps", "4", "--out", str(tmp_path / "way.npy")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["interpolate", *words])
+    assert ended.value.code == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "way.npy"), expected)
+    with pytest.raises(ShapeError, match="a: was None; give one row or picture"):
+        run.interpolate(None, x[1])
+    with pytest.raises(DataError, match=r"no file or folder nope\.png"):
+        run.interpolate("nope.png", files[1])
 
 
 def test_nearest_rows_are_those_of_smallest_distance(vae):

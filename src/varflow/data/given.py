@@ -9,6 +9,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,6 +89,11 @@ def given(x: Any) -> Given:
         raise DataError("x: was one picture; give a list of pictures")
     if hasattr(x, "__array__"):
         return Given(np.asarray(x))
+    if isinstance(x, str | PurePath):
+        raise DataError(
+            f"x: was the path '{x}'; read the file first and give its rows or pictures (on the command line the "
+            "verbs read files themselves)"
+        )
     raise DataError(f"x: was {type(x).__name__}; give {_KNOWN}")
 
 

@@ -536,7 +536,8 @@ def numbers_alone(raw: Raw) -> tuple[Numbers, Any, tuple[str, ...]]:
                 raise _no_number(cells, raw.where)
             if (~cells.missing).any():
                 raise DataError(
-                    f"{raw.where}: column '{cells.name}' holds {what}{shown}, should be numbers; {ADVICE}, or drop it"
+                    f"{raw.where}: column '{cells.name}' holds {what}{shown}, should be numbers; {ADVICE}, or leave "
+                    "the column out"
                 )
         if cells.missing.any():
             row = int(np.flatnonzero(cells.missing)[0])

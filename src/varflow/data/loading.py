@@ -102,6 +102,8 @@ def load(
     if protocol == "static" and key != "mnist":
         raise SpecError(f"protocol 'static' is for 'mnist' alone, not '{key}'; use 'dynamic'")
     reading = Reading(stream, permutation, workers).checked()
+    # Before the file is read: what reads numbers alone would refuse a column that was meant to be dropped.
+    _check_columns(column, protocol, names)
     if key not in synthetic.MAKERS and key not in named.READERS:
         # A table whose columns are each of a kind, or are conditioned on, is held in memory.
         whole = protocol == "columns" or bool(names)
@@ -140,7 +142,6 @@ def load(
             protocol = "logit" if continuous and levels is not None else sources.AUTO[arrays.name]
     if protocol == "columns" and arrays.found is None:
         arrays = tables.of_arrays(arrays, column, kept)
-    _check_columns(column, protocol, names)
     made = _build(arrays, protocol, levels, flip, seed_eval, continuous, kept)
     return conditioned(made, arrays, names, column, conditions, condition_gaps)
 
@@ -173,7 +174,7 @@ def _check_columns(column: Sequence[str], protocol: str, names: Sequence[str] = 
     if column and protocol != "columns":
         raise SpecError(
             f"column: was {', '.join(column)}; kinds of columns are for likelihood=columns (protocol columns), "
-            f"and this is protocol {protocol}"
+            f"and this is protocol {protocol}, which reads a table of numbers: leave other columns out of the data"
         )
 
 

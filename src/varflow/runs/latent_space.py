@@ -25,7 +25,8 @@ from varflow.core.observed import Examples, parts_of
 from varflow.data.columns import Columns
 from varflow.data.dataset import Dataset
 from varflow.data.frames import is_frame
-from varflow.data.given import like
+from varflow.data.given import Given, in_order, like
+from varflow.data.new_rows import rows_of
 from varflow.evaluation.health import latents
 from varflow.evaluation.points import evaluating
 from varflow.model import Model
@@ -193,16 +194,25 @@ def interpolate(
 
 
 def _as_rows(name: str, end: Any, run: Run) -> Any:
-    """One example as a batch of one."""
+    """One example, or the file that holds it, as a batch of one."""
+    if isinstance(end, str | Path):
+        kept, decimal = run.preprocessing, run.spec.get("decimal", "auto")
+        found = rows_of(str(end), kept=kept, decimal=decimal, before=run.decimal, conditions=run.conditions)
+        if isinstance(kept, Columns):
+            return found.values
+        return in_order(Given(found.values, columns=found.columns), run.columns)
     if isinstance(run.preprocessing, Columns) and is_frame(end):
         # One row of a frame of pandas is a series.
         return end if hasattr(end, "columns") or not hasattr(end, "to_frame") else end.to_frame().T
     if not isinstance(end, torch.Tensor | np.ndarray):
-        # One row of a frame, or a list of numbers.
+        # One row of a frame, a list of numbers, or a picture of Pillow.
         end = np.asarray(end)
-    if tuple(end.shape) == run.form.event_shape or (run.picture and end.ndim == len(run.form.event_shape) - 1):
-        return end[None]
-    return end
+    if end.ndim == 0:
+        raise ShapeError(f"{name}: was {end.item()!r}; give one row or picture, or a file that holds one")
+    event = run.form.event_shape
+    # A grey picture may come without its channel, a coloured one with channels last.
+    alone = run.picture and end.ndim == (2 if event[0] == 1 else 3)
+    return end[None] if alone or tuple(end.shape) == event else end
 
 
 @dataclass(frozen=True, repr=False)

@@ -443,13 +443,23 @@ class Run:
 
         return imputations(self, x, samples, draws, given, seed, rounded, memory, progress)
 
+    @overload
+    def interpolate(
+        self, a: str | Path, b: str | Path, steps: int = 10, way: Way | None = None, seed: int = 0, given: Any = None
+    ) -> Tensor: ...
+
+    @overload
     def interpolate(
         self, a: Rows, b: Rows, steps: int = 10, way: Way | None = None, seed: int = 0, given: Any = None
-    ) -> Rows:
+    ) -> Rows: ...
+
+    def interpolate(
+        self, a: Any, b: Any, steps: int = 10, way: Way | None = None, seed: int = 0, given: Any = None
+    ) -> Any:
         """The decoded way from a to b through latent space, both ends included: ``[steps, *event]``.
 
         Args:
-            a, b: one example each, in the units of the data.
+            a, b: one example each, in the units of the data, or the files that hold them.
             steps: how many points.
             way: ``"straight"``, along the ``"sphere"``, or straight along the sphere of the ``"base"`` of a flow
                 prior (:mod:`varflow.priors.interpolation`). The base where there is one, else straight.
@@ -462,8 +472,7 @@ class Run:
         """
         from varflow.runs.latent_space import interpolate
 
-        found: Rows = interpolate(self, a, b, steps, way, seed, given)
-        return found
+        return interpolate(self, a, b, steps, way, seed, given)
 
     def nearest(self, x: Any, k: int = 5, among: Any = None, seed: int = 0, given: Any = None) -> Neighbours:
         """The training rows nearest to x in latent space, by the distance of the centres of q(z|x).
