@@ -69,6 +69,15 @@ def test_no_inset_where_everything_fits() -> None:
     assert high > -1.0
 
 
+def test_rounding_of_a_constant_is_not_magnified() -> None:
+    made = [
+        {"step": step, "split": "train", "elbo": -8 + step / 100, "log_likelihood": -4.925639 + 1e-8 * (step % 3)}
+        for step in range(0, 100, 10)
+    ]
+    low, high = figures.learning_curves(made, panels())[1].get_ylim()
+    assert low < -5.1 < -4.7 < high
+
+
 def test_long_curves_get_a_running_mean_that_keeps_lines() -> None:
     values = 3.0 * np.arange(500) + 1
     np.testing.assert_allclose(_running_mean(values, 10), values)

@@ -385,6 +385,11 @@ def _frame(axes: Axes, drawn: list[tuple[np.ndarray, np.ndarray]]) -> None:
     margin = 0.06 * (high - low) + 1e-9 * max(abs(low), abs(high)) + 1e-12
     low, high = low - margin, high + margin
     axes.set_xlim(0, last * 1.02 or 1)
+    level = max(abs(low), abs(high))
+    if high - low < 1e-5 * level:
+        # What is constant but for its rounding, as the E log p(x|z) of a density is, is drawn so.
+        axes.set_ylim((low + high) / 2 - 0.05 * level, (low + high) / 2 + 0.05 * level)
+        return
     if np.ptp(everything) <= 2 * (high - low):
         return
     # The lower 45 % are for the inset, so that it hides no curve.

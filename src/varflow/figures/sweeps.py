@@ -69,7 +69,14 @@ def values_by_setting(
     if numbers:
         places = np.array(found, dtype=float)
         if log:
+            from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
             axes.set_xscale("log")
+            # The minor labels of a narrow panel would lie above each other.
+            decades = np.log10(places.max() / places.min())
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         names = sorted(set(map(str, found)))
         places = np.array([names.index(str(one)) for one in found], dtype=float)
