@@ -157,7 +157,10 @@ def test_a_film_runs_pauses_and_rests_where_motion_is_not_wanted(browser: Any, r
     assert calm.locator(".film output").inner_text() == "step 0"
     assert calm.locator(".film canvas").evaluate("one => one.toDataURL()") != drawn
     page, more = opened(browser, path)
-    page.wait_for_function("document.querySelector('.film output').textContent === 'step 200'")
+    from playwright.sync_api import expect
+
+    # The page evaluates no text as a program, so that the text is waited for from outside.
+    expect(page.locator(".film output")).to_have_text("step 200", timeout=20_000)
     page.locator(".film button").click()
     held = page.locator(".film canvas").evaluate("one => one.toDataURL()")
     page.wait_for_timeout(300)
