@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import jacrev, vmap
 from torch.nn import functional as F
 
+from derivatives import derivatives
 from varflow.core.errors import SpecError
 from varflow.flows import InverseAutoregressive, MaskedAutoregressive, autoregressive
 from varflow.flows import autoregressive_chain as chain
@@ -203,23 +204,14 @@ def test_a_training_step_takes_all_steps_at_once(
     wanted = [z, *local, *flow.parameters()]
     weights = torch.randn(*batch, 8, 5, dtype=torch.float64), torch.randn(*batch, 8, dtype=torch.float64)
 
-    def derivatives() -> list[torch.Tensor]:
-        found = [*getattr(flow, way)(z, local)]
-        assert found[1].shape == found[0].shape[:-1]
-        found += torch.autograd.grad(found, wanted, weights)
-        # Of the points alone as well: what is not asked for has no gradient.
-        found += torch.autograd.grad(getattr(flow, way)(z, local)[0], z, weights[0])
-        once = torch.autograd.grad(getattr(flow, way)(z, local), wanted, weights, create_graph=True)
-        twice = torch.autograd.grad(sum(each.square().sum() for each in once), wanted)
-        return [*found, *once, *twice]
-
     fused, through = [], chain.through
     with monkeypatch.context() as patched:
         patched.setattr(chain, "through", lambda *given: (fused.append(1), through(*given))[1])
-        found = derivatives()
+        found = derivatives(lambda: getattr(flow, way)(z, local), z, wanted, weights)
     assert fused
     monkeypatch.setattr(autoregressive, "plain_gradient", lambda *given: False)
-    for got, expected in zip(found, derivatives(), strict=True):
+    plain = derivatives(lambda: getattr(flow, way)(z, local), z, wanted, weights)
+    for got, expected in zip(found, plain, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.func import jacrev
 
+from derivatives import derivatives
 from varflow.core.errors import SpecError
 from varflow.flows import AdditiveCoupling, AffineCoupling, Compose, nice
 from varflow.flows import coupling_chain as chain
@@ -132,23 +133,16 @@ def test_a_training_step_takes_all_couplings_at_once(
     z = torch.randn(*batch, 8, 6, dtype=torch.float64, requires_grad=True)
     local = (torch.randn(8, context, dtype=torch.float64, requires_grad=True),) if context else ()
     wanted = [z, *local, *flow.parameters()]
-    weights = torch.randn(*batch, 8, 6, dtype=torch.float64)
-
-    def derivatives() -> list[torch.Tensor]:
-        out, ladj = flow.push(z, local)
-        assert ladj.shape == out.shape[:-1]
-        plain = torch.autograd.grad(out, wanted, weights)
-        once = torch.autograd.grad(flow.push(z, local)[0], wanted, weights, create_graph=True)
-        twice = torch.autograd.grad(sum(each.square().sum() for each in once), wanted)
-        return [out, *plain, *once, *twice]
+    weights = torch.randn(*batch, 8, 6, dtype=torch.float64), torch.randn(*batch, 8, dtype=torch.float64)
 
     fused, push = [], chain.push
     with monkeypatch.context() as patched:
         patched.setattr(chain, "push", lambda *given: (fused.append(1), push(*given))[1])
-        found = derivatives()
+        found = derivatives(lambda: flow.push(z, local), z, wanted, weights)
     assert fused
     monkeypatch.setattr(chain, "usable", lambda *given: False)
-    for got, expected in zip(found, derivatives(), strict=True):
+    plain = derivatives(lambda: flow.push(z, local), z, wanted, weights)
+    for got, expected in zip(found, plain, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
 
 
